@@ -1,0 +1,69 @@
+# make session    build the single file and start a session on this machine (python3, pip and venv are enough)
+# make test       as root on a bare Debian 12: install what is needed, check everything, clean up the lab
+# make check      what CI checks, where the packages are there already
+# make unit       the tests that need no lab: seconds
+# make pyz        dist/mlbox.pyz and build/mlbox-host.pyz
+# make bench      measurements (scripts/bench.py)
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+REPORTS := build/reports
+# The lab installs for itself what it needs beyond this (scripts/labkit).
+PACKAGES := ca-certificates gcc git libc6-dev openssh-client procps python3 python3-pip python3-venv
+
+.PHONY: pyz session unit lint types check lab-test lab-down test bench clean packages
+.DEFAULT_GOAL := pyz
+
+pyz:
+	$(PYTHON) scripts/build_pyz.py
+
+session: pyz
+	$(PYTHON) dist/mlbox.pyz session local
+
+$(VENV)/.stamp: pyproject.toml scripts/pyz-requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --editable '.[dev]'
+	touch $@
+
+lint: $(VENV)/.stamp
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(VENV)/.stamp
+	$(RUN) mypy --strict
+
+# The import rule (tests/test_imports.py) and the single files, built twice, compared and run
+# (tests/test_pyz.py), are among these.
+unit: pyz $(VENV)/.stamp
+	$(RUN) pytest tests --ignore=tests/lab --junitxml=$(REPORTS)/unit.xml
+
+lab-test: pyz $(VENV)/.stamp
+	$(PYTHON) scripts/lab up
+	$(RUN) pytest tests/lab --junitxml=$(REPORTS)/lab.xml
+
+lab-down:
+	$(PYTHON) scripts/lab down
+
+# One after the other also under -j, the cheap ones first.
+check:
+	$(MAKE) lint
+	$(MAKE) types
+	$(MAKE) unit
+	$(MAKE) lab-test
+
+test: packages
+	@code=0; $(MAKE) check || code=$$?; $(MAKE) lab-down || code=1; exit $$code
+
+packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -q update && apt-get -qy install --no-install-recommends $(PACKAGES); \
+	fi
+
+bench: pyz $(VENV)/.stamp
+	$(VENV)/bin/python scripts/bench.py
+
+clean:
+	rm -rf build dist $(VENV) mlbox/_host.pyz .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find mlbox scripts tests -name __pycache__ -prune -exec rm -rf {} +

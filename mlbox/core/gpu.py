@@ -1,0 +1,187 @@
+"""GPUs: what one is, what may be asked for, and which to take. Sizes are MiB, shares per cent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlbox.core import text
+from mlbox.errors import Usage
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory on a GPU, whoever started it."""
+
+    pid: int
+    user: str = ""
+    command: str = ""
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a GPU's lease."""
+
+    user: str
+    session: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    index: int
+    uuid: str
+    name: str
+    memory: int
+    memory_used: int = 0
+    utilization: int = 0
+    temperature: int = 0
+    power: int = 0
+    error: str = ""
+    processes: tuple[GpuProcess, ...] = ()
+    holder: Holder | None = None
+
+    @property
+    def obstacle(self) -> str:
+        """Why this GPU can't be taken now; empty when it is free."""
+        if self.error:
+            return self.error
+        if self.holder is not None:
+            return f"leased to {self.holder.user}'s session {self.holder.name or self.holder.session}".rstrip()
+        if self.processes:
+            first = self.processes[0]
+            more = f" and {len(self.processes) - 1} more" if len(self.processes) > 1 else ""
+            return f"used by {first.user or 'someone'}'s {first.command or 'process'} (pid {first.pid}){more}"
+        return ""
+
+    @property
+    def label(self) -> str:
+        return f"GPU {self.index} ({self.name}, {text.mebibytes(self.memory)})"
+
+    @classmethod
+    def from_wire(cls, data: Json) -> Gpu:
+        holder = Holder(**data["holder"]) if data.get("holder") else None
+        processes = tuple(GpuProcess(**p) for p in data.get("processes", ()))
+        return cls(**{**data, "holder": holder, "processes": processes})
+
+
+@dataclass(frozen=True)
+class GpuRequest:
+    """So many GPUs, of a name perhaps, or exactly these; `count` None is "one if the host has any"."""
+
+    count: int | None = None
+    name: str = ""
+    uuids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.uuids:
+            return ",".join(self.uuids)
+        if self.count is None:
+            return "auto"
+        return f"{self.name}:{self.count}" if self.name else str(self.count)
+
+
+_UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}")
+
+
+def parse_request(value: str) -> GpuRequest:
+    """`2`, `A100`, `A100:2`, `GPU-uuid,GPU-uuid`, `auto`. Raises Usage."""
+    value = value.strip()
+    if value in ("", "auto"):
+        return GpuRequest()
+    if value.isdecimal():
+        return GpuRequest(_checked(value, value))
+    parts = [part.strip() for part in value.split(",")]
+    if all(_UUID.fullmatch(part) for part in parts):
+        if len(set(parts)) != len(parts):
+            raise Usage(f"--gpus {value}: a GPU is named twice")
+        return GpuRequest(len(parts), uuids=tuple(parts))
+    name, _, number = value.partition(":")
+    if "," in value or not _normal(name) or name[0] == "-" or not (number or "1").isdecimal() or value.endswith(":"):
+        raise Usage(
+            f"--gpus {text.safe(value)} can't be read",
+            "give a number (2), a name (A100 or A100:2) or UUIDs (GPU-…,GPU-…)",
+        )
+    return GpuRequest(_checked(number or "1", value), name=name.strip())
+
+
+def _checked(digits: str, value: str) -> int:
+    if len(digits) > 9 or int(digits) > 64:
+        raise Usage(f"--gpus {text.safe(value[:80])}: no host has so many GPUs", "a model goes with its count: 4090:1")
+    return int(digits)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The GPUs to take, or, when `reason` is set, why the request can't be met and what would fit."""
+
+    gpus: tuple[Gpu, ...] = ()
+    reason: str = ""
+    hint: str = ""
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def choose(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:
+    """Pick free GPUs for a request.
+
+    GPUs of one kind are kept together where they can be; of kinds that fit, the one with the least
+    memory is taken (the large ones stay for those who ask for them by name), then the lowest index.
+    """
+    if request.uuids:
+        return _choose_exact(request, gpus)
+    if request.count is None:
+        request = GpuRequest(1 if gpus else 0)
+    count = request.count or 0
+    fitting = [g for g in gpus if _normal(request.name) in _normal(g.name)]
+    free = [g for g in fitting if not g.obstacle]
+    if len(free) < count:
+        return _no_fit(request, gpus, fitting, free)
+    free.sort(key=lambda g: (g.memory, g.name, g.index))
+    for kind in dict.fromkeys(g.name for g in free):
+        same = [g for g in free if g.name == kind]
+        if len(same) >= count:
+            return Choice(tuple(same[:count]))
+    return Choice(tuple(free[:count]))
+
+
+def _choose_exact(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:
+    known = {g.uuid: g for g in gpus}
+    missing = [u for u in request.uuids if u not in known]
+    if missing:
+        return Choice((), f"no GPU {', '.join(missing)} here", _inventory(gpus))
+    busy = [known[u] for u in request.uuids if known[u].obstacle]
+    if busy:
+        return Choice((), "; ".join(f"{g.label} is {_state(g)}" for g in busy), _inventory(gpus))
+    return Choice(tuple(known[u] for u in request.uuids))
+
+
+def _state(gpu: Gpu) -> str:
+    return f"out of order: {gpu.error}" if gpu.error else gpu.obstacle
+
+
+def _no_fit(request: GpuRequest, gpus: Sequence[Gpu], fitting: Sequence[Gpu], free: Sequence[Gpu]) -> Choice:
+    count = request.count or 0
+    kind = f"{request.name} " if request.name else ""
+    wanted = text.count(count, f"{kind}GPU")
+    if not gpus:
+        return Choice((), f"you asked for {wanted}, and no GPU was found", "--gpus 0 starts without one")
+    if len(fitting) < count:
+        return Choice((), f"you asked for {wanted}, and there are {len(fitting)}", _inventory(gpus))
+    busy = "; ".join(f"GPU {g.index} {_state(g)}" for g in fitting if g.obstacle)
+    return Choice((), f"you asked for {wanted}, and {len(free)} of {len(fitting)} are free ({busy})", _inventory(gpus))
+
+
+def _inventory(gpus: Sequence[Gpu]) -> str:
+    kinds: dict[str, list[Gpu]] = {}
+    for gpu in gpus:
+        kinds.setdefault(gpu.name, []).append(gpu)
+    parts = [f"{sum(not g.obstacle for g in same)} of {len(same)} {name} free" for name, same in kinds.items()]
+    return "what would fit: " + (", ".join(parts) if parts else "--gpus 0")

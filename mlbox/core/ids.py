@@ -1,0 +1,25 @@
+"""Job ids: ULIDs, which sort by the time they were made."""
+
+from __future__ import annotations
+
+import re
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+
+def ulid(now_ms: int, entropy: bytes) -> str:
+    """26 characters from milliseconds since 1970 (48 bits) and 10 bytes of randomness."""
+    if len(entropy) != 10:
+        raise ValueError("a ULID takes 10 bytes of entropy")
+    value = ((now_ms & (2**48 - 1)) << 80) | int.from_bytes(entropy, "big")
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def is_ulid(text: str) -> bool:
+    return _ULID.fullmatch(text) is not None
+
+
+def shard(job: str) -> str:
+    """The folder of a job among 1024, from its random end (its beginning is the time)."""
+    return job[-2:].lower()

@@ -1,0 +1,301 @@
+"""What an image lacks for a session, as a list of steps, a key, and the shell script that adds it.
+
+Pure: the facts about the image come from a probe (host/image.py). The same plan serves a container
+(prefix /opt/mlbox, as root in a throw-away builder) and the process runtime (a folder of the user's,
+no root). User text never becomes shell text: packages, requirements, scripts and extensions travel as
+files beside the script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from mlbox.core.session import Spec
+
+Json = dict[str, Any]
+
+RECIPE = 1  # raise it when the steps below change, so that old layers are not taken for new ones
+OLDEST_PYTHON = (3, 9)
+CONTAINER_PREFIX = "/opt/mlbox"
+CONTAINER_BUILD = "/run/mlbox-build"
+
+# The pins: what is installed where a session asks for nothing else.
+JUPYTERLAB = "4.4.10"
+CODE_SERVER = "4.108.1"
+# Of upstream's release files, which come without a checksum file of their own.
+CODE_SERVER_SHA256 = {
+    "4.108.1-linux-amd64": "5a191adde4d34d403d180bf29f13424b34961e80d31411b2112a18102f3b55f3",
+    "4.108.1-linux-arm64": "92069dbb2ed99a204fca65d3ebbec893287147e46906cd8605b14fb92b450072",
+    "4.108.1-macos-amd64": "239a1305a4d6bf72aba912d1033b744d981e083de21b6a903d5d6e3832467703",
+    "4.108.1-macos-arm64": "33854eb31fccdc7db594de5bac76e93614c8a9cd4cd8d36d934dbf6c54ccdf00",
+}
+CODE_SERVER_URL = "https://github.com/coder/code-server/releases/download/v{version}/{file}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a probe found in an image (or on the host, for the process runtime). Paths are empty where absent."""
+
+    id: str = ""
+    system: str = "linux"
+    arch: str = ""  # amd64, arm64
+    musl: bool = False
+    python: str = ""
+    python_version: tuple[int, ...] = ()
+    venv: bool = False  # python -m venv makes one that has pip
+    jupyter_module: bool = False  # that python imports jupyterlab
+    jupyter: str = ""  # a jupyter-lab command of another python
+    code_server: str = ""
+    sshd: str = ""
+    sftp_server: str = ""
+    package_manager: str = ""  # apt-get, apk, dnf, or empty
+    shell: str = "/bin/sh"
+    path: str = ""
+    passwd: str = ""
+    group: str = ""
+
+    @property
+    def usable_python(self) -> bool:
+        return bool(self.python) and self.python_version >= OLDEST_PYTHON
+
+    def to_wire(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> Facts:
+        return cls(**{**data, "python_version": tuple(data.get("python_version", ()))})
+
+
+@dataclass(frozen=True)
+class Step:
+    title: str
+    script: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`steps` empty means: the image as it is. `after` are the facts of the image with the layer on top."""
+
+    key: str
+    steps: tuple[Step, ...]
+    after: Facts
+    files: Mapping[str, str]
+    code_server: str = ""  # the release file to fetch, such as code-server-4.108.1-linux-amd64.tar.gz
+    problems: tuple[str, ...] = ()  # what was asked for with `yes` and can't be had
+    absent: Mapping[str, str] = field(default_factory=dict)  # service -> why it will be missing
+
+
+def release_file(spec: Spec, facts: Facts) -> str:
+    version = spec.vscode_version or CODE_SERVER
+    return f"code-server-{version}-{facts.system}-{facts.arch}.tar.gz"
+
+
+class _Plan:
+    def __init__(self, spec: Spec, facts: Facts, prefix: str, root: bool) -> None:
+        self.spec, self.facts, self.prefix, self.root = spec, facts, prefix, root
+        self.after = facts
+        self.packages: dict[str, None] = {}
+        self.steps: list[Step] = []
+        self.files: dict[str, str] = {}
+        self.release = ""
+        self.problems: list[str] = []
+        self.absent: dict[str, str] = {}
+
+    def system(self, what: str, *names: str) -> bool:
+        """Have the image's package manager install something; False where there is none."""
+        if not (self.root and self.facts.package_manager):
+            return False
+        self.packages.update(dict.fromkeys(names))
+        return True
+
+    def lacks(self, service: str, why: str) -> None:
+        self.absent[service] = why
+        if self.spec.wants(service) == "yes":
+            self.problems.append(f"{service}: {why}")
+
+
+_SYSTEM_NAMES = {
+    "apt-get": {
+        "python": ("python3", "python3-venv", "ca-certificates"),
+        "venv": ("python3-venv",),
+        "ssh": ("openssh-server",),
+    },
+    "apk": {"python": ("python3", "py3-pip"), "venv": ("py3-pip",), "ssh": ("openssh-server", "openssh-sftp-server")},
+    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server",)},
+}
+_SYSTEM_INSTALL = {
+    "apt-get": "export DEBIAN_FRONTEND=noninteractive\napt-get update -qq\n"
+    "apt-get install -y -qq --no-install-recommends {names}\nrm -rf /var/lib/apt/lists/*",
+    "apk": "apk add --no-cache {names}",
+    "dnf": "dnf install -y -q {names}\ndnf clean -q all",
+}
+_SYSTEM_SFTP = {
+    "apt-get": "/usr/lib/openssh/sftp-server",
+    "apk": "/usr/lib/ssh/sftp-server",
+    "dnf": "/usr/libexec/openssh/sftp-server",
+}
+
+
+def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = True) -> Layer:
+    """The layer that `spec` needs on top of what `facts` say is there."""
+    work = _Plan(spec, facts, prefix, root)
+    _plan_python(work)
+    _plan_ssh(work)
+    _plan_environment(work)
+    _plan_vscode(work)
+    _plan_init(work)
+    if work.packages:
+        manager = facts.package_manager
+        script = _SYSTEM_INSTALL[manager].format(names=" ".join(work.packages))
+        work.steps.insert(0, Step("installing " + ", ".join(work.packages), script))
+    return Layer(
+        _key(work),
+        tuple(work.steps),
+        work.after,
+        dict(work.files),
+        work.release,
+        tuple(work.problems),
+        dict(work.absent),
+    )
+
+
+def _names(work: _Plan, what: str) -> tuple[str, ...]:
+    return _SYSTEM_NAMES.get(work.facts.package_manager, {}).get(what, ())
+
+
+def _plan_python(work: _Plan) -> None:
+    """The guest itself needs a Python; nothing starts without one."""
+    if work.facts.usable_python:
+        return
+    found = ".".join(map(str, work.facts.python_version)) if work.facts.python else ""
+    if not found and work.system("python", *_names(work, "python")):
+        work.after = replace(work.after, python="/usr/bin/python3", python_version=(*OLDEST_PYTHON,), venv=True)
+        return
+    if found:
+        work.problems.append(f"its python3 is {found}; mlbox needs 3.9 or newer")
+    else:
+        work.problems.append("it has no python3, and no package manager (apt-get, apk, dnf) that could add one")
+
+
+def _plan_ssh(work: _Plan) -> None:
+    if work.facts.sshd:
+        return
+    if work.system("ssh", *_names(work, "ssh")):
+        sftp = _SYSTEM_SFTP[work.facts.package_manager]
+        work.after = replace(work.after, sshd="/usr/sbin/sshd", sftp_server=sftp)
+    else:
+        work.lacks("ssh", "no SSH server (sshd) is installed" if not work.root else "the image has no sshd")
+
+
+def _plan_environment(work: _Plan) -> None:
+    """A virtual environment on top of the image's own Python: sees all of its packages, changes none."""
+    spec, facts = work.spec, work.after
+    has_jupyter = facts.jupyter_module or bool(facts.jupyter)
+    wants_jupyter = spec.jupyter != "no" and not has_jupyter
+    wanted = bool(spec.packages or spec.requirements)
+    if spec.jupyter_version and spec.jupyter != "no":
+        wants_jupyter = True
+    if not (wants_jupyter or wanted) or not facts.usable_python:
+        return
+    if not facts.venv and not work.system("venv", *_names(work, "venv")):
+        work.problems.append(f"{facts.python} can't make virtual environments (python3-venv, pip)")
+        return
+    lines = []
+    if wants_jupyter or (wanted and not facts.jupyter_module and spec.jupyter != "no"):
+        lines.append(f"jupyterlab=={spec.jupyter_version or JUPYTERLAB}")
+        lines.append("ipykernel")
+    lines += spec.packages
+    work.files["packages.txt"] = "\n".join(lines) + "\n"
+    arguments = '-r "$BUILD/packages.txt"'
+    if spec.requirements:
+        work.files["requirements.txt"] = spec.requirements
+        arguments += ' -r "$BUILD/requirements.txt"'
+    title = "installing " + ", ".join(
+        [*(line.split("==")[0] for line in lines), *(["requirements"] if spec.requirements else [])]
+    )
+    script = (
+        f'"{facts.python}" -m venv --system-site-packages "$PREFIX/venv"\n'
+        '"$PREFIX/venv/bin/python" -m pip install --no-input --progress-bar off '
+        f"--disable-pip-version-check {arguments}"
+    )
+    work.steps.append(Step(title, script))
+    work.after = replace(
+        work.after,
+        python=f"{work.prefix}/venv/bin/python",
+        jupyter_module=facts.jupyter_module or bool(lines and lines[0].startswith("jupyterlab==")),
+        path=f"{work.prefix}/venv/bin:{facts.path}",
+    )
+
+
+def _plan_vscode(work: _Plan) -> None:
+    spec, facts = work.spec, work.facts
+    if spec.vscode == "no":
+        return
+    if not facts.code_server or spec.vscode_version:
+        if facts.musl:
+            work.lacks("vscode", "code-server has no build for musl (Alpine) images")
+            return
+        if not facts.arch:
+            work.lacks("vscode", "code-server has no build for this processor")
+            return
+        work.release = release_file(spec, facts)
+        work.steps.append(
+            Step(
+                f"adding VS Code ({work.release})",
+                'mkdir -p "$PREFIX/code-server"\n'
+                f'tar -xzf "$SOURCES/{work.release}" -C "$PREFIX/code-server" --strip-components=1 --no-same-owner',
+            )
+        )
+        work.after = replace(work.after, code_server=f"{work.prefix}/code-server/bin/code-server")
+    names = [*spec.vscode_extensions, *(f"$BUILD/{name}" for name in sorted(spec.extension_files))]
+    if names:
+        command = (
+            f'"{work.after.code_server}" --extensions-dir "$PREFIX/extensions" --user-data-dir "$PREFIX/.build-data"'
+        )
+        lines = [f'{command} --install-extension "{name}"' for name in names]
+        # The user who runs the session adds more to the same folder.
+        lines += ['rm -rf "$PREFIX/.build-data"', 'chmod -R a+rwX "$PREFIX/extensions"']
+        script = "\n".join(lines)
+        work.steps.append(Step("adding " + ", ".join([*spec.vscode_extensions, *sorted(spec.extension_files)]), script))
+
+
+def _plan_init(work: _Plan) -> None:
+    if not work.spec.init_script:
+        return
+    work.files["init-script"] = work.spec.init_script
+    shebang = work.spec.init_script.startswith("#!")
+    run = '"$BUILD/init-script"' if shebang else '/bin/sh "$BUILD/init-script"'
+    work.steps.append(Step("running the init script", f'export PATH="{work.after.path}"\n{run}'))
+
+
+def _key(work: _Plan) -> str:
+    content = {
+        "recipe": RECIPE,
+        "image": work.facts.id,
+        "steps": [asdict(s) for s in work.steps],
+        "files": work.files,
+        "extensions": dict(work.spec.extension_files),
+        "release": CODE_SERVER_SHA256.get(
+            work.release.replace("code-server-", "").replace(".tar.gz", ""), work.release
+        ),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def script(layer: Layer) -> str:
+    """The whole layer as one POSIX shell script; it reads $PREFIX, $BUILD and $SOURCES."""
+    lines = ["#!/bin/sh", "set -eu", "umask 022", 'mkdir -p "$PREFIX"']
+    for number, step in enumerate(layer.steps, 1):
+        # `echo` of a file, not of text in the script: a title may hold anything.
+        lines += [f'cat "$BUILD/title-{number}"', f"({chr(10)}{step.script}{chr(10)})"]
+    return "\n".join(lines) + "\n"
+
+
+def titles(layer: Layer) -> dict[str, str]:
+    """The files title-N: what the builder prints before each step, for the progress line."""
+    total = len(layer.steps)
+    return {f"title-{n}": f"@step {n}/{total} {s.title}\n" for n, s in enumerate(layer.steps, 1)}

@@ -1,0 +1,92 @@
+"""What a session's guest is told: which services to start, how, and on which sockets. Pure.
+
+No secret is in an argument: tokens go into files (`files`), which only the session's owner can read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlbox.core.layer import Facts
+from mlbox.core.session import Spec
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    guest: Json
+    files: Mapping[str, str]  # name in conf/ -> content
+    services: Mapping[str, Json]  # name -> {"socket": file name, "token": …, …}: what a client needs
+
+
+def plan(
+    spec: Spec, facts: Facts, *, session: str, name: str, owner: tuple[int, int], login: str,
+    run: str, folder: str, home: str, prefix: str, tokens: Mapping[str, str], env: Mapping[str, str],
+) -> Plan:  # fmt: skip
+    """`run`, `folder`, `home` and `prefix` are paths as the guest sees them; `login` is the user inside."""
+    jupyter = _jupyter(spec, facts, run)
+    vscode = _vscode(spec, facts, run, prefix)
+    ssh = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
+    files, services = {}, {}
+    if jupyter:
+        files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts.shell, tokens["jupyter"])
+        services["jupyter"] = {"socket": "jupyter.sock", "token": tokens["jupyter"]}
+    if vscode:
+        services["vscode"] = {"socket": "vscode.sock", "token": tokens["vscode"], "folder": folder}
+    if ssh:
+        files["authorized_keys"] = "".join(f"{key}\n" for key in spec.authorized_keys)
+        services["ssh"] = {"socket": "ssh.sock", "user": login}
+    guest = {
+        "session": session, "name": name, "owner": list(owner), "run": run, "folder": folder,
+        "home": home, "shell": facts.shell, "path": facts.path, "env": {**spec.env, **env},
+        "timeout": spec.start_timeout, "jupyter": jupyter, "vscode": vscode, "ssh": ssh,
+    }  # fmt: skip
+    return Plan(guest, files, services)
+
+
+def _jupyter(spec: Spec, facts: Facts, run: str) -> list[str] | None:
+    if spec.jupyter == "no" or not (facts.jupyter_module or facts.jupyter):
+        return None
+    start = [facts.python, "-m", "jupyterlab"] if facts.jupyter_module else [facts.jupyter]
+    return [*start, "--no-browser", f"--config={run}/conf/jupyter_server_config.json"]
+
+
+def _jupyter_config(run: str, folder: str, shell: str, token: str) -> str:
+    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones."""
+    server = {
+        "sock": f"{run}/s/jupyter.sock", "sock_mode": "0600", "root_dir": folder, "token": token,
+        "allow_root": True, "allow_remote_access": False, "open_browser": False,
+        "terminado_settings": {"shell_command": [shell]},
+    }  # fmt: skip
+    return json.dumps({"ServerApp": server, "IdentityProvider": {"token": token}})
+
+
+def _vscode(spec: Spec, facts: Facts, run: str, prefix: str) -> list[str] | None:
+    """Without a password of its own: its socket is the owner's alone, and mlbox asks for the token at the laptop."""
+    if spec.vscode == "no" or not facts.code_server:
+        return None
+    argv = [facts.code_server, "--socket", f"{run}/s/vscode.sock", "--socket-mode", "600", "--auth", "none"]
+    argv += ["--disable-telemetry", "--disable-update-check", "--disable-workspace-trust"]
+    if spec.vscode_extensions or spec.extension_files:
+        argv += ["--extensions-dir", f"{prefix}/extensions"]
+    return argv
+
+
+def passwd(existing: str, login: str, uid: int, gid: int, home: str, shell: str) -> str:
+    """The image's accounts and the user's own, without which sshd, `whoami` and `~` would not know them."""
+    kept = [line for line in existing.splitlines() if not _clashes(line, login, uid)]
+    return "\n".join([*kept, f"{login}:x:{uid}:{gid}:{login}:{home}:{shell}"]) + "\n"
+
+
+def _clashes(line: str, name: str, number: int) -> bool:
+    fields = line.split(":")
+    return len(fields) > 2 and (fields[0] == name or fields[2] == str(number))
+
+
+def group(existing: str, login: str, gid: int) -> str:
+    kept = [line for line in existing.splitlines() if not _clashes(line, login, gid)]
+    return "\n".join([*kept, f"{login}:x:{gid}:"]) + "\n"

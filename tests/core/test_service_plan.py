@@ -1,0 +1,142 @@
+"""What the guest is told: which services, on which sockets, and no secret where others could read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mlbox.core import services
+from mlbox.core.layer import Facts
+from mlbox.core.session import Spec
+
+ALL = Facts(
+    python="/opt/mlbox/venv/bin/python", python_version=(3, 11), jupyter_module=True, code_server="/opt/code-server",
+    sshd="/usr/sbin/sshd", sftp_server="/usr/lib/openssh/sftp-server", shell="/bin/bash", path="/opt/bin:/bin",
+)  # fmt: skip
+TOKENS = {"jupyter": "jupyter-t0ken", "vscode": "vscode-t0ken"}
+
+
+def plan(spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None) -> services.Plan:
+    return services.plan(
+        spec or Spec(authorized_keys=("ssh-ed25519 AAAA a", "ssh-rsa BBBB b")), facts, session="01J0",
+        name="kind-otter", owner=(1000, 1001), login="ada", run="/run/mlbox", folder="/workspace", home="/home/ada",
+        prefix="/opt/mlbox", tokens=TOKENS, env=env or {},
+    )  # fmt: skip
+
+
+def test_everything() -> None:
+    found = plan()
+    assert found.services == {
+        "jupyter": {"socket": "jupyter.sock", "token": "jupyter-t0ken"},
+        "vscode": {"socket": "vscode.sock", "token": "vscode-t0ken", "folder": "/workspace"},
+        "ssh": {"socket": "ssh.sock", "user": "ada"},
+    }
+    assert found.files["authorized_keys"] == "ssh-ed25519 AAAA a\nssh-rsa BBBB b\n"
+    assert found.guest["jupyter"][:3] == ["/opt/mlbox/venv/bin/python", "-m", "jupyterlab"]
+    assert found.guest["ssh"] == {"sshd": "/usr/sbin/sshd", "sftp_server": "/usr/lib/openssh/sftp-server"}
+    assert (found.guest["owner"], found.guest["home"], found.guest["timeout"]) == ([1000, 1001], "/home/ada", 120)
+
+
+def test_no_token_in_any_argument_or_in_what_the_guest_prints() -> None:
+    found = plan()
+    for argv in (found.guest["jupyter"], found.guest["vscode"]):
+        assert "t0ken" not in " ".join(argv)
+    assert "t0ken" not in json.dumps(found.guest)
+
+
+def test_jupyter_listens_on_its_socket_alone_with_its_token() -> None:
+    config = json.loads(plan().files["jupyter_server_config.json"])
+    server = config["ServerApp"]
+    assert (server["sock"], server["sock_mode"], server["allow_remote_access"]) == (
+        "/run/mlbox/s/jupyter.sock", "0600", False,
+    )  # fmt: skip
+    assert server["token"] == config["IdentityProvider"]["token"] == "jupyter-t0ken"
+    assert not [word for word in plan().guest["jupyter"] if word.startswith(("--port", "--ip"))]
+
+
+def test_vscode_listens_on_its_socket_alone() -> None:
+    argv = plan().guest["vscode"]
+    assert argv[argv.index("--socket") + 1] == "/run/mlbox/s/vscode.sock"
+    assert argv[argv.index("--socket-mode") + 1] == "600"
+    assert not [word for word in argv if word.startswith(("--bind-addr", "--port", "--host"))]
+
+
+@pytest.mark.parametrize(
+    ("spec", "facts", "expected"),
+    [
+        (Spec(jupyter="no"), ALL, {"vscode", "ssh"}),
+        (Spec(vscode="no"), ALL, {"jupyter", "ssh"}),
+        (Spec(), Facts(python="/usr/bin/python3"), set()),
+        (Spec(), Facts(jupyter="/conda/bin/jupyter-lab"), {"jupyter"}),
+        (Spec(), Facts(code_server="/c"), {"vscode"}),
+        (Spec(), Facts(sshd="/s"), {"ssh"}),
+    ],
+    ids=["no jupyter", "no vscode", "nothing there", "jupyter of another python", "vscode", "ssh"],
+)
+def test_only_what_is_there_and_wanted(spec: Spec, facts: Facts, expected: set[str]) -> None:
+    found = plan(spec, facts)
+    assert set(found.services) == expected
+    assert {name for name in ("jupyter", "vscode", "ssh") if found.guest[name]} == expected
+    assert ("jupyter_server_config.json" in found.files) == ("jupyter" in expected)
+    assert ("authorized_keys" in found.files) == ("ssh" in expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (Spec(), False),
+        (Spec(vscode_extensions=("a.b",)), True),
+        (Spec(extension_files={"a.vsix": ""}), True),
+    ],
+    ids=["none", "named", "file"],
+)
+def test_extensions_of_the_layer_are_used(spec: Spec, expected: bool) -> None:
+    assert ("/opt/mlbox/extensions" in plan(spec).guest["vscode"]) == expected
+
+
+def test_devices_win_over_the_user_s_variables() -> None:
+    found = plan(Spec(env={"A": "1", "CUDA_VISIBLE_DEVICES": "all"}), env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
+    assert found.guest["env"] == {"A": "1", "CUDA_VISIBLE_DEVICES": "GPU-1"}
+
+
+def passwd(existing: str, uid: int = 1000) -> Any:
+    return services.passwd(existing, "ada", uid, 1001, "/home/ada", "/bin/bash").splitlines()
+
+
+MINE = "ada:x:1000:1001:ada:/home/ada:/bin/bash"
+
+
+@pytest.mark.parametrize(
+    ("existing", "lines"),
+    [
+        ("", [MINE]),
+        ("root:x:0:0:root:/root:/bin/sh\n", ["root:x:0:0:root:/root:/bin/sh", MINE]),
+        ("ubuntu:x:1000:1000::/home/ubuntu:/bin/sh", [MINE]),
+        ("ada:x:5:5::/x:/bin/sh", [MINE]),
+        ("adam:x:10000:5::/x:/bin/sh", ["adam:x:10000:5::/x:/bin/sh", MINE]),
+        ("+::::::\n# odd", ["+::::::", "# odd", MINE]),
+    ],
+    ids=["empty", "root stays", "same uid", "same name", "similar", "odd lines"],
+)
+def test_passwd(existing: str, lines: list[str]) -> None:
+    assert passwd(existing) == lines
+
+
+def test_root_stays_root_in_passwd() -> None:
+    found = services.passwd("root:x:0:0:root:/root:/bin/sh\n", "root", 0, 0, "/root", "/bin/sh")
+    assert found == "root:x:0:0:root:/root:/bin/sh\n"
+
+
+@pytest.mark.parametrize(
+    ("existing", "expected"),
+    [
+        ("", "ada:x:1001:\n"),
+        ("root:x:0:\nvideo:x:44:ada\n", "root:x:0:\nvideo:x:44:ada\nada:x:1001:\n"),
+        ("users:x:1001:\nada:x:9:", "ada:x:1001:\n"),
+    ],
+    ids=["empty", "others stay", "clashes go"],
+)
+def test_group(existing: str, expected: str) -> None:
+    assert services.group(existing, "ada", 1001) == expected

@@ -1,0 +1,136 @@
+"""SSH into the session: a unix socket whose every connection gets its own `sshd -i`.
+
+    laptop ssh -> tunnel -> <run>/s/ssh.sock -> sshd -i (stdin and stdout are the connection) -> login script
+
+No daemon, no port, no password; works as any uid. The host key belongs to this session alone. sshd would
+start a login shell with a fresh environment, and /etc/profile would reset PATH; the login script gives every
+shell, command and file transfer the session's own environment instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+from mlbox.guest import control
+
+Json = dict[str, Any]
+_BANNER_TIMEOUT = 10.0  # s
+
+_CONFIG = """\
+HostKey {key}
+AuthorizedKeysFile {conf}/authorized_keys
+StrictModes no
+UsePAM no
+AuthenticationMethods publickey
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+PidFile none
+PrintMotd no
+X11Forwarding no
+AllowAgentForwarding yes
+AllowTcpForwarding yes
+ClientAliveInterval 60
+ClientAliveCountMax 60
+AcceptEnv LANG LC_* COLORTERM
+{subsystem}
+ForceCommand /bin/sh {conf}/login
+"""
+_LOGIN = """\
+#!/bin/sh
+# Keeps what sshd itself sets (the terminal, the agent), gives the rest as the session has it.
+{exports}
+cd {folder} 2>/dev/null
+case "${{SSH_ORIGINAL_COMMAND-}}" in
+"") exec {shell} ;;
+{sftp}*) exec {shell} -c "$SSH_ORIGINAL_COMMAND" ;;
+esac
+"""
+_OWN = ("TERM", "SHLVL", "PWD", "OLDPWD", "_", "LS_COLORS")
+
+
+def serve(
+    config: Json, environment: Mapping[str, str], owner: tuple[int, int], say: Callable[[str, Json], None]
+) -> None:
+    conf, sockets = Path(config["run"]) / "conf", Path(config["run"]) / "s"
+    log = Path(config["run"]) / "log/ssh.log"
+    try:
+        key = _host_key(conf, owner)
+        _write_files(config, environment, conf)
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+        log.touch()
+        control.give(log, owner)
+        listener = control.listen(sockets / "ssh.sock", owner)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say("ssh", {"state": "failed", "why": str(error), "log": ""})
+        return
+    command = [config["ssh"]["sshd"], "-i", "-e", "-f", str(conf / "sshd_config")]
+    threading.Thread(target=_accept, args=(listener, command, log), daemon=True).start()
+    why = _check_banner(sockets / "ssh.sock")
+    if why:
+        say(
+            "ssh",
+            {"state": "failed", "why": why, "log": log.read_text(errors="replace")[-2000:] if log.exists() else ""},
+        )
+    else:
+        say("ssh", {"state": "ready", "host_key": key})
+
+
+def _host_key(conf: Path, owner: tuple[int, int]) -> str:
+    """The public half of this session's own key, made on its first start."""
+    path = conf / "ssh_host_ed25519_key"
+    if not path.exists():
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mlbox session", "-f", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+    for file in (path, path.with_suffix(".pub")):
+        control.give(file, owner)
+    return " ".join(path.with_suffix(".pub").read_text().split()[:2])
+
+
+def _write_files(config: Json, environment: Mapping[str, str], conf: Path) -> None:
+    sftp = config["ssh"]["sftp_server"]
+    exports = "\n".join(
+        f"export {name}={shlex.quote(value)}"
+        for name, value in sorted(environment.items())
+        if name not in _OWN and name.isidentifier()
+    )
+    case = f"{shlex.quote(sftp)}) exec {shlex.quote(sftp)} ;;\n" if sftp else ""
+    login = _LOGIN.format(
+        exports=exports, folder=shlex.quote(config["folder"]), shell=shlex.quote(config["shell"]), sftp=case
+    )
+    (conf / "login").write_text(login)
+    subsystem = f"Subsystem sftp {sftp}" if sftp else ""
+    (conf / "sshd_config").write_text(_CONFIG.format(key=conf / "ssh_host_ed25519_key", conf=conf, subsystem=subsystem))
+
+
+def _accept(listener: socket.socket, command: list[str], log: Path) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_connection, args=(connection, command, log), daemon=True).start()
+
+
+def _connection(connection: socket.socket, command: list[str], log: Path) -> None:
+    with connection, log.open("ab") as errors:
+        process = subprocess.Popen(
+            command, stdin=connection.fileno(), stdout=connection.fileno(), stderr=errors, start_new_session=True
+        )
+    process.wait()
+
+
+def _check_banner(path: Path) -> str:
+    """Why sshd does not answer; empty when it does."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_BANNER_TIMEOUT)
+            probe.connect(str(path))
+            answer = probe.recv(64)
+    except OSError as error:
+        return f"sshd does not answer: {error}"
+    return "" if answer.startswith(b"SSH-2.0-") else "sshd ended without an answer"

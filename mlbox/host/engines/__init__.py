@@ -1,0 +1,91 @@
+"""Container engines: one file each, one Protocol. To add one, write its file and its line in `by_name`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Protocol
+
+from mlbox.core.layer import Facts, Layer
+from mlbox.core.session import Mount, Spec
+from mlbox.host.run import Cancel
+
+
+class Say(Protocol):
+    """One progress line for a person: what is being done, and what it said last."""
+
+    def __call__(self, text: str, detail: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a session's parts are, as its guest sees them."""
+
+    run: str  # sockets, conf, logs
+    folder: str  # the user's folder: Jupyter's and VS Code's root
+    home: str
+    prefix: str  # the layer
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything an engine needs to start a session's guest."""
+
+    session: str
+    name: str
+    image: str
+    user: str  # "uid" or "root"
+    gpus: tuple[str, ...]
+    argv: tuple[str, ...]
+    boot_folder: Path
+    folder: Path
+    home: Path
+    mounts: tuple[Mount, ...]
+    engine_args: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+class Engine(Protocol):
+    def identify(self, spec: Spec) -> str:
+        """The content id of what the session will run in; empty where it must be fetched first.
+
+        Raises HostUnready where the engine can't be used."""
+
+    def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
+        """Bring the image here; its id. Raises Refused where there is no such image to be had."""
+
+    def facts(self, spec: Spec, identity: str, cancel: Cancel) -> Facts:
+        """What is in it."""
+
+    def has_layer(self, layer: Layer) -> str:
+        """The name of the layer if it is there already (an image, or a folder)."""
+
+    def build(self, spec: Spec, layer: Layer, context: Path, sources: Path, say: Say, cancel: Cancel) -> str:
+        """Make the layer from `context` (script and files); its name. Raises StartFailed with the log's end."""
+
+    def prefix(self, layer: Layer) -> str:
+        """Where the layer's files are, as the guest sees them."""
+
+    def as_root(self) -> bool:
+        """Whether a layer may use the package manager."""
+
+    def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
+        """The same places as the guest sees them."""
+
+    def start(self, run: Run, log: int) -> Popen[bytes]:
+        """Start the guest; the process returned ends when it ends. Its output goes to the descriptor `log`."""
+
+    def remove(self, session: str, grace: float) -> None:
+        """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return."""
+
+
+_FILES: Mapping[str, str] = {"docker": "docker", "process": "process"}
+
+
+def by_name(name: str) -> Engine:
+    module = importlib.import_module(f"mlbox.host.engines.{_FILES[name]}")
+    engine: Engine = module.ENGINE
+    return engine

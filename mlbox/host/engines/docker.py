@@ -1,0 +1,221 @@
+"""Docker, by its command line.
+
+    image inspect  -> is it there, and under which id; also whether this user may use docker at all
+    run (attached) -> the guest; its exit is the container's, its output ends in the keeper's log
+    commit         -> a layer: a throw-away root container that ran the layer's script
+    rm -f          -> by the label mlbox.session=<id>, so a container is found after its keeper died
+
+Assumes: the user may use the daemon (group docker, or rootless); for GPUs the NVIDIA container toolkit.
+Never published ports, never the engine's socket, never `--rm`: a container that ended can still be asked why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+from typing import Callable
+
+from mlbox import errors
+from mlbox.core import layer as layers
+from mlbox.core.layer import Facts, Layer
+from mlbox.core.session import Mount, Spec, check_engine_args
+from mlbox.host import image, store
+from mlbox.host.engines import Paths, Run, Say
+from mlbox.host.run import Cancel, capture, stream
+
+RUN = "/run/mlbox"
+SOCKETS = ("/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock", "/run/containerd/containerd.sock")
+
+
+class Docker:
+    program = "docker"
+
+    def identify(self, spec: Spec) -> str:
+        code, out, error = self._ask("image", "inspect", "--format", "{{.Id}}", spec.image)
+        if code == 0:
+            return out.strip()
+        if "No such image" in error or "no such image" in error:
+            return ""
+        raise self._unusable(error)
+
+    def _ask(self, *arguments: str, timeout: float = 60) -> tuple[int, str, str]:
+        try:
+            return capture((self.program, *arguments), timeout)
+        except FileNotFoundError:
+            hint = "install Docker, or use --runtime process (no container)"
+            raise errors.HostUnready(f"there is no {self.program} on this host", hint) from None
+
+    def _unusable(self, error: str) -> errors.MlboxError:
+        user = store.user_name()
+        if "permission denied" in error.lower():
+            hint = f"an administrator can allow it: usermod -aG docker {user}; or use --runtime process"
+            return errors.HostUnready(f"{user} may not use Docker here", hint)
+        if "Cannot connect" in error or "daemon running" in error:
+            return errors.HostUnready("Docker is installed, but its daemon does not answer", "systemctl status docker")
+        return errors.HostUnready(f"Docker does not work here: {error[-400:]}", "`docker info` on the host")
+
+    def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
+        say(f"pulling {spec.image}")
+        result = stream((self.program, "pull", spec.image), _pull_progress(spec.image, say), cancel)
+        if result.code != 0:
+            hint = (
+                "check the name and the tag; a private registry needs `docker login` on the host; "
+                "`docker images` there lists what is at hand"
+            )
+            raise errors.Refused(f"image {spec.image} is not on this host and can't be pulled:\n{result.tail}", hint)
+        return self.identify(spec)
+
+    def facts(self, spec: Spec, identity: str, cancel: Cancel) -> Facts:
+        known = image.recall(identity)
+        if known:
+            return known
+        argv = (
+            self.program,
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--entrypoint",
+            "/bin/sh",
+            identity,
+            "-c",
+            image.PROBE,
+        )
+        result = stream(argv, lambda line: None, cancel)
+        if result.code != 0:
+            raise errors.Refused(
+                f"image {spec.image} has no shell (/bin/sh) that runs:\n{result.tail}", "use an image with a shell"
+            )
+        return image.remember(identity, image.parse(identity, result.lines))
+
+    def _tag(self, layer: Layer) -> str:
+        return f"mlbox-layer:{layer.key}"
+
+    def has_layer(self, layer: Layer) -> str:
+        code, _, _ = self._ask("image", "inspect", "--format", "{{.Id}}", self._tag(layer))
+        return self._tag(layer) if code == 0 else ""
+
+    def build(self, spec: Spec, layer: Layer, context: Path, sources: Path, say: Say, cancel: Cancel) -> str:
+        builder = f"mlbox-builder-{layer.key}"
+        self._ask("rm", "-f", "-v", builder)
+        build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
+        environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
+        argv = [self.program, "run", "--name", builder, "--label", f"mlbox.builder={layer.key}", "--user", "0:0"]
+        argv += [
+            "--network",
+            "host",
+            "--entrypoint",
+            "/bin/sh",
+            "-v",
+            f"{context}:{build}:ro",
+            "-v",
+            f"{sources}:{fetched}:ro",
+        ]
+        bundle = image.ca_bundle()
+        if bundle:
+            argv += ["-v", f"{bundle}:{build}-ca.pem:ro"]
+        image.write_environment(context, environment, f"{build}-ca.pem" if bundle else "", f"{build}/pip.conf")
+        try:
+            result = stream((*argv, layer.after.id or spec.image, f"{build}/run"), image.step_progress(say), cancel)
+            if result.code != 0:
+                raise image.build_failed(result)
+            say("saving the layer")
+            self._commit(builder, spec.image, layer, cancel)
+        finally:
+            self._ask("rm", "-f", "-v", builder)
+        return self._tag(layer)
+
+    def _commit(self, builder: str, original: str, layer: Layer, cancel: Cancel) -> None:
+        """The layer keeps the image's own user and commands; the builder's are not the image's."""
+        _, out, _ = self._ask("image", "inspect", "--format", "{{json .Config}}", original)
+        config = json.loads(out or "{}")
+        changes = [f"LABEL mlbox.layer={layer.key}", f"USER {config.get('User') or '0'}"]
+        changes += [
+            f"ENTRYPOINT {json.dumps(config.get('Entrypoint') or [])}",
+            f"CMD {json.dumps(config.get('Cmd') or [])}",
+        ]
+        flags = [word for change in changes for word in ("--change", change)]
+        result = stream((self.program, "commit", *flags, builder, self._tag(layer)), lambda line: None, cancel)
+        if result.code != 0:
+            raise errors.StartFailed(f"the layer could not be saved:\n{result.tail}", "is the engine's disk full?")
+
+    def prefix(self, layer: Layer) -> str:
+        return layers.CONTAINER_PREFIX
+
+    def as_root(self) -> bool:
+        return True
+
+    def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
+        inside = "/root" if spec.user == "root" else f"/home/{store.user_name()}"
+        return Paths(RUN, "/workspace", inside, layers.CONTAINER_PREFIX)
+
+    def start(self, run: Run, log: int) -> Popen[bytes]:
+        return Popen(arguments(self.program, run), stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def remove(self, session: str, grace: float) -> None:
+        _, out, _ = self._ask("ps", "-aq", "--filter", f"label=mlbox.session={session}")
+        found = out.split()
+        if found:
+            self._ask("stop", "-t", str(int(grace)), *found, timeout=grace + 60)
+            self._ask("rm", "-f", "-v", *found)  # -v: with the volumes that the image declares
+
+
+def arguments(program: str, run: Run) -> tuple[str, ...]:
+    """The whole command that starts a session's container. No secret is in it: they are in files."""
+    check_engine_args(run.engine_args)
+    argv = [program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
+    argv += ["--label", f"mlbox.session={run.session}", "--label", "mlbox.attempt=1"]
+    argv += ["--security-opt", "no-new-privileges", "--workdir", "/workspace", *_identity(run), *_gpus(run)]
+    if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):
+        # Data loaders pass batches through shared memory; the engine's default is 64 MiB.
+        argv += ["--shm-size", str(max(64 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2))]
+    for name, value in run.env.items():
+        argv += ["--env", f"{name}={value}"]
+    for mount in _mounts(run):
+        argv += ["-v", f"{mount.source}:{mount.target}" + (":ro" if mount.read_only else "")]
+    return (*argv, *run.engine_args, "--entrypoint", run.argv[0], run.image, *run.argv[1:])
+
+
+def _identity(run: Run) -> list[str]:
+    if run.user == "root":
+        return ["--user", "0:0"]
+    groups = [word for gid in os.getgroups() if gid != os.getgid() for word in ("--group-add", str(gid))]
+    return ["--user", f"{os.getuid()}:{os.getgid()}", *groups]
+
+
+def _gpus(run: Run) -> list[str]:
+    if not run.gpus:
+        return ["--env", "NVIDIA_VISIBLE_DEVICES=void"]  # CUDA images carry "all", which would show every GPU
+    return ["--gpus", '"device=' + ",".join(run.gpus) + '"']
+
+
+def _mounts(run: Run) -> Sequence[Mount]:
+    mounts = [Mount(str(run.boot_folder), RUN), Mount(str(run.folder), "/workspace")]
+    if run.user != "root":
+        mounts.append(Mount(str(run.home), f"/home/{store.user_name()}"))
+        mounts += [Mount(str(run.boot_folder / f"conf/{n}"), f"/etc/{n}", True) for n in ("passwd", "group")]
+    return [*mounts, *(Mount(os.path.expanduser(m.source), m.target, m.read_only) for m in run.mounts)]
+
+
+def _pull_progress(name: str, say: Say) -> Callable[[str], None]:
+    """`docker pull` without a terminal prints a line for each layer's change of state."""
+    layers_seen: set[str] = set()
+    done: set[str] = set()
+
+    def on_line(line: str) -> None:
+        digest, _, what = line.partition(": ")
+        if what.startswith("Pulling fs layer"):
+            layers_seen.add(digest)
+        elif what.startswith(("Pull complete", "Already exists")):
+            layers_seen.add(digest)
+            done.add(digest)
+        if layers_seen:
+            say(f"pulling {name}", f"{len(done)} of {len(layers_seen)} layers")
+
+    return on_line
+
+
+ENGINE = Docker()

@@ -1,0 +1,101 @@
+"""No container: the session is ordinary processes of the user's, for hosts without an engine.
+
+    the image is the host itself; a layer is a folder of the user's (a venv, code-server), made once by content
+    GPUs are limited by CUDA_VISIBLE_DEVICES with UUIDs: a promise among colleagues, not a wall
+    every process of the session carries MLBOX_SESSION=<id>, by which it is found and ended
+
+Assumes: python3 with venv and pip. Nothing is installed into the host itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from subprocess import DEVNULL, Popen
+
+from mlbox import errors
+from mlbox.core.layer import Facts, Layer
+from mlbox.core.session import Spec
+from mlbox.host import image, processes, store
+from mlbox.host.engines import Paths, Run, Say
+from mlbox.host.run import Cancel, stream
+
+_COMPLETE = ".complete"
+
+
+class Process:
+    def identify(self, spec: Spec) -> str:
+        if spec.user == "root":
+            raise errors.Refused("--user root needs a container", "add --image")
+        if spec.mounts or spec.engine_args:
+            raise errors.Refused("--mount and --engine-args need a container", "add --image, or leave them out")
+        system = f"{os.uname()} {sys.version} {sys.executable}"
+        return "host:" + hashlib.sha256(system.encode()).hexdigest()
+
+    def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
+        return self.identify(spec)
+
+    def facts(self, spec: Spec, identity: str, cancel: Cancel) -> Facts:
+        result = stream(("/bin/sh", "-c", image.PROBE), lambda line: None, cancel)
+        return image.parse(identity, result.lines)
+
+    def _folder(self, layer: Layer) -> Path:
+        return store.Store().environments / layer.key
+
+    def has_layer(self, layer: Layer) -> str:
+        folder = self._folder(layer)
+        return str(folder) if (folder / _COMPLETE).exists() else ""
+
+    def build(self, spec: Spec, layer: Layer, context: Path, sources: Path, say: Say, cancel: Cancel) -> str:
+        """In its final place, because a venv can't be moved; the mark that it is whole comes last."""
+        folder = self._folder(layer)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(sources)}
+        image.write_environment(context, environment, "", str(context / "pip.conf"))
+        try:
+            result = stream(("/bin/sh", str(context / "run")), image.step_progress(say), cancel)
+            if result.code != 0:
+                raise image.build_failed(result)
+            store.write_whole(folder / _COMPLETE, b"")
+        finally:
+            if not (folder / _COMPLETE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        return str(folder)
+
+    def prefix(self, layer: Layer) -> str:
+        return str(self._folder(layer))
+
+    def as_root(self) -> bool:
+        return False
+
+    def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
+        return Paths(str(run_folder), str(folder), str(Path.home()), "")
+
+    def start(self, run: Run, log: int) -> Popen[bytes]:
+        devices = {"CUDA_VISIBLE_DEVICES": ",".join(run.gpus), "NVIDIA_VISIBLE_DEVICES": ",".join(run.gpus) or "void"}
+        environment = {**os.environ, **run.env, **devices}
+        return Popen(
+            run.argv, stdin=DEVNULL, stdout=log, stderr=log, env=environment, cwd=run.folder, start_new_session=True
+        )
+
+    def remove(self, session: str, grace: float) -> None:
+        """SIGTERM lets the guest end its services in order; SIGKILL ends what is left, orphans too."""
+        processes.send(processes.marked(session), signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while processes.marked(session) and time.monotonic() < deadline:
+            time.sleep(0.05)  # orphans are nobody's children here: there is no event to await
+        while True:
+            left = processes.marked(session)
+            if not left:
+                return
+            processes.send(left, signal.SIGKILL)
+            time.sleep(0.02)
+
+
+ENGINE = Process()

@@ -1,0 +1,230 @@
+"""Start a session: look at everything, decide, lease the GPUs, hand over to a keeper, and relay its progress.
+
+The caller's stdin stays open meanwhile: its end means that nobody waits any more, and the keeper undoes all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable
+
+from mlbox import errors
+from mlbox.core import gpu, ids, text
+from mlbox.core.session import Spec
+from mlbox.host import engines, inventory, keeper, lease, processes, store
+from mlbox.host.handlers import sessions
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+SPACE = 512  # MiB that must be free where sessions write
+_TRIES = 5  # GPUs chosen free and taken by somebody else in between
+
+
+def run(call: Call) -> Json:
+    spec = _named(Spec.from_wire(call.args.get("spec", {})))
+    found = store.Store(call.root)
+    running = [sessions.describe(job) for job in keeper.sweep(found)]
+    if running and not call.args.get("new"):
+        return {"running": running}
+    if any(session["name"] == spec.name for session in running):
+        raise errors.Refused(
+            f"you have a session {spec.name} here already", f"mlbox session attach {spec.name}, or another --name"
+        )
+    identity, gpus = _check(spec, found)
+    chosen, held = _lease(spec, gpus)
+    job = _create(found, spec, held)
+    _announce(call, job, spec, gpus, chosen, bool(identity))
+    return _keep(call, keeper.Claim(job, spec, identity, tuple(g.uuid for g in chosen)), held)
+
+
+def _named(spec: Spec) -> Spec:
+    from dataclasses import replace
+
+    runtime = spec.runtime or ("docker" if spec.image else "process")
+    return replace(spec, runtime=runtime, name=spec.name or text.pet_name(secrets.randbits(32)))
+
+
+# ---- read --------------------------------------------------------------------------------------------
+
+
+def _check(spec: Spec, found: store.Store) -> tuple[str, list[gpu.Gpu]]:
+    """All checks at once; all that is wrong is said at once, what concerns the host as a whole first."""
+
+    def guarded(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except errors.MlboxError as error:
+            return error
+
+    engine = engines.by_name(spec.runtime)
+    checks: tuple[Callable[[], Any], ...] = (
+        lambda: engine.identify(spec), lambda: _gpus(spec), lambda: _space(found), lambda: _folders(spec),
+    )  # fmt: skip
+    with ThreadPoolExecutor(len(checks)) as pool:
+        results = list(pool.map(guarded, checks))
+    problems = [result for result in results if isinstance(result, errors.MlboxError)]
+    if problems:
+        raise _together(problems)
+    return results[0], results[1]
+
+
+def _together(problems: list[errors.MlboxError]) -> errors.MlboxError:
+    if len(problems) == 1:
+        return problems[0]
+    lines = [f"- {p.message}" + (f"\n    {p.hint}" if p.hint else "") for p in problems]
+    return type(problems[0])(f"{len(problems)} things are in the way:\n  " + "\n  ".join(lines))
+
+
+def _gpus(spec: Spec) -> list[gpu.Gpu]:
+    request = gpu.parse_request(spec.gpus)
+    gpus, driver = inventory.gpus()
+    choice = gpu.choose(request, gpus)
+    if choice.reason:
+        hint = choice.hint if gpus else f"{choice.hint} ({driver})"
+        raise errors.Refused(choice.reason, hint)
+    return gpus
+
+
+def _space(found: store.Store) -> None:
+    for folder in (found.root, Path("/tmp")):
+        there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+        if not os.access(there, os.W_OK):
+            raise errors.HostUnready(f"{there} can't be written", "choose another folder with --root")
+        usage = shutil.disk_usage(there)
+        if usage.free < SPACE << 20:
+            raise errors.Refused(
+                f"{there} has {usage.free >> 20} MiB free; a session needs {SPACE} MiB", "make room there"
+            )
+
+
+def _folders(spec: Spec) -> None:
+    """Only what the user may reach is mounted, and never what would hand out the host."""
+    if spec.user_folder:
+        folder = Path(os.path.expanduser(spec.user_folder))
+        if not os.path.isdir(folder):
+            raise errors.Refused(
+                f"there is no folder {folder} on this host", "make it, or choose another --user-folder"
+            )
+        _allowed(folder, write=True)
+    for mount in spec.mounts:
+        source = Path(os.path.expanduser(mount.source))
+        if not os.path.exists(source):  # unlike Path.exists, False where a folder on the way is closed to us
+            raise errors.Refused(f"there is no {source} on this host to mount", "check --mount")
+        _allowed(source, write=not mount.read_only)
+
+
+_FORBIDDEN = ("/", "/dev", "/etc", "/proc", "/run", "/sys", "/var", "/var/run", "/boot", "/root")
+
+
+def _allowed(path: Path, write: bool) -> None:
+    real = os.path.realpath(path)
+    if real in _FORBIDDEN or real.startswith(("/proc/", "/sys/", "/dev/", "/run/")) or real.endswith(".sock"):
+        raise errors.Refused(f"{path} may not be mounted", "it would give the container a hold on the host")
+    if not os.access(real, os.R_OK) or (write and not os.access(real, os.W_OK)):
+        hint = "" if not write else "add :ro if reading is enough"
+        raise errors.Refused(f"you may not {'write to' if write else 'read'} {path}", hint)
+
+
+# ---- decide and take -----------------------------------------------------------------------------------
+
+
+def _lease(spec: Spec, gpus: list[gpu.Gpu]) -> tuple[tuple[gpu.Gpu, ...], dict[str, int]]:
+    holder = gpu.Holder(store.user_name(), name=spec.name)
+    for _ in range(_TRIES):
+        choice = gpu.choose(gpu.parse_request(spec.gpus), gpus)
+        if choice.reason:
+            raise errors.Refused(choice.reason, choice.hint)
+        held = lease.take([g.uuid for g in choice.gpus], holder)
+        if held is not None:
+            return choice.gpus, held
+        gpus, _ = inventory.gpus()  # somebody was faster; choose among what is left
+    raise errors.Refused("the GPUs were taken by others while this session was choosing", "the same again")
+
+
+def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> store.Job:
+    job = found.job(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)))
+    try:
+        found.create(job.id, spec)
+        job.append("submitted", {"at": time.time(), "by": store.user_name()})
+        claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
+        job.append("claimed", {"at": time.time(), **claim})
+    except OSError as error:
+        found.forget(job)
+        lease.drop(held)
+        raise errors.HostUnready(f"the session's folder can't be written: {error}", "is the disk full?") from None
+    return job
+
+
+def _announce(
+    call: Call, job: store.Job, spec: Spec, gpus: list[gpu.Gpu], chosen: tuple[gpu.Gpu, ...], cached: bool
+) -> None:
+    """Enough for the caller to begin its tunnel while the container starts."""
+    free = sum(not g.obstacle for g in gpus)
+    call.progress(
+        accepted={"id": job.id, "name": spec.name, "sockets": str(job.sockets), "runtime": spec.runtime},
+        gpus=len(gpus), free=free, chosen=[g.label for g in chosen], cached=cached,
+    )  # fmt: skip
+
+
+# ---- act -----------------------------------------------------------------------------------------------
+
+
+def _keep(call: Call, claim: keeper.Claim, held: dict[str, int]) -> Json:
+    progress_r, progress_w = os.pipe()
+    caller_r, caller_w = os.pipe()
+    keeper_lock = keeper.lock(claim.job)
+
+    def body() -> None:
+        os.close(progress_r)
+        os.close(caller_w)
+        keeper.Keeper(claim, held, progress_w, caller_r).run()
+
+    keeper.detach(body, claim.job.attempt / "keeper.log")
+    os.close(progress_w)
+    os.close(caller_r)
+    lease.drop(held)
+    if keeper_lock is not None:
+        os.close(keeper_lock)
+    return _relay(call, progress_r, caller_w)
+
+
+def _relay(call: Call, progress: int, caller: int) -> Json:
+    """The keeper's lines to the caller, until it is ready or has undone everything."""
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(progress, selectors.EVENT_READ)
+        selector.register(0, selectors.EVENT_READ)
+        while True:
+            ready = {key.fd for key, _ in selector.select()}
+            if 0 in ready and not os.read(0, 65536):
+                selector.unregister(0)
+                os.close(caller)
+            if progress not in ready:
+                continue
+            data = os.read(progress, 65536)
+            if not data:
+                raise errors.StartFailed(
+                    "the session's keeper died", "see keeper.log in the session's folder on the host"
+                )
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "ready" in message:
+                    return {"session": message["ready"]}
+                if "error" in message:
+                    error = message["error"]
+                    raise errors.from_kind(error["kind"], error["message"], error["hint"])
+                _forward(call, message)
+
+
+def _forward(call: Call, message: Json) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the caller has gone; the end of its stdin tells the keeper
+        call.send(message)

@@ -1,0 +1,78 @@
+"""This user's live sessions on this host; with `reveal`, what it takes to reach one (tokens, sockets)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import ids, text
+from mlbox.host import keeper, store
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+LOG_TAIL = 4096  # bytes of each log
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    live = keeper.sweep(found)
+    wanted = call.args.get("session")
+    if wanted is None:
+        return {"host": found.host, "sessions": [describe(job) for job in live]}
+    job = pick(live, str(wanted), found)
+    reply: Json = {"host": found.host, "session": describe(job)}
+    if call.args.get("logs"):
+        reply["logs"] = {path.stem: _tail(path) for path in sorted(job.logs.glob("*.log"))}
+    if call.args.get("reveal"):
+        reach = store.read_json(job.conf / "session.json")
+        if not isinstance(reach, dict):
+            raise errors.NotFound(f"session {job.spec().name} is still starting", "again in a moment")
+        _let_in(job, [str(key) for key in call.args.get("authorized_keys", [])])
+        reply["session"].update(reach)
+    return reply
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL))
+        return file.read().decode(errors="replace")
+
+
+def _let_in(job: store.Job, keys: list[str]) -> None:
+    """Its owner comes from another laptop: that one's keys open the session too."""
+    path = job.conf / "authorized_keys"
+    if not path.exists():
+        return
+    known = path.read_text().splitlines()
+    new = [key for key in keys if key not in known and "\n" not in key]
+    if new:
+        store.write_whole(path, "".join(f"{key}\n" for key in [*known, *new]).encode())
+
+
+def describe(job: store.Job) -> Json:
+    """Facts without secrets; `trouble` names services that have ended since."""
+    spec, state = job.spec(), job.state()
+    return {
+        "id": job.id, "name": spec.name, "state": state.name, "host": state.facts.get("host", ""),
+        "gpus": list(state.facts.get("gpus", ())), "image": spec.image, "runtime": spec.runtime,
+        "trouble": store.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
+        "user": store.user_name(),
+    }  # fmt: skip
+
+
+def pick(live: list[store.Job], wanted: str, store_: store.Store) -> store.Job:
+    """By name, id, or the beginning or end of an id; no text at all means the only one."""
+    if ids.is_ulid(wanted):
+        ended = store_.job(wanted).state()
+        if ended.name and not ended.live:
+            raise errors.NotFound(f"the session has ended: {ended.facts.get('why', ended.name)}")
+    found = [job for job in live if wanted in ("", job.id) or job.spec().name == wanted]
+    found = found or [job for job in live if job.id.startswith(wanted.upper()) or job.id.endswith(wanted.upper())]
+    names = ", ".join(job.spec().name for job in live)
+    if not found:
+        hint = f"running here: {names}" if names else "mlbox session list shows what runs"
+        raise errors.NotFound(f"no session {text.safe(wanted)!r} of yours is running on {store.host_name()}", hint)
+    if len(found) > 1:
+        raise errors.NotFound(f"{len(found)} sessions of yours are running here: {names}", "say which")
+    return found[0]

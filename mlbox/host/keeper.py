@@ -1,0 +1,463 @@
+"""The keeper: the process on a host that stays with one session from its claim to its end.
+
+    fork   by the handler of `session` (host/handlers/session.py), detached, holding the GPU leases
+    start  prepare the image, write the guest's files, start it, hand it the leases, wait until all answer
+    ready  event `started`; from here on the caller may go
+    end    SIGTERM (shutdown), or the guest is gone: remove the container, event `finished`, free the leases
+
+keeper.lock is a kernel lock that a living keeper holds: whether a keeper lives is asked of the kernel, never of
+a pid file, and its end can be awaited. Until `started`, the end of the caller's pipe means: undo everything.
+A keeper that was killed is replaced (`adopt`) by the next call that comes to this host; the guest, which
+holds the leases too, hands them back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from mlbox import descriptors, errors
+from mlbox.core import services
+from mlbox.core.session import Spec
+from mlbox.host import engines, lease, processes, store
+from mlbox.host.prepare import Ready, prepare
+from mlbox.host.run import Cancel
+
+Json = dict[str, Any]
+_STOP_GRACE = 10.0  # s a guest gets to end its services
+_RETURN = 15.0  # s an adopted guest gets to come back
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the handler hands to the keeper."""
+
+    job: store.Job
+    spec: Spec
+    identity: str  # of the image; empty: to be fetched
+    gpus: tuple[str, ...]
+
+
+def lock(job: store.Job) -> int | None:
+    """Become this session's keeper; None while another lives (or where the session's folder is gone)."""
+    try:
+        descriptor = os.open(job.keeper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def lives(job: store.Job) -> bool:
+    descriptor = lock(job)
+    if descriptor is None:
+        return job.boot_folder.exists()
+    os.close(descriptor)
+    return False
+
+
+def detach(body: Callable[[], None], log: Path) -> None:
+    """Run `body` in a process of its own that survives this one, the login and the terminal."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDONLY)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for source, target in ((null, 0), (out, 1), (out, 2)):
+            os.dup2(source, target)
+        body()
+        os._exit(0)
+    except BaseException:  # the last line of defence of a process without a terminal: keep its traceback
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+class Signals:
+    """SIGTERM and SIGCHLD as readable descriptors, so one selector awaits everything."""
+
+    def __init__(self) -> None:
+        self.stop_r, self._stop_w = os.pipe()
+        self.wake_r, wake_w = os.pipe()
+        for descriptor in (self.wake_r, wake_w):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def _stop(self, number: int, frame: object) -> None:
+        os.write(self._stop_w, b"x")
+
+    def drain(self) -> None:
+        try:
+            while os.read(self.wake_r, 512):
+                pass
+        except BlockingIOError:
+            pass
+
+
+class Keeper:
+    def __init__(self, claim: Claim, leases: dict[str, int], out: int = -1, caller: int = -1) -> None:
+        self.claim, self.job, self.spec = claim, claim.job, claim.spec
+        self.leases, self._out, self._caller = leases, out, caller
+        self.engine = engines.by_name(self.spec.runtime)
+        self.signals = Signals()
+        identity = json.dumps({"pid": os.getpid(), "started": processes.started(os.getpid())})
+        store.write_whole(self.job.keeper_pid, identity.encode())
+        self.services: dict[str, Json] = {}
+        self.guest: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._buffer = b""
+        self._trouble: Json = {}
+        self._child: subprocess.Popen[bytes] | None = None
+
+    # ---- talking to the caller -------------------------------------------------------------------
+
+    def say(self, text: str, detail: str = "") -> None:
+        self._send({"progress": {"text": text, "detail": detail}})
+
+    def _send(self, message: Json) -> None:
+        if self._out < 0:
+            return
+        try:
+            data = json.dumps(message).encode() + b"\n"
+            while data:
+                data = data[os.write(self._out, data) :]
+        except OSError:
+            self._out = -1  # the caller has gone; before `started`, the other pipe tells us so too
+
+    def _let_go(self) -> None:
+        """From `started` on nobody's absence ends the session."""
+        for descriptor in (self._out, self._caller):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._out = self._caller = -1
+
+    @property
+    def cancel(self) -> Cancel:
+        return Cancel(tuple(d for d in (self.signals.stop_r, self._caller) if d >= 0))
+
+    # ---- the life of a session -------------------------------------------------------------------
+
+    def run(self) -> None:
+        """From the claim to the end. Every way out goes through `_end`."""
+        outcome: Json = {}
+        try:
+            info = self._start()
+            self.job.append("started", {"at": time.time(), "services": sorted(self.services)})
+            store.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
+            self._send({"ready": info})
+            self._let_go()
+            outcome = self._watch()
+        except errors.MlboxError as error:
+            self._undo(error)
+            return
+        except OSError as error:
+            self._undo(errors.StartFailed(f"{store.host_name()}: {error}", "is a disk full, or a folder not yours?"))
+            return
+        self._end("finished", outcome)
+
+    def _undo(self, error: errors.MlboxError) -> None:
+        self._end("failed", {"why": error.message}, grace=0)  # nobody has worked in it
+        self._send({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
+        self._let_go()
+
+    def _start(self) -> Json:
+        ready = prepare(self.engine, self.spec, self.claim.identity, self.say, self.cancel)
+        folder = _user_folder(self.spec)
+        home = store.Store().home
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths = self.engine.paths(self.job.boot_folder, folder, home, self.spec)
+        plan = self._plan(ready, paths)
+        self._write_conf(plan, ready, paths)
+        self._listen()
+        argv = (ready.facts.python, "-I", "-S", f"{paths.run}/mlbox-host.pyz", "guest", f"{paths.run}/conf/guest.json")
+        run = engines.Run(
+            self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
+            self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
+        )  # fmt: skip
+        self._send({"progress": {"text": "starting", "starting": self._reachable(plan)}})
+        log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._child = self.engine.start(run, log)
+        os.close(log)
+        self._await_services(set(plan.services))
+        return self._info(plan, ready)
+
+    def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
+        tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
+        devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.claim.gpus)} if self.spec.runtime == "process" else {}
+        login = "root" if self.spec.user == "root" else store.user_name()
+        return services.plan(
+            self.spec, ready.facts, session=self.job.id, name=self.spec.name, owner=(os.getuid(), os.getgid()),
+            login=login, run=paths.run, folder=paths.folder, home=paths.home,
+            prefix=ready.prefix, tokens=tokens, env=devices,
+        )  # fmt: skip
+
+    def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
+        files = {"guest.json": json.dumps(plan.guest), **plan.files}
+        login, uid, gid = store.user_name(), os.getuid(), os.getgid()
+        files["passwd"] = services.passwd(ready.facts.passwd, login, uid, gid, paths.home, ready.facts.shell)
+        files["group"] = services.group(ready.facts.group, login, gid)
+        for name, content in files.items():
+            store.write_whole(self.job.conf / name, content.encode(), 0o644 if name in ("passwd", "group") else 0o600)
+        shutil.copyfile(sys.argv[0], self.job.boot_folder / "mlbox-host.pyz")
+
+    def _reachable(self, plan: services.Plan) -> Json:
+        """The sockets that a tunnel leads to, with what opens each; enough to dial while the guest starts."""
+        found = {
+            name: {**facts, "socket": str(self.job.sockets / facts["socket"])} for name, facts in plan.services.items()
+        }
+        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock")}
+
+    def _info(self, plan: services.Plan, ready: Ready) -> Json:
+        """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
+        reachable = self._reachable(plan)
+        if "ssh" in reachable["services"]:
+            reachable["services"]["ssh"]["host_key"] = self.services["ssh"]["host_key"]
+        return {
+            "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
+            "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,
+        }  # fmt: skip
+
+    # ---- the guest -------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        path = self.job.sockets / "keeper.sock"
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(4)
+
+    def _await_services(self, wanted: set[str]) -> None:
+        deadline = time.monotonic() + self.spec.start_timeout + 30
+        self._buffer = b""
+        while not self._all_ready(wanted):
+            self._turn(deadline - time.monotonic())
+            self.cancel.check()
+            for name, state in self.services.items():
+                if state["state"] == "failed":
+                    raise errors.StartFailed(
+                        _indented(f"{name} {state['why']}", state.get("log", "")), _service_hint(name)
+                    )
+            if self._child is not None and self._child.poll() is not None:
+                raise self._start_failed()
+            if time.monotonic() > deadline:
+                raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt}")
+            waiting = sorted(wanted - set(self.services))
+            if waiting:
+                self.say("waiting for " + ", ".join(_TITLES[name] for name in waiting))
+
+    def _all_ready(self, wanted: set[str]) -> bool:
+        states = {name: state["state"] for name, state in self.services.items()}
+        return self.guest is not None and all(states.get(name) == "ready" for name in wanted)
+
+    def _start_failed(self) -> errors.MlboxError:
+        assert self._child is not None
+        log = (self.job.logs / "guest.log").read_text(errors="replace").strip()
+        if "could not select device driver" in log or "nvidia-container-cli" in log:
+            return errors.HostUnready(
+                "Docker here can't give GPUs to containers",
+                "the NVIDIA Container Toolkit is missing or not set up; --gpus 0 starts without",
+            )
+        end = "\n".join(log.splitlines()[-12:])
+        return errors.StartFailed(
+            _indented(f"the session ended at once (exit {self._child.returncode})", end), "another image"
+        )
+
+    def _turn(self, timeout: float | None) -> None:
+        """Wait for anything to happen, and take it in."""
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (self.signals.wake_r, *self.cancel.descriptors):
+                selector.register(descriptor, selectors.EVENT_READ)
+            for connection in (self._listener, self.guest):
+                if connection is not None:
+                    selector.register(connection, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in selector.select(max(0.0, timeout) if timeout is not None else None)}
+        self.signals.drain()
+        if self._listener in ready and self._listener is not None:
+            self._greet(self._listener.accept()[0])
+        elif self.guest in ready and self.guest is not None:
+            self._hear(self.guest)
+
+    def _greet(self, connection: socket.socket) -> None:
+        if self.guest is not None:
+            self.guest.close()
+        self.guest, self._buffer = connection, b""
+        descriptors.send(connection, {"leases": list(self.leases)}, list(self.leases.values()))
+
+    def _hear(self, connection: socket.socket) -> None:
+        try:
+            data, brought = descriptors.receive(connection)
+        except OSError:
+            data, brought = b"", []
+        if not data:
+            connection.close()
+            self.guest = None
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "hello" in message:
+                self._take_back(message.get("leases", []), brought)
+                self.services.update(message.get("services", {}))
+            elif "service" in message:
+                self.services[str(message.pop("service"))] = message
+
+    def _take_back(self, uuids: list[str], brought: list[int]) -> None:
+        for uuid, descriptor in zip(uuids, brought):
+            if uuid in self.leases:
+                os.close(descriptor)
+            else:
+                self.leases[uuid] = descriptor
+
+    def _watch(self) -> Json:
+        """Until the guest is gone or the owner says stop; the log's facts of how it ended."""
+        while True:
+            self._note_trouble()
+            self._turn(None)
+            if Cancel((self.signals.stop_r,)).wait(0):
+                return {"why": "shut down"}
+            if self.guest is None:
+                code = self._exit_code()
+                return {"why": "its container or process ended" + (f" (exit {code})" if code is not None else "")}
+
+    def _note_trouble(self) -> None:
+        """Services that ended while the session goes on: `session info` says so."""
+        trouble = {name: state["why"] for name, state in self.services.items() if state["state"] == "failed"}
+        if trouble != self._trouble:
+            self._trouble = trouble
+            store.write_whole(self.job.conf / "trouble.json", json.dumps(trouble).encode())
+
+    def _exit_code(self, patience: float = 5) -> int | None:
+        if self._child is None:
+            return None
+        try:
+            return self._child.wait(patience)
+        except subprocess.TimeoutExpired:
+            return None
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def _end(self, event: str, facts: Json, grace: float = _STOP_GRACE) -> None:
+        """Everything of the session goes, then its end is on record, then its GPUs are free."""
+        try:
+            self._remove(grace)
+        finally:
+            self.job.append(event, {"at": time.time(), **facts})
+            lease.drop(self.leases)
+            store.Store().end(self.job)
+
+    def _remove(self, grace: float) -> None:
+        """Again while the engine's command runs: one that has just begun makes its container only now."""
+        self.engine.remove(self.job.id, grace)
+        while self._child is not None and self._exit_code(0.2) is None:
+            self.engine.remove(self.job.id, grace)
+
+    # ---- a successor -----------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Take over from a killed keeper: the guest comes to the new socket by itself, with the leases."""
+        try:
+            self._buffer = b""
+            self._listen()
+            deadline = time.monotonic() + _RETURN
+            while self.guest is None and time.monotonic() < deadline:
+                self._turn(deadline - time.monotonic())
+                if Cancel((self.signals.stop_r,)).wait(0):
+                    break
+            outcome = (
+                self._watch() if self.guest is not None else {"why": "its container or process ended without a keeper"}
+            )
+        except OSError as error:
+            outcome = {"why": str(error)}
+        self._end("finished", outcome)
+
+
+_TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
+
+
+def _service_hint(name: str) -> str:
+    return f"--no-{name} starts without it" if name in ("jupyter", "vscode") else "the image's sshd does not start"
+
+
+def _indented(first: str, log: str) -> str:
+    return first + "".join(f"\n  {line}" for line in log.splitlines())
+
+
+def _user_folder(spec: Spec) -> Path:
+    folder = Path(os.path.expanduser(spec.user_folder or "~/mlbox"))
+    if not spec.user_folder:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+# ---- finding what was left behind --------------------------------------------------------------------
+
+
+def sweep(found: store.Store) -> list[store.Job]:
+    """Look at this user's sessions on this host, adopt or end those without a keeper; the live ones."""
+    live = []
+    for job in found.live_jobs():
+        if lives(job) or _rescue(found, job):
+            live.append(job)
+    return live
+
+
+def _rescue(found: store.Store, job: store.Job) -> bool:
+    """True when the session lives on under a new keeper."""
+    held = lock(job)
+    if held is None and job.boot_folder.exists():
+        return True  # somebody else was faster
+    state, spec = job.state(), job.spec()
+    if state.live and state.name == "started" and _guest_answers(job):
+        claim = Claim(job, spec, "", tuple(state.facts.get("gpus", ())))
+        detach(lambda: Keeper(claim, {}).adopt(), job.attempt / "keeper.log")
+        if held is not None:
+            os.close(held)
+        return True
+    engines.by_name(spec.runtime).remove(job.id, 0)
+    rebooted = state.facts.get("boot") not in (None, processes.boot_id())
+    why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
+    job.append("lost" if state.name in ("claimed", "started") else "failed", {"at": time.time(), "why": why})
+    found.end(job)
+    if held is not None:
+        os.close(held)
+    return False
+
+
+def _guest_answers(job: store.Job) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(5)
+            probe.connect(str(job.sockets / "guest.sock"))
+            probe.sendall(b'{"op": "ping"}\n')
+            return b'"ok": true' in probe.recv(4096)
+    except OSError:
+        return False

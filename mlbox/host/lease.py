@@ -1,0 +1,138 @@
+"""GPU leases: a kernel lock (flock) per GPU on its own host.
+
+    /tmp/mlbox-leases/<uuid>          the lock file, any user's, never removed
+    /tmp/mlbox-leases/<uuid>.<uid>    who took it last, for display; believed only while the lock is held
+
+The lock belongs to an open file description. The keeper opens it, and passes the descriptor on to the
+session's guest (SCM_RIGHTS, or by inheritance), so the GPU is free only when both are gone: a killed
+keeper does not free a GPU that its container still uses, and a crash of all leaves nothing to clean up.
+The files are world-readable, and a shared lock cannot be distinguished from holding: whoever may log in
+may hold a lease, as whoever may log in may use the GPU.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.core.gpu import Holder
+from mlbox.host import store
+
+FOLDER = Path("/tmp/mlbox-leases")
+_UUID = re.compile(r"[A-Za-z0-9-]{1,100}")
+_TRIES, _PAUSE = 5, 0.02  # s; a status call elsewhere may test a lock for a moment
+
+
+def _folder() -> Path:
+    try:
+        os.mkdir(FOLDER)
+        FOLDER.chmod(0o1777)
+    except FileExistsError:
+        pass
+    if not stat.S_ISDIR(os.lstat(FOLDER).st_mode):
+        raise errors.HostUnready(f"{FOLDER} is not a folder", "remove it")
+    return FOLDER
+
+
+def _name(uuid: str) -> str:
+    name = uuid.replace("/", "-")
+    if not _UUID.fullmatch(name):
+        raise errors.Usage(f"{uuid!r} is not a GPU's UUID")
+    return name
+
+
+def _open(uuid: str) -> int:
+    """Read-only: flock needs no more, and the kernel's protected_regular refuses O_CREAT on others' files."""
+    path = _folder() / _name(uuid)
+    while True:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                os.chmod(path, 0o644)
+            except FileExistsError:
+                continue
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def take(uuids: Iterable[str], holder: Holder) -> dict[str, int] | None:
+    """Lock all of these, or none (None). The result maps UUID to the descriptor that holds it."""
+    held: dict[str, int] = {}
+    for uuid in sorted(uuids):
+        descriptor = _open(uuid)
+        for attempt in range(_TRIES):
+            if _lock(descriptor):
+                held[uuid] = descriptor
+                break
+            time.sleep(_PAUSE if attempt < _TRIES - 1 else 0)
+        else:
+            os.close(descriptor)
+            drop(held)
+            return None
+    for uuid in held:
+        _sign(uuid, holder)
+    return held
+
+
+def drop(held: dict[str, int]) -> None:
+    """Give up our part of these leases; each is free when no other process holds its descriptor."""
+    for descriptor in held.values():
+        os.close(descriptor)
+    held.clear()
+
+
+def _sign(uuid: str, holder: Holder) -> None:
+    content = json.dumps({"user": holder.user, "session": holder.session, "name": holder.name}).encode()
+    store.write_whole(FOLDER / f"{_name(uuid)}.{os.getuid()}", content, 0o644)
+
+
+def held_by(uuids: Sequence[str]) -> dict[str, Holder]:
+    """The holders of those of these GPUs that are leased now."""
+    return {uuid: _signature(uuid) for uuid in uuids if _is_held(uuid)}
+
+
+def _is_held(uuid: str) -> bool:
+    try:
+        descriptor = os.open(FOLDER / _name(uuid), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _signature(uuid: str) -> Holder:
+    """The newest note whose owner is who it says (others' notes prove nothing, but display is all they do)."""
+    newest, found = 0.0, Holder("someone")
+    for path in FOLDER.glob(f"{_name(uuid)}.*"):
+        document = store.read_json(path)
+        try:
+            status = path.lstat()
+        except OSError:
+            continue
+        if isinstance(document, dict) and path.name.endswith(f".{status.st_uid}") and status.st_mtime > newest:
+            newest = status.st_mtime
+            found = Holder(*(str(document.get(key, ""))[:80] for key in ("user", "session", "name")))
+    return found

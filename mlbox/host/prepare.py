@@ -1,0 +1,123 @@
+"""From an image to something that can start: fetch it, look inside, add what is missing (once)."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.core import layer as layers
+from mlbox.core.layer import Facts, Layer
+from mlbox.core.session import Spec
+from mlbox.host import sources, store
+from mlbox.host.engines import Engine, Say
+from mlbox.host.run import Cancel
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the session runs in: an image or a folder, what is in it, and what could not be had."""
+
+    image: str
+    facts: Facts
+    prefix: str
+    layer: str
+    absent: dict[str, str]
+
+
+def prepare(engine: Engine, spec: Spec, identity: str, say: Say, cancel: Cancel) -> Ready:
+    identity = identity or engine.fetch(spec, say, cancel)
+    facts = engine.facts(spec, identity, cancel)
+    layer, ready_name = _plan(engine, spec, facts)
+    absent = dict(layer.absent)
+    if layer.problems:
+        what = spec.image or "this host"
+        raise errors.Refused(f"{what} can't run a session: " + "; ".join(layer.problems), "use another image")
+    if not layer.steps:
+        return Ready(identity, layer.after, engine.prefix(layer), "", absent)
+    if not ready_name:
+        try:
+            ready_name = _build(engine, spec, layer, say, cancel)
+        except VsCodeMissing as error:
+            if spec.vscode == "yes":
+                raise errors.StartFailed(error.message, error.hint) from None
+            without = prepare(engine, _without_vscode(spec), identity, say, cancel)
+            facts = replace(without.facts, code_server="")  # not the image's own instead of what was asked for
+            return Ready(
+                without.image, facts, without.prefix, without.layer, {**without.absent, "vscode": error.message}
+            )
+    return Ready(ready_name, layer.after, engine.prefix(layer), ready_name, absent)
+
+
+class VsCodeMissing(errors.StartFailed):
+    """Its release could not be fetched; a session that did not insist on it goes on without."""
+
+
+def _without_vscode(spec: Spec) -> Spec:
+    return replace(spec, vscode="no", vscode_extensions=(), extension_files={})
+
+
+def _plan(engine: Engine, spec: Spec, facts: Facts) -> tuple[Layer, str]:
+    """Twice for a layer that lives in a folder: its own paths contain its key."""
+    layer = layers.plan(spec, facts, root=engine.as_root())
+    prefix = engine.prefix(layer)
+    if prefix != layers.CONTAINER_PREFIX:
+        final = layers.plan(spec, facts, prefix, root=engine.as_root())
+        layer = Layer(layer.key, final.steps, final.after, final.files, final.code_server, final.problems, final.absent)
+    return layer, engine.has_layer(layer) if layer.steps else ""
+
+
+@contextmanager
+def _only_one(key: str, say: Say, cancel: Cancel) -> Iterator[None]:
+    """Two sessions with the same answers build one layer: the second waits for the first."""
+    path = store.Store().boot_folder() / f"layer-{key}.lock"
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                say("another session of yours is building the same layer; waiting for it")
+                if cancel.wait(0.5):
+                    cancel.check()
+        yield
+
+
+def _build(engine: Engine, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
+    with _only_one(layer.key, say, cancel):
+        there = engine.has_layer(layer)
+        if there:
+            return there
+        folder = _release(spec, layer, say, cancel)
+        context = Path(tempfile.mkdtemp(prefix="mlbox-layer-"))
+        try:
+            _write_context(context, spec, layer)
+            return engine.build(spec, layer, context, folder or context, say, cancel)
+        finally:
+            shutil.rmtree(context, ignore_errors=True)
+
+
+def _release(spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> Path | None:
+    if not layer.code_server:
+        return None
+    try:
+        return sources.release(layer.code_server, spec.sources, say, cancel)
+    except errors.StartFailed as error:
+        raise VsCodeMissing(error.message, error.hint) from None
+
+
+def _write_context(context: Path, spec: Spec, layer: Layer) -> None:
+    files = {**layer.files, **layers.titles(layer), "layer.sh": layers.script(layer)}
+    for name, content in files.items():
+        (context / name).write_text(content)
+    for name, encoded in spec.extension_files.items():
+        (context / name).write_bytes(base64.b64decode(encoded))
+    if "init-script" in files:
+        os.chmod(context / "init-script", 0o700)

@@ -1,0 +1,88 @@
+"""Facts about processes and the boot: from /proc, and by psutil where there is no /proc (macOS)."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlbox import errors
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """Differs after every boot; empty where the system has none to tell (macOS)."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> str:
+    """When a process started, in the system's own units: with the pid it names one process of this boot."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        import psutil
+
+        return str(psutil.Process(pid).create_time())
+    except Exception:  # psutil absent, or its own NoSuchProcess, which can't be named without it
+        return ""
+
+
+def describe(pid: int) -> tuple[str, str]:
+    """The user and the command of a process; empty texts where they can't be seen."""
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+        command = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "", ""
+    try:
+        return pwd.getpwuid(owner).pw_name, command
+    except KeyError:
+        return str(owner), command
+
+
+def marked(session: str) -> list[int]:
+    """This user's processes with MLBOX_SESSION=<session> in their environment, whoever their parent is now."""
+    mark = f"MLBOX_SESSION={session}"
+    if os.path.isdir("/proc/self"):
+        return [pid for pid in _pids() if mark.encode() in _environ(pid).split(b"\0")]
+    try:
+        import psutil
+    except ImportError:
+        raise errors.HostUnready(
+            "mlbox needs the psutil package on this system", "python3 -m pip install psutil"
+        ) from None
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MLBOX_SESSION") == session:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue

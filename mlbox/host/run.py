@@ -1,0 +1,109 @@
+"""Running other programs: output line by line, and an end when the caller loses interest."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+from mlbox import errors
+
+KEPT_LINES = 200
+_PATIENCE = 2.0  # s between SIGTERM and SIGKILL
+
+
+class Cancelled(errors.MlboxError):
+    """The caller went away, or asked to stop, before the work was done."""
+
+    kind = "cancelled"
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("stopped before the session was ready", "nothing was left behind")
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Descriptors that become readable (or reach their end) when the work should stop."""
+
+    descriptors: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        if self.wait(0):
+            raise Cancelled
+
+    def wait(self, timeout: float | None) -> bool:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in self.descriptors:
+                selector.register(descriptor, selectors.EVENT_READ)
+            return bool(self.descriptors) and bool(selector.select(timeout))
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    lines: tuple[str, ...]
+
+    @property
+    def tail(self) -> str:
+        return "\n".join(line for line in self.lines[-15:] if line.strip())
+
+
+def stream(
+    argv: Sequence[str], on_line: Callable[[str], None], cancel: Cancel, env: Mapping[str, str] | None = None
+) -> Result:
+    """Run `argv`, handing each line of its output (stderr too) to `on_line`; Cancelled kills it and is raised."""
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=env,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    rest = b""
+    try:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (process.stdout.fileno(), *cancel.descriptors):
+                selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select()}
+                if ready - {process.stdout.fileno()}:
+                    raise Cancelled
+                data = os.read(process.stdout.fileno(), 65536)
+                *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
+                for line in (*lines, *([rest] if not data and rest else [])):
+                    kept.append(line.decode(errors="replace"))
+                    on_line(kept[-1])
+                if not data:
+                    return Result(process.wait(), tuple(kept))
+    finally:
+        if process.poll() is None:
+            _end(process)
+        process.stdout.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """`docker run` passes SIGTERM on to a container whose first process ignores it; whoever called removes that."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def capture(argv: Sequence[str], timeout: float = 60) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a short command; 124 when it took longer than `timeout` seconds."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{argv[0]} did not answer within {timeout:.0f} s"
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()

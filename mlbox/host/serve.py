@@ -1,0 +1,87 @@
+"""The host's end of the boundary (core/wire.py): one request on stdin, one reply on stdout, then gone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import wire
+
+Json = dict[str, Any]
+
+# A verb is a file in host/handlers with `def run(call: Call) -> Json`.
+HANDLERS = {
+    "session": "session",
+    "sessions": "sessions",
+    "shutdown": "shutdown",
+    "status": "status",
+    "connect": "connect",
+}
+
+
+class Call:
+    """One request as its handler sees it."""
+
+    def __init__(self, request: wire.Request) -> None:
+        self.args = request.args
+        self._nonce = request.nonce
+
+    def progress(self, **facts: Any) -> None:
+        self.send({"progress": facts})
+
+    def send(self, message: Json) -> None:
+        data = wire.encode_message(self._nonce, message)
+        while data:
+            data = data[os.write(1, data) :]
+
+    @property
+    def root(self) -> Path | None:
+        """The lab's ROOT where the caller named one."""
+        root = self.args.get("root")
+        return Path(os.path.expanduser(root)) if isinstance(root, str) and root else None
+
+
+def read_request() -> wire.Request:
+    """One line of stdin, unbuffered: what follows it belongs to the handler."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        block = os.read(0, 65536)
+        if not block:
+            raise errors.Usage("no request came")
+        line += block
+        if len(line) > wire.MAX_REQUEST:
+            raise errors.Usage("the request is too large", f"at most {wire.MAX_REQUEST >> 20} MiB")
+    return wire.decode_request(bytes(line))
+
+
+def main() -> int:
+    call = Call(wire.Request(""))
+    try:
+        request = read_request()
+        call = Call(request)
+        if request.verb not in HANDLERS:
+            raise errors.Usage(f"this host's mlbox knows no {request.verb!r}")
+        handler = importlib.import_module(f"mlbox.host.handlers.{HANDLERS[request.verb]}")
+        call.send({"reply": handler.run(call)})
+    except errors.MlboxError as error:
+        call.send(wire.encode_error(error))
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # the boundary: a bug must reach the person as a message, not as a dead connection
+        traceback.print_exc(file=sys.stderr)
+        call.send(wire.encode_error(_unexpected(error)))
+        return 1
+    return 0
+
+
+def _unexpected(error: Exception) -> errors.MlboxError:
+    if isinstance(error, OSError):
+        return errors.MlboxError(f"{os.uname().nodename}: {error}", "is a disk full, or a folder not yours?")
+    return errors.MlboxError(
+        f"a bug in mlbox on {os.uname().nodename}: {type(error).__name__}: {error}", traceback.format_exc()
+    )

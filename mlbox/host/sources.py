@@ -1,0 +1,114 @@
+"""Where VS Code's server comes from: a folder of the lab's, or its makers; never without a checksum.
+
+    --sources DIR   a folder on the host holding code-server-<version>-<system>-<arch>.tar.gz and SHA256SUMS
+    otherwise       the makers' release, checked against the sums that mlbox carries (core/layer.py)
+
+What was fetched is kept in the user's cache under its name, and checked again each time it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.core import layer as layers
+from mlbox.host import store
+from mlbox.host.engines import Say
+from mlbox.host.run import Cancel
+
+_CHUNK = 1024 * 1024
+
+
+def release(name: str, sources: str, say: Say, cancel: Cancel) -> Path:
+    """The folder that holds release file `name`, checked. Raises StartFailed where it can't be had."""
+    if sources:
+        return _from_folder(name, Path(os.path.expanduser(sources)), say, cancel)
+    return _from_makers(name, say, cancel)
+
+
+def _digest(path: Path, cancel: Cancel) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while True:
+            cancel.check()
+            block = file.read(_CHUNK)
+            if not block:
+                return digest.hexdigest()
+            digest.update(block)
+
+
+def _from_folder(name: str, folder: Path, say: Say, cancel: Cancel) -> Path:
+    if not (folder / name).is_file():
+        there = ", ".join(sorted(p.name for p in folder.glob("code-server-*.tar.gz"))) if folder.is_dir() else ""
+        hint = (
+            f"it holds {there}: choose with --vscode-version" if there else "put it there, with its line in SHA256SUMS"
+        )
+        raise errors.StartFailed(f"{folder} has no {name}", hint)
+    try:
+        sums = (folder / "SHA256SUMS").read_text().split("\n")
+    except OSError:
+        raise errors.StartFailed(
+            f"{folder} has no SHA256SUMS", f"cd {folder}; sha256sum *.tar.gz > SHA256SUMS"
+        ) from None
+    wanted = next((line.split()[0] for line in sums if line.split()[1:] in ([name], [f"*{name}"])), "")
+    if not wanted:
+        raise errors.StartFailed(
+            f"{folder}/SHA256SUMS has no line for {name}", f"cd {folder}; sha256sum *.tar.gz > SHA256SUMS"
+        )
+    say(f"checking {name}")
+    _check(folder / name, wanted, cancel)
+    return folder
+
+
+def _check(path: Path, wanted: str, cancel: Cancel) -> None:
+    found = _digest(path, cancel)
+    if found != wanted:
+        raise errors.StartFailed(
+            f"{path.name} is damaged or not what it should be: its sha256 is {found}, not {wanted}",
+            f"remove or replace {path}",
+        )
+
+
+def _from_makers(name: str, say: Say, cancel: Cancel) -> Path:
+    release_id = name[len("code-server-") : -len(".tar.gz")]
+    wanted = layers.CODE_SERVER_SHA256.get(release_id, "")
+    if not wanted:
+        known = ", ".join(sorted({key.split("-")[0] for key in layers.CODE_SERVER_SHA256}))
+        hint = f"known: {known}; for others put the file into a folder with SHA256SUMS and name it with --sources"
+        raise errors.StartFailed(f"mlbox knows no checksum for {name}", hint)
+    folder = store.cache_home() / "sources"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (folder / name).is_file():
+        _check(folder / name, wanted, cancel)
+        return folder
+    url = layers.CODE_SERVER_URL.format(version=release_id.split("-")[0], file=name)
+    temporary = folder / f".{name}.{os.getpid()}"
+    try:
+        _download(url, temporary, name, say, cancel)
+        _check(temporary, wanted, cancel)
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return folder
+
+
+def _download(url: str, path: Path, name: str, say: Say, cancel: Cancel) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=15) as answer, path.open("wb") as file:
+            total, done = int(answer.headers.get("Content-Length") or 0), 0
+            while True:
+                cancel.check()
+                block = answer.read(_CHUNK)
+                if not block:
+                    return
+                file.write(block)
+                done += len(block)
+                say(f"fetching {name}", f"{done >> 20} of {total >> 20} MiB")
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        hint = "a lab without internet keeps the file in a folder: --sources DIR (with SHA256SUMS)"
+        raise errors.StartFailed(f"{name} can't be fetched ({reason})", hint) from None

@@ -1,0 +1,172 @@
+"""The probe, run on this very machine, and what is made of its answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlbox import errors
+from mlbox.core.layer import Facts
+from mlbox.host import image
+from mlbox.host.run import Result
+
+ANSWERS = [
+    "python=/usr/bin/python3", "python_version=3.11.2", "venv=1", "jupyter_module=0", "jupyter=", "code_server=",
+    "sshd=/usr/sbin/sshd", "sftp_server=/usr/lib/openssh/sftp-server", "package_manager=apt-get", "shell=/bin/bash",
+    "machine=x86_64", "kernel=Linux", "path=/usr/bin:/bin", "passwd=root:x:0:0:root:/root:/bin/bash",
+    "passwd=odd=1:x:1:1::/:/bin/sh", "group=root:x:0:",
+]  # fmt: skip
+FACTS = Facts(
+    id="sha256:1", arch="amd64", python="/usr/bin/python3", python_version=(3, 11, 2), venv=True, sshd="/usr/sbin/sshd",
+    sftp_server="/usr/lib/openssh/sftp-server", package_manager="apt-get", shell="/bin/bash", path="/usr/bin:/bin",
+    passwd="root:x:0:0:root:/root:/bin/bash\nodd=1:x:1:1::/:/bin/sh", group="root:x:0:",
+)  # fmt: skip
+
+
+def test_answers() -> None:
+    assert image.parse("sha256:1", ANSWERS) == FACTS
+
+
+def test_an_image_s_own_noise_is_passed_over() -> None:
+    noise = ["== CUDA ==", "", "Container image Copyright (c)", "motd=hello", "python"]
+    assert image.parse("sha256:1", [*noise, *ANSWERS, *noise]) == FACTS
+
+
+def test_nothing_said_is_nothing_there() -> None:
+    assert image.parse("i", []) == Facts(id="i", shell="/bin/sh")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("machine=aarch64", "arch", "arm64"),
+        ("machine=riscv64", "arch", ""),
+        ("kernel=Darwin", "system", "macos"),
+        ("musl=1", "musl", True),
+        ("python_version=3.9.0", "python_version", (3, 9, 0)),
+        ("python_version=three", "python_version", ()),
+        ("path=a=b", "path", "a=b"),
+    ],
+    ids=lambda v: v if isinstance(v, str) and "=" in v else "",
+)
+def test_single_answers(line: str, name: str, value: object) -> None:
+    assert getattr(image.parse("i", [line]), name) == value
+
+
+def probe(environment: dict[str, str] | None = None) -> Facts:
+    done = subprocess.run(
+        ("/bin/sh", "-c", image.PROBE), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+        env=environment,
+    )  # fmt: skip
+    return image.parse("here", done.stdout.splitlines())
+
+
+def test_probe_of_this_machine() -> None:
+    found = probe()
+    assert found.python == shutil.which("python3")
+    assert len(found.python_version) == 3 and found.usable_python
+    assert found.system == "linux" and found.arch in ("amd64", "arm64")
+    assert found.path == os.environ["PATH"]
+    assert found.shell in ("/bin/bash", "/usr/bin/bash", "/bin/sh")
+    assert found.sshd == (shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"]) or "")
+    assert found.passwd.splitlines() == Path("/etc/passwd").read_text().splitlines()
+    assert found.group.splitlines() == Path("/etc/group").read_text().splitlines()
+
+
+def test_probe_where_there_is_nothing(tmp_path: Path) -> None:
+    """An image of a shell and little more."""
+    for name in ("uname",):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    found = probe({"PATH": str(tmp_path)})
+    assert (found.python, found.python_version, found.jupyter, found.package_manager) == ("", (), "", "")
+    assert found.path == str(tmp_path)
+
+
+def test_probe_sees_this_python(tmp_path: Path) -> None:
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    found = probe({**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert found.python == str(tmp_path / "python3")
+    assert found.python_version == sys.version_info[:3]
+
+
+# ---- the memo ------------------------------------------------------------------------------------
+
+
+def test_an_image_is_asked_once(home: Path) -> None:
+    identity = "sha256:" + "ab" * 32
+    assert image.recall(identity) is None
+    assert image.remember(identity, FACTS) == FACTS
+    assert image.recall(identity) == FACTS
+    assert image.recall("sha256:" + "cd" * 32) is None
+
+
+def test_answers_of_an_older_probe_are_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image.remember("sha256:1", FACTS)
+    monkeypatch.setattr(image, "_VERSION", image._VERSION + 1)
+    assert image.recall("sha256:1") is None
+
+
+# ---- the builder's surroundings ------------------------------------------------------------------
+
+
+def test_the_builder_s_environment_is_a_file_of_the_owner_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://ada:s3cret@proxy:3128/'$(id)")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.lab/simple")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "no business of a builder")
+    image.write_environment(tmp_path, {"PREFIX": "/opt/mlbox", "BUILD": str(tmp_path)}, "/ca.pem", "/pip.conf")
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "layer.sh").write_text('printf "%s\\n" "$PREFIX" "$https_proxy" "$PIP_INDEX_URL" "$SSL_CERT_FILE"\n')
+    done = subprocess.run((str(tmp_path / "run"),), env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "/opt/mlbox", "http://ada:s3cret@proxy:3128/'$(id)", "https://pypi.lab/simple", "/ca.pem",
+    ]  # fmt: skip
+    assert "AWS" not in (tmp_path / "run").read_text()
+
+
+def test_the_user_s_pip_settings_hold_in_the_builder(tmp_path: Path, home: Path) -> None:
+    (home / ".config/pip").mkdir(parents=True)
+    (home / ".config/pip/pip.conf").write_text("[global]\n")
+    image.write_environment(tmp_path, {}, "", "/in/pip.conf")
+    assert (tmp_path / "pip.conf").read_text() == "[global]\n"
+    assert "export PIP_CONFIG_FILE=/in/pip.conf\n" in (tmp_path / "run").read_text()
+
+
+def test_progress_says_the_step_and_its_last_line() -> None:
+    said: list[tuple[str, str]] = []
+    on_line = image.step_progress(lambda text, detail="": said.append((text, detail)))
+    for line in (
+        "noise before",
+        "@step 1/2 installing a",
+        "Collecting a",
+        "",
+        "@step 2/2 running the init script",
+        "x" * 200,
+    ):
+        on_line(line)
+    assert said == [
+        ("1/2 installing a", ""), ("1/2 installing a", "Collecting a"), ("2/2 running the init script", ""),
+        ("2/2 running the init script", "x" * 100),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            ("@step 1/2 installing a", "ok", "@step 2/2 running the init script", "boom"),
+            "running the init script failed",
+        ),
+        (("boom",), "preparing the layer failed"),
+    ],
+    ids=["in a step", "before any"],
+)
+def test_a_failed_build_says_where(lines: tuple[str, ...], words: str) -> None:
+    found = image.build_failed(Result(3, lines))
+    assert isinstance(found, errors.StartFailed)
+    assert found.message.startswith(f"{words} (exit 3)") and found.message.endswith("  boom")

@@ -1,0 +1,103 @@
+"""The GPUs of a host, through nvidia-ml-py and a false driver (scripts/labkit/nvml.c)."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labkit import gpus as false
+from labkit.inventory import DRIVER
+
+from mlbox.core.gpu import Gpu
+
+SOURCE = Path(__file__).resolve().parents[2] / "scripts/labkit/nvml.c"
+_ASK = """
+import json, sys
+from dataclasses import asdict
+from mlbox.host import nvml
+found, driver = nvml.gpus()
+json.dump([[asdict(g) for g in found], driver], sys.stdout)
+"""
+IDLE = [false.Gpu(f"GPU-{n}", "NVIDIA A100-SXM4-80GB", f"00000000:{n:02}:00.0", 81920, 400, "8.0", n) for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to build the false driver with")
+    folder = tmp_path_factory.mktemp("driver")
+    flags = ("-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-Wl,-soname,libnvidia-ml.so.1")
+    subprocess.run(("gcc", *flags, "-o", str(folder / "libnvidia-ml.so.1"), str(SOURCE)), check=True)
+    return folder
+
+
+def ask(library: Path, gpus_file: Path) -> tuple[list[Gpu], str]:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library), "FALSE_NVML_GPUS": str(gpus_file)}
+    done = subprocess.run((sys.executable, "-c", _ASK), env=environment, stdout=subprocess.PIPE, check=True)
+    found: Any = json.loads(done.stdout)
+    return [Gpu.from_wire(g) for g in found[0]], found[1]
+
+
+def test_four_gpus_free_busy_lost_and_hot(driver: Path, tmp_path: Path) -> None:
+    mine = os.getpid()
+    box = [
+        IDLE[0],
+        replace(IDLE[1], util=97, procs=(false.Proc(mine, 2048), false.Proc(mine, 1, "G"), false.Proc(2**22 + 1, 512))),
+        replace(IDLE[2], lost=True),
+        replace(IDLE[3], temp=93, power=388),
+    ]
+    (tmp_path / "gpus").write_text(false.render(box))
+    found, version = ask(driver, tmp_path / "gpus")
+    assert version == DRIVER
+    assert [g.index for g in found] == [0, 1, 2, 3]
+    free, busy, lost, hot = found
+    assert (free.uuid, free.name, free.memory, free.obstacle) == ("GPU-0", "NVIDIA A100-SXM4-80GB", 81920, "")
+    assert (busy.utilization, [p.pid for p in busy.processes]) == (97, [mine, 2**22 + 1])
+    assert busy.processes[0].user == getpass.getuser()
+    assert busy.processes[0].command and busy.processes[0].memory == 2048
+    assert (busy.processes[1].user, busy.processes[1].command, busy.processes[1].memory) == ("", "", 512)
+    assert busy.memory_used >= 2048 + 512
+    assert lost.error and lost.obstacle
+    assert (hot.temperature, hot.power, hot.obstacle) == (93, 388, "")
+
+
+def test_a_display_does_not_make_a_gpu_busy(driver: Path, tmp_path: Path) -> None:
+    shown = replace(IDLE[0], procs=(false.Proc(os.getpid(), 300, "G"),))
+    (tmp_path / "gpus").write_text(false.render([shown]))
+    assert ask(driver, tmp_path / "gpus")[0][0].obstacle == ""
+
+
+def test_a_process_of_the_sharing_server_does(driver: Path, tmp_path: Path) -> None:
+    shared = replace(IDLE[0], procs=(false.Proc(os.getpid(), 300, "M"),))
+    (tmp_path / "gpus").write_text(false.render([shared]))
+    assert [p.pid for p in ask(driver, tmp_path / "gpus")[0][0].processes] == [os.getpid()]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no NVIDIA driver"), (false.render([], fail=9), "no NVIDIA driver"), (false.render([], fail=4), "Perm")],
+    ids=["not loaded", "driver not loaded", "no permission"],
+)
+def test_no_gpus_and_why(driver: Path, tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "gpus").write_text(content)
+    found, why = ask(driver, tmp_path / "gpus")
+    assert found == [] and reason.lower() in why.lower()
+
+
+def test_no_library_no_gpus(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    assert ask(tmp_path, tmp_path / "gpus") == ([], "no NVIDIA driver")
+
+
+def test_no_gpus_with_a_driver(driver: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpus").write_text(false.render([]))
+    assert ask(driver, tmp_path / "gpus") == ([], DRIVER)

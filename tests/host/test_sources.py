@@ -1,0 +1,136 @@
+"""Where VS Code's server comes from: never without a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlbox import errors
+from mlbox.core import layer
+from mlbox.host import sources
+from mlbox.host.run import Cancel, Cancelled
+
+NAME = "code-server-4.108.1-linux-amd64.tar.gz"
+CONTENT = b"the release"
+SUM = hashlib.sha256(CONTENT).hexdigest()
+
+
+def say(text: str, detail: str = "") -> None:
+    pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "sources"
+    made.mkdir()
+    (made / NAME).write_bytes(CONTENT)
+    (made / "SHA256SUMS").write_text(f"{'0' * 64}  other.tar.gz\n\n{SUM}  {NAME}\n")
+    return made
+
+
+@pytest.mark.parametrize("star", ["  ", " *"], ids=["text", "binary"])
+def test_a_lab_s_folder(folder: Path, star: str) -> None:
+    (folder / "SHA256SUMS").write_text(f"{SUM}{star}{NAME}\n")
+    assert sources.release(NAME, str(folder), say, Cancel()) == folder
+
+
+def test_a_folder_in_the_home(folder: Path, home: Path) -> None:
+    folder.rename(home / "sources")
+    assert sources.release(NAME, "~/sources", say, Cancel()) == home / "sources"
+
+
+def _damage(folder: Path) -> None:
+    (folder / NAME).write_bytes(CONTENT + b"!")
+
+
+def _no_sums(folder: Path) -> None:
+    (folder / "SHA256SUMS").unlink()
+
+
+def _no_line(folder: Path) -> None:
+    (folder / "SHA256SUMS").write_text(f"{SUM}  x{NAME}\n{SUM}\n{SUM}  {NAME} x\n")
+
+
+def _no_file(folder: Path) -> None:
+    (folder / NAME).unlink()
+
+
+def _other_version(folder: Path) -> None:
+    (folder / NAME).rename(folder / "code-server-4.99.0-linux-amd64.tar.gz")
+
+
+def _no_folder(folder: Path) -> None:
+    folder.rename(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "hint"),
+    [
+        (_damage, "is damaged or not what it should be", "remove or replace"),
+        (_no_sums, "has no SHA256SUMS", "sha256sum"),
+        (_no_line, f"has no line for {NAME}", "sha256sum"),
+        (_no_file, f"has no {NAME}", "put it there"),
+        (_other_version, f"has no {NAME}", "4.99.0-linux-amd64.tar.gz: choose with --vscode-version"),
+        (_no_folder, f"has no {NAME}", "put it there"),
+    ],
+    ids=["damaged", "no sums", "no line", "no file", "another version", "no folder"],
+)
+def test_what_is_not_as_it_should_be_is_not_used(
+    folder: Path, prepare: Callable[[Path], None], words: str, hint: str
+) -> None:
+    prepare(folder)
+    with pytest.raises(errors.StartFailed, match=words) as caught:
+        sources.release(NAME, str(folder), say, Cancel())
+    assert hint in caught.value.hint
+
+
+def test_a_version_without_a_known_checksum_is_not_fetched() -> None:
+    with pytest.raises(errors.StartFailed, match=r"knows no checksum for code-server-9\.9\.9") as caught:
+        sources.release("code-server-9.9.9-linux-amd64.tar.gz", "", say, Cancel())
+    assert layer.CODE_SERVER in caught.value.hint and "--sources" in caught.value.hint
+
+
+def pinned(monkeypatch: pytest.MonkeyPatch, release: Path, checksum: str = SUM) -> None:
+    """The makers' release is a file here."""
+    monkeypatch.setitem(layer.CODE_SERVER_SHA256, NAME[len("code-server-") : -len(".tar.gz")], checksum)
+    monkeypatch.setattr(layer, "CODE_SERVER_URL", release.parent.as_uri() + "/{file}")
+
+
+def test_what_was_fetched_is_kept_and_checked_each_time(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned(monkeypatch, folder / NAME)
+    cache = home / "cache/mlbox/sources"
+    assert sources.release(NAME, "", say, Cancel()) == cache
+    assert (os.listdir(cache), (cache / NAME).read_bytes()) == ([NAME], CONTENT)
+    (folder / NAME).unlink()
+    assert sources.release(NAME, "", say, Cancel()) == cache
+    (cache / NAME).write_bytes(b"changed")
+    with pytest.raises(errors.StartFailed, match="is damaged"):
+        sources.release(NAME, "", say, Cancel())
+
+
+@pytest.mark.parametrize("case", ["other content", "not there"])
+def test_nothing_is_kept_of_a_bad_download(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    pinned(monkeypatch, folder / NAME, "0" * 64)
+    if case == "not there":
+        (folder / NAME).unlink()
+    with pytest.raises(errors.StartFailed, match="is damaged" if case == "other content" else "can't be fetched"):
+        sources.release(NAME, "", say, Cancel())
+    assert os.listdir(home / "cache/mlbox/sources") == []
+
+
+def test_fetching_can_be_cancelled(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned(monkeypatch, folder / NAME)
+    read, write = os.pipe()
+    os.close(write)
+    with pytest.raises(Cancelled):
+        sources.release(NAME, "", say, Cancel((read,)))
+    os.close(read)
+    assert os.listdir(home / "cache/mlbox/sources") == []

@@ -1,0 +1,338 @@
+"""Files on a host: private, whole, and never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlbox import errors
+from mlbox.core import ids
+from mlbox.core.session import Mount, Spec
+from mlbox.host import store
+from mlbox.host.store import Job, Store
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+# ---- private folders -----------------------------------------------------------------------------
+
+
+def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    made = store.private_folder(tmp_path / "a/b")
+    assert (made, mode(made)) == (tmp_path / "a/b", 0o700)
+
+
+def test_an_open_folder_of_ours_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(0o777)
+    assert mode(store.private_folder(tmp_path / "a")) == 0o700
+
+
+def _symlink(path: Path) -> None:
+    (path.parent / "target").mkdir()
+    path.symlink_to("target")
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _file(path: Path) -> None:
+    path.write_text("")
+
+
+@pytest.mark.parametrize("prepare", [_symlink, _dangling, _file], ids=["symlink", "dangling", "file"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+    prepare(tmp_path / "a")
+    with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+        store.private_folder(tmp_path / "a")
+
+
+@needs_root
+def test_another_user_s_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    os.chown(tmp_path / "a", 65534, 65534)
+    with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+        store.private_folder(tmp_path / "a")
+
+
+# ---- whole files ---------------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    store.write_whole(path, b"one")
+    store.write_whole(path, b"two")
+    assert (path.read_bytes(), mode(path), sorted(os.listdir(tmp_path))) == (b"two", 0o600, ["a", "home"])
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a").symlink_to("victim")
+    store.write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "a").is_symlink()
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".a.{os.getpid()}").symlink_to("victim")
+    with pytest.raises(OSError, match="symbolic"):
+        store.write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_nothing_is_left_where_a_file_cannot_be_put(tmp_path: Path) -> None:
+    (tmp_path / "a/full").mkdir(parents=True)
+    with pytest.raises(OSError):
+        store.write_whole(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == ["a", "home"]
+
+
+# ---- reading what others may have written --------------------------------------------------------
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link_to_json(path: Path) -> None:
+    (path.parent / "real").write_text("{}")
+    path.symlink_to("real")
+
+
+def _content(content: bytes) -> Callable[[Path], None]:
+    return lambda path: store.write_whole(path, content)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda path: None,
+        _link_to_json,
+        _dangling,
+        _fifo,
+        lambda path: path.mkdir(),
+        _file,
+        _content(b'{"event": "submi'),
+        _content(b"\xff\xfe{}"),
+        _content(b"[" * 500_000),
+        _content(b'"' + b"x" * store.MAX_FILE + b'"'),
+        _content(b"NaN,"),
+    ],
+    ids=["absent", "symlink", "dangling", "fifo", "folder", "empty", "torn", "not utf-8", "deep", "large", "no json"],
+)
+def test_what_is_no_small_json_file_counts_as_absent(tmp_path: Path, prepare: Callable[[Path], object]) -> None:
+    prepare(tmp_path / "a")
+    assert store.read_json(tmp_path / "a") is None
+
+
+def test_a_path_through_a_file_counts_as_absent(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    assert store.read_json(tmp_path / "a/b") is None
+
+
+def test_json_up_to_the_limit_is_read(tmp_path: Path) -> None:
+    text = "x" * (store.MAX_FILE - 2)
+    store.write_whole(tmp_path / "a", json.dumps(text).encode())
+    assert store.read_json(tmp_path / "a") == text
+
+
+def test_no_descriptor_is_lost_on_odd_files(tmp_path: Path) -> None:
+    _fifo(tmp_path / "fifo")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        store.read_json(tmp_path / "fifo")
+        store.read_json(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- the log -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Job:
+    (tmp_path / "job/ev").mkdir(parents=True)
+    return Job("01ARYZ6S41TSV4RRFFQ69G5FAV", tmp_path / "job", tmp_path / "boot")
+
+
+def slots(job: Job) -> list[str]:
+    return sorted(os.listdir(job.folder / "ev"))
+
+
+def test_events_fill_slots_in_their_order(log: Job) -> None:
+    assert log.append("submitted", {"by": "ada"})
+    assert log.append("claimed", {"gpus": ["GPU-1"]})
+    assert slots(log) == ["000001", "000002"]
+    assert [e["event"] for e in log.events()] == ["submitted", "claimed"]
+    assert log.state().facts == {"by": "ada", "gpus": ["GPU-1"]}
+    assert mode(log.folder / "ev/000001") == 0o600
+
+
+def test_an_event_that_is_not_legal_leaves_no_slot(log: Job) -> None:
+    assert not log.append("started", {})
+    log.append("submitted", {})
+    log.append("failed", {})
+    for event in ("finished", "failed", "claimed", "submitted", "nonsense"):
+        assert not log.append(event, {})
+    assert slots(log) == ["000001", "000002"]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b"", b'{"event": "cla', b"[]", b"7", b"x" * (store.MAX_FILE + 1)],
+    ids=["empty", "torn", "list", "7", "large"],
+)
+def test_a_torn_slot_ends_the_log_and_is_taken_again(log: Job, torn: bytes) -> None:
+    log.append("submitted", {})
+    store.write_whole(log.folder / "ev/000002", torn)
+    assert log.state().name == "submitted"
+    assert log.append("claimed", {"by": "the next one"})
+    assert slots(log) == ["000001", "000002"]
+    assert log.state().facts == {"by": "the next one"}
+
+
+def test_one_of_many_gets_the_slot(log: Job) -> None:
+    """Processes that append at the same moment: one event is on record, and one of them is told so."""
+    log.append("submitted", {})
+    for _ in range(8):
+        (log.folder / "ev/000002").unlink(missing_ok=True)
+        go_r, go_w = os.pipe()
+        told_r, told_w = os.pipe()
+        children = []
+        for number in range(4):
+            child = os.fork()
+            if child == 0:
+                os.close(go_w)
+                os.read(go_r, 1)
+                os.write(told_w, bytes([number]) if log.append("claimed", {"by": number}) else b"\xff")
+                os._exit(0)
+            children.append(child)
+        for descriptor in (go_r, go_w, told_w):
+            os.close(descriptor)
+        for child in children:
+            os.waitpid(child, 0)
+        told = os.read(told_r, 64)
+        os.close(told_r)
+        winners = [number for number in told if number != 255]
+        assert (len(told), winners) == (4, [log.state().facts["by"]])
+        assert slots(log) == ["000001", "000002"]
+
+
+# ---- a session's folders -------------------------------------------------------------------------
+
+SPEC = Spec(
+    name="kind-otter", image="x", runtime="docker", env={"TOKEN": "s3cret-value"}, mounts=(Mount("/a", "/b", True),),
+    packages=("einops",), extension_files={"mine.vsix": "eA=="},
+)  # fmt: skip
+
+
+@pytest.fixture
+def found(home: Path) -> Store:
+    return Store()
+
+
+@pytest.fixture
+def job(found: Store) -> Iterator[Job]:
+    made = found.create(ids.ulid(1, secrets.token_bytes(10)), SPEC)
+    yield made
+    found.forget(made)
+
+
+def test_the_root_is_the_data_home(home: Path) -> None:
+    assert Store().root == home / "data/mlbox"
+    assert Store(Path("/share")).root == Path("/share")
+
+
+def test_create(found: Store, job: Job) -> None:
+    assert job.spec().name == "kind-otter"
+    assert [j.id for j in found.live_jobs()] == [job.id]
+    for folder in (job.folder, job.boot_folder, job.sockets, job.conf, job.logs):
+        assert mode(folder) == 0o700
+    assert mode(job.boot_folder.parent) == 0o700
+    assert len(str(job.sockets / "jupyter.sock")) < 100
+
+
+def test_no_value_of_the_environment_is_kept(found: Store, job: Job) -> None:
+    files = [p for top in (found.root, job.boot_folder) for p in top.rglob("*") if p.is_file()]
+    assert files
+    assert not [p for p in files if b"s3cret-value" in p.read_bytes()]
+    assert dict(job.spec().env) == {"TOKEN": ""}
+
+
+def test_a_spec_with_a_large_extension_can_be_read_back(found: Store) -> None:
+    large = Spec(extension_files={"mine.vsix": "A" * 2 * store.MAX_FILE})
+    made = found.create(ids.ulid(1, secrets.token_bytes(10)), large)
+    try:
+        assert list(made.spec().extension_files) == ["mine.vsix"]
+    finally:
+        found.forget(made)
+
+
+@pytest.mark.xfail(reason="spec.json above MAX_FILE can't be read back, and every later call fails on it", strict=True)
+@pytest.mark.parametrize("name", ["requirements", "init_script"])
+def test_a_spec_with_a_large_file_can_be_read_back(found: Store, name: str) -> None:
+    large = Spec(**{name: "#" * 2 * store.MAX_FILE})  # type: ignore[arg-type]
+    made = found.create(ids.ulid(1, secrets.token_bytes(10)), large)
+    try:
+        assert made.spec().name == ""
+    finally:
+        found.forget(made)
+
+
+def test_end_keeps_the_logs_and_nothing_else_of_this_boot(found: Store, job: Job) -> None:
+    (job.logs / "jupyter.log").write_text("it ended")
+    (job.conf / "session.json").write_text("t0ken")
+    found.end(job)
+    assert (job.attempt / "log/jupyter.log").read_text() == "it ended"
+    assert not job.boot_folder.exists()
+    assert found.live_jobs() == []
+    assert job.spec().name == "kind-otter"
+    found.end(job)  # twice does no harm
+
+
+def test_forget_leaves_nothing(found: Store, job: Job) -> None:
+    found.forget(job)
+    assert not job.folder.exists() and not job.boot_folder.exists()
+    assert found.live_jobs() == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../etc", "x" * 26, "8" + "0" * 25, "01aryz6s41tsv4rrffq69g5fav"])
+def test_what_is_no_id_names_no_folder(found: Store, name: str) -> None:
+    with pytest.raises(errors.NotFound):
+        found.job(name)
+
+
+def test_odd_names_among_the_live_ones_are_passed_over(found: Store, job: Job) -> None:
+    for name in ("notes.txt", "..x", "0" * 26, "01ARYZ6S41TSV4RRFFQ69G5FAV"):
+        (found.live / name).write_text("")
+    assert [j.id for j in found.live_jobs()] == [job.id]
+
+
+def test_a_job_without_a_spec_is_said(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound, match="no readable spec"):
+        Job("01ARYZ6S41TSV4RRFFQ69G5FAV", tmp_path, tmp_path).spec()
+
+
+@needs_root
+@pytest.mark.xfail(reason="ROOT/hosts/<host>/live and ROOT/users are the first user's alone (0700, 0755)", strict=True)
+def test_a_lab_s_root_serves_a_second_user(tmp_path: Path) -> None:
+    shared = Store(tmp_path / "share")
+    shared.root.mkdir(mode=0o1777)
+    shared.root.chmod(0o1777)
+    made = shared.create(ids.ulid(1, secrets.token_bytes(10)), SPEC)
+    try:
+        for folder in (shared.live, shared.root / "users"):
+            assert mode(folder) & 0o003 == 0o003
+    finally:
+        shared.forget(made)

@@ -1,0 +1,236 @@
+"""The command line: parse, pick a verb, map errors to exit codes. Verbs are imported only when called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlbox import __version__, errors
+
+EPILOG = """\
+exit codes: 0 done; 1 failed; 2 wrong usage; 3 can't be had there (GPUs, image, space); 4 host not reached;
+5 host not ready (python, engine, rights); 6 no such session; 7 did not come up; 70 a bug; 130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise errors.Usage(message, f"{self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mlbox", description="A GPU work place over nothing but SSH.", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"mlbox {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_session(verbs)
+    status = verbs.add_parser("status", help="every host's GPUs, who holds them, and the sessions there")
+    status.add_argument(
+        "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
+    )
+    _common(status)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="mlbox's folder on the host (default: the user's data home there)"
+    )
+
+
+def _add_session(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "session", help="start an interactive session (Jupyter, VS Code, SSH) and attach to it",
+        usage="mlbox session [HOST] [options]\n       mlbox session {list|info|attach|shutdown} …",
+        description="Start a session on HOST (any name that `ssh` knows, or `local`), or join the one that runs there.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("host", nargs="?", metavar="HOST")
+    what = parser.add_argument_group("the session")
+    what.add_argument(
+        "--gpus",
+        metavar="N|NAME[:N]|UUIDS",
+        help="how many, of which name, or exactly which (default: 1 if there is any)",
+    )
+    what.add_argument("--image", metavar="I", help="container image; without one the session runs in no container")
+    what.add_argument("--name", help="its name (default: one is made up)")
+    what.add_argument("--user-folder", metavar="DIR", help="the host's folder to work in (default: ~/mlbox)")
+    what.add_argument("--packages", action="append", metavar="P", help="pip packages to add; comma or repeat")
+    what.add_argument("--requirements", metavar="F", help="a pip requirements file to add")
+    what.add_argument("--init-script", metavar="F", help="a script to run once, when the image's layer is built")
+    what.add_argument(
+        "--vscode-extensions", action="append", metavar="E", help="publisher.name or a .vsix file; comma or repeat"
+    )
+    for name, title in (("jupyter", "Jupyter Lab"), ("vscode", "VS Code")):
+        what.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=f"{title} (default: where it can be had)",
+        )
+    what.add_argument(
+        "--env", action="append", metavar="K=V", help="a variable inside; repeat (K alone: its value here)"
+    )
+    what.add_argument("--mount", action="append", metavar="H:C[:ro]", help="a host folder inside the container; repeat")
+    what.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
+    what.add_argument("--runtime", choices=("docker", "process"), help="container engine, or process (no container)")
+    what.add_argument(
+        "--user", choices=("uid", "root"), help="the user inside: yours (default), or the container's root"
+    )
+    what.add_argument("--jupyter-version", metavar="V", help="the JupyterLab to add")
+    what.add_argument("--vscode-version", metavar="V", help="the code-server to add")
+    what.add_argument("--sources", metavar="DIR", help="the host's folder with code-server archives and SHA256SUMS")
+    what.add_argument(
+        "--start-timeout", type=int, metavar="S", help="seconds a service may take to answer (default: 120)"
+    )
+    how = parser.add_argument_group("the command")
+    how.add_argument("-f", "--file", metavar="session.yaml", help="settings from a file; flags win")
+    how.add_argument("--new", action="store_true", help="start another one even if one is running")
+    how.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
+    how.add_argument("--detach", action="store_true", help="start it and leave")
+    how.add_argument("--dry-run", action="store_true", help="say what would be started")
+    how.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+    _common(parser)
+
+
+def _session_verbs() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mlbox session", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+    listing = verbs.add_parser("list", help="your running sessions")
+    listing.add_argument("hosts", nargs="*", metavar="HOST")
+    for name, text in (("info", "one session's facts"), ("attach", "join a session"), ("shutdown", "end a session")):
+        one = verbs.add_parser(name, help=text)
+        one.add_argument(
+            "session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one"
+        )
+        one.add_argument("--host", default="", help="where it runs (default: remembered, or all known hosts are asked)")
+    for sub in verbs.choices.values():
+        _common(sub)
+    return parser
+
+
+SESSION_VERBS = ("list", "info", "attach", "shutdown")
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if list(argv[:1]) == ["session"] and argv[1:2] and argv[1] in SESSION_VERBS:
+        return _run_session_verb(_session_verbs().parse_args(argv[1:]))
+    arguments = _parser().parse_args(argv)
+    if arguments.verb == "session":
+        return _run_session(arguments)
+    from mlbox.client.commands import status
+
+    return status.run(arguments.hosts, _config(arguments), arguments.json)
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    from dataclasses import replace
+
+    from mlbox.client import state
+
+    config = state.config()
+    if arguments.ssh_config:
+        config = replace(config, ssh_config=arguments.ssh_config)
+    return replace(config, root=arguments.root) if arguments.root else config
+
+
+_PLAIN_SETTINGS = [
+    "host",
+    "name",
+    "gpus",
+    "image",
+    "runtime",
+    "user",
+    "user_folder",
+    "requirements",
+    "init_script",
+    "jupyter",
+    "vscode",
+    "jupyter_version",
+    "vscode_version",
+    "sources",
+    "start_timeout",
+]
+
+
+def _run_session(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from mlbox.client import answers
+    from mlbox.client.commands import session
+
+    said = {name: getattr(arguments, name) for name in _PLAIN_SETTINGS}
+    for name in ("packages", "vscode_extensions"):
+        given = getattr(arguments, name)
+        said[name] = tuple(item for word in given for item in word.split(",") if item) if given is not None else None
+    for name in ("env", "mount"):
+        given = getattr(arguments, name)
+        said[name] = tuple(given) if given is not None else None
+    said["engine_args"] = tuple(shlex.split(arguments.engine_args)) if arguments.engine_args is not None else None
+    from_flags = answers.Answers(**said)
+    from_file = answers.from_yaml(Path(arguments.file)) if arguments.file else answers.Answers()
+    options = session.Options(
+        arguments.new, arguments.detach, arguments.yes, arguments.json, arguments.dry_run, arguments.fresh
+    )
+    return session.run(from_flags.over(from_file), _config(arguments), options)
+
+
+def _run_session_verb(arguments: argparse.Namespace) -> int:
+    from mlbox.client.commands import attach, shutdown
+
+    config = _config(arguments)
+    if arguments.verb == "list":
+        return attach.list_all(arguments.hosts, config, arguments.json)
+    if arguments.verb == "info":
+        return attach.info(arguments.session, arguments.host, config, arguments.json)
+    if arguments.verb == "attach":
+        return attach.run(arguments.session, arguments.host, config, arguments.json)
+    return shutdown.end(
+        attach.find(arguments.session, arguments.host, config), arguments.session, config, arguments.json
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given == ["--version"]:
+        print(f"mlbox {__version__}")
+        return 0
+    try:
+        return _dispatch(given)
+    except errors.MlboxError as error:
+        from mlbox.client import output
+
+        output.failure(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output had enough
+        return 0
+    except Exception as error:  # a bug: keep what is needed to report it
+        return _report_bug(error, given)
+
+
+def _report_bug(error: Exception, argv: Sequence[str]) -> int:
+    import platform
+    import traceback
+
+    from mlbox.client import output, state
+
+    verb = " ".join(argv[:1])  # not the rest: --env values are secrets
+    where = f"Python {platform.python_version()}, {platform.platform()}"
+    report = f"mlbox {__version__}, {where}, verb: {verb}\n{traceback.format_exc()}"
+    path = state.home() / "bug.txt"
+    try:
+        state.write(path, report)
+    except OSError:
+        print(report, file=sys.stderr)
+    output.failure(f"this is a bug in mlbox: {type(error).__name__}: {error}", f"report it with {path}")
+    return 70

@@ -1,0 +1,161 @@
+"""mlbox session attach, info and list: find sessions wherever they run, and join one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import output, state, transports
+from mlbox.client.attached import Attached, Reach, block
+from mlbox.client.commands import session as sessions
+from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.remote import Host
+from mlbox.core import text
+
+Json = dict[str, Any]
+
+
+def summary(session: Json) -> str:
+    parts = [text.count(len(session["gpus"]), "GPU"), text.safe(session["image"]) or "no container"]
+    if session["since"]:
+        parts.append(f"{session['state']} {text.duration(time.time() - session['since'])} ago")
+    return ", ".join(parts)
+
+
+def reach(session: Json) -> Reach:
+    return Reach(session["id"], session["name"], session["services"], session["guest_socket"])
+
+
+def public(session: Json) -> Json:
+    """Facts for --json; the URLs carry their tokens, nothing else does."""
+    keys = ("id", "name", "gpus", "image", "runtime", "absent")
+    return {key: session[key] for key in keys if key in session}
+
+
+def told(host: Host, session: Json, as_json: bool) -> int:
+    """A detached start: where it is, and how to come to it."""
+    if as_json:
+        output.facts({**public(session), "host": host.name})
+        return 0
+    print(f"Interactive session is running:  {output.bold(session['name'])}  (job {session['id']}) on {host.name}")
+    for name, why in session.get("absent", {}).items():
+        output.warn(f"{name} is not there: {why}")
+    print(f"Attach:  mlbox session attach {session['name']}")
+    return 0
+
+
+def find(wanted: str, host: str, config: state.Config) -> Host:
+    """The host of a session: named, remembered, or found by asking all known hosts. Raises NotFound."""
+    if host:
+        return Host(transports.make(host, config))
+    known = state.load("sessions.json")
+    matching = [s["host"] for id_, s in known.items() if wanted in (id_, s["name"])] if wanted else []
+    if len(set(matching)) == 1:
+        return Host(transports.make(matching[0], config))
+    replies = ask_all(known_hosts(config), "sessions", {}, config)
+    there = {
+        name
+        for name, reply in replies.items()
+        if not isinstance(reply, errors.MlboxError)
+        for s in reply["sessions"]
+        if _is(s, wanted)
+    }
+    if len(there) == 1:
+        return Host(transports.make(there.pop(), config))
+    unasked = [f"{name} did not answer: {r.message}" for name, r in replies.items() if isinstance(r, errors.MlboxError)]
+    if there:
+        raise errors.NotFound(
+            f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
+        )
+    what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
+    raise errors.NotFound(
+        f"{what} is running on {', '.join(replies)}", "\n".join(unasked) or "mlbox session HOST starts one"
+    )
+
+
+def _is(session: Json, wanted: str) -> bool:
+    return wanted in ("", session["id"], session["name"]) or session["id"].startswith(wanted.upper())
+
+
+def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
+    return join(find(wanted, host, config), wanted, config, detach=False, as_json=as_json)
+
+
+def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool) -> int:
+    found = _reveal(host, wanted, config)
+    if detach:
+        return told(host, found, as_json)
+    with output.Progress() as progress:
+        progress.say("connecting the tunnels")
+        attached = Attached(host, reach(found), config, progress.keep)
+        try:
+            attached.dial()
+            attached.wait_up()
+        except BaseException:
+            attached.close()
+            raise
+    return sessions.work(host, attached, found, config, as_json)
+
+
+def _reveal(host: Host, wanted: str, config: state.Config) -> Json:
+    """What it takes to reach it; this laptop's keys are let in from now on."""
+    keys = list(host.transport.public_keys())
+    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys, "root": config.root})
+    return dict(reply["session"])
+
+
+def info(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
+    where = find(wanted, host, config)
+    found = where.call("sessions", {"session": wanted, "root": config.root})["session"]
+    if as_json:
+        output.facts({**found, "host": where.name})
+        return 0
+    print(f"{output.bold(found['name'])}  {found['id']}  on {where.name}")
+    for key in ("state", "runtime", "image", "user"):
+        if found[key]:
+            print(f"  {key + ':':<9}{text.safe(str(found[key]))}")
+    print(f"  gpus:    {', '.join(found['gpus']) or 'none'}")
+    print(f"  since:   {text.duration(time.time() - found['since'])} ago")
+    for name, why in found.get("trouble", {}).items():
+        output.warn(f"{name}: {why}")
+    print(f"Attach:  mlbox session attach {found['name']}")
+    return 0
+
+
+def logs(host: Host, wanted: str, config: state.Config) -> str:
+    """The ends of its services' logs, other people's escapes made harmless."""
+    reply = host.call("sessions", {"session": wanted, "logs": True, "root": config.root})
+    return "\n".join(f"--- {name}\n{text.safe(content)}" for name, content in reply["logs"].items())
+
+
+def list_all(hosts: list[str], config: state.Config, as_json: bool) -> int:
+    names = hosts or known_hosts(config)
+    replies = ask_all(names, "sessions", {}, config)
+    rows = [
+        {**s, "host": name}
+        for name, r in replies.items()
+        if not isinstance(r, errors.MlboxError)
+        for s in r["sessions"]
+    ]
+    failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
+    if as_json:
+        output.facts(rows)
+    elif rows:
+        table = [
+            (s["name"], s["id"], s["host"], s["state"], str(len(s["gpus"])), s["image"] or "(process)", _age(s))
+            for s in rows
+        ]
+        output.table(("NAME", "ID", "HOST", "STATE", "GPUS", "IMAGE", "AGE"), table)
+    elif not failed:
+        output.note(f"no session of yours is running on {', '.join(names)}")
+    for name, error in failed.items():
+        output.warn(f"{name}: {error.message}")
+    return next(iter(failed.values())).exit_code if failed and len(failed) == len(replies) else 0
+
+
+def _age(session: Json) -> str:
+    return text.duration(time.time() - session["since"]) if session["since"] else "-"
+
+
+__all__ = ["block", "find", "info", "join", "list_all", "logs", "public", "reach", "run", "summary", "told"]

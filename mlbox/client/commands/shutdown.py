@@ -1,0 +1,21 @@
+"""mlbox session shutdown: end a session; its container is gone and its GPUs are free on return."""
+
+from __future__ import annotations
+
+from mlbox.client import output, state
+from mlbox.client.remote import Host
+from mlbox.core import text
+
+
+def end(host: Host, wanted: str, config: state.Config, as_json: bool) -> int:
+    with output.Progress() as progress:
+        progress.say(f"ending the session on {host.name}")
+        reply = host.call("shutdown", {"session": wanted, "root": config.root})
+    ended = reply["session"]
+    state.update("sessions.json", ended["id"], None)
+    if as_json:
+        output.facts({"id": ended["id"], "name": ended["name"], "freed": reply["freed"]})
+    else:
+        freed = f"; {text.count(len(reply['freed']), 'GPU')} free again" if reply["freed"] else ""
+        print(f"{ended['name']} has ended{freed}")
+    return 0

@@ -1,0 +1,80 @@
+"""mlbox status: every host's GPUs, who holds and uses them, and the sessions there. All hosts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import output, state, transports
+from mlbox.client.remote import Host
+from mlbox.core import text
+from mlbox.core.gpu import Gpu
+
+Json = dict[str, Any]
+
+
+def known_hosts(config: state.Config) -> list[str]:
+    """The configured hosts; without any, those seen before; without those, this machine."""
+    return list(config.hosts) or sorted(state.load("hosts.json")) or [transports.LOCAL]
+
+
+def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -> dict[str, Json | errors.MlboxError]:
+    """Each host's reply, or why there is none; a dead host costs one time-out, not one each."""
+
+    def one(name: str) -> Json | errors.MlboxError:
+        try:
+            return Host(transports.make(name, config)).call(verb, {**args, "root": config.root})
+        except errors.MlboxError as error:
+            return error
+
+    if len(hosts) == 1:
+        return {hosts[0]: one(hosts[0])}
+    with ThreadPoolExecutor(min(32, len(hosts))) as pool:
+        return dict(zip(hosts, pool.map(one, hosts)))
+
+
+def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
+    names = list(dict.fromkeys(hosts)) or known_hosts(config)
+    found = ask_all(names, "status", {}, config)
+    failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
+    if as_json:
+        output.facts([_as_json(name, reply) for name, reply in found.items()])
+    else:
+        for number, (name, reply) in enumerate(found.items()):
+            if number:
+                print()
+            _print(name, reply)
+    return failed[0].exit_code if len(failed) == len(found) else 0
+
+
+def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
+    if isinstance(reply, errors.MlboxError):
+        return {"host": name, "error": {"kind": reply.kind, "message": reply.message}}
+    return {**reply, "host": name}
+
+
+def _print(name: str, reply: Json | errors.MlboxError) -> None:
+    if isinstance(reply, errors.MlboxError):
+        print(f"{output.bold(name)}  {text.safe(reply.message)}")
+        return
+    gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
+    free = sum(not g.obstacle for g in gpus)
+    summary = f"{free} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
+    print(f"{output.bold(name)}  {summary} · load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}")
+    if gpus:
+        output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
+    ids = {g.uuid: str(g.index) for g in gpus}
+    for session in reply["sessions"]:
+        where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
+        print(f"session {text.safe(session['name'])}  {session['state']}" + (f" on GPU {where}" if where else ""))
+
+
+def _row(gpu: Gpu) -> tuple[str, ...]:
+    memory = f"{text.mebibytes(gpu.memory_used)} / {text.mebibytes(gpu.memory)}" if gpu.memory else "shared"
+    if gpu.error:
+        return str(gpu.index), gpu.name, "-", "-", "-", f"out of order: {gpu.error}"
+    return (
+        str(gpu.index), gpu.name, memory, f"{gpu.utilization}%", f"{gpu.temperature}°C", gpu.obstacle or "free",
+    )  # fmt: skip

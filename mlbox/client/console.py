@@ -1,0 +1,99 @@
+"""The few keys of an attached session. Without a terminal: stay until told to stop, or until the session ends."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Callable
+
+from mlbox.client import output, ssh_config
+from mlbox.client.attached import Attached
+
+MENU = "[r]econnect  [s]hell  [l]ogs  [d]etach (the session stays)  [shutdown]"
+HELP = """\
+  r, reconnect   dial the tunnels anew; the local ports stay the same
+  s, shell       a shell inside the session
+  l, logs        the end of its log
+  d, detach      leave; the session goes on (^C does the same)
+  shutdown       end the session and free its GPUs
+  h, help        this"""
+
+
+class Console:
+    """`run` returns what was asked for: detach, shutdown, or ended."""
+
+    def __init__(self, attached: Attached, logs: Callable[[], str]) -> None:
+        self._attached, self._logs = attached, logs
+        self._wake_r, self._wake_w = os.pipe()
+        self._told = ""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGHUP, self._stop)
+
+    def run(self) -> str:
+        threading.Thread(target=self._await_end, daemon=True).start()
+        asking = output.may_ask()
+        if asking:
+            print(MENU, flush=True)
+        try:
+            return self._loop(asking)
+        except KeyboardInterrupt:
+            return "detach"
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._told = "detach"
+        os.write(self._wake_w, b"x")
+
+    def _await_end(self) -> None:
+        self._attached.ended.wait()
+        self._told = "ended"
+        os.write(self._wake_w, b"x")
+
+    def _loop(self, asking: bool) -> str:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_r, selectors.EVENT_READ)
+            if asking:
+                selector.register(sys.stdin, selectors.EVENT_READ)
+            while True:
+                if asking:
+                    print("> ", end="", flush=True)
+                ready = {key.fd for key, _ in selector.select()}
+                if self._wake_r in ready:
+                    return self._told
+                line = os.read(sys.stdin.fileno(), 4096)
+                if not line:
+                    return "detach"
+                chosen = self._do(line.decode(errors="replace").strip().lower())
+                if chosen:
+                    return chosen
+
+    def _do(self, word: str) -> str:
+        if word in ("d", "detach", "q", "quit"):
+            return "detach"
+        if word == "shutdown":
+            return "shutdown"
+        if word in ("r", "reconnect"):
+            self._attached.reconnect()
+        elif word in ("s", "shell"):
+            self._shell()
+        elif word in ("l", "logs"):
+            print(self._logs())
+        elif word in ("", "h", "help", "?"):
+            print(HELP)
+        else:
+            print(f"  there is no {word!r}\n{HELP}")
+        return ""
+
+    def _shell(self) -> None:
+        if "ssh" not in self._attached.reach.services:
+            print("  the session has no SSH server")
+            return
+        ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the shell's
+        try:
+            subprocess.run(("ssh", "-F", str(ssh_config.top()), self._attached.reach.name))
+        finally:
+            signal.signal(signal.SIGINT, ignored)

@@ -1,0 +1,51 @@
+"""SSH by name to attached sessions: `ssh -F <state>/ssh_config NAME`, or plain `ssh NAME` once that file is included.
+
+One file per attached session, made when its tunnel is up and removed with it. The session's own host key is
+known by the session's id, not by its port, so a port that another session had before raises no false alarm;
+and by the port as well, for `ssh -p PORT localhost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlbox.client import state
+
+
+def top() -> Path:
+    return state.home() / "ssh_config"
+
+
+def _folder() -> Path:
+    return state.home() / "ssh.d"
+
+
+def add(session: str, name: str, port: int, user: str, host_key: str, identity_files: Sequence[str]) -> None:
+    known, alias = _folder() / f"{name}.known_hosts", f"mlbox-{session}"
+    state.write(known, f"{alias},[localhost]:{port},[127.0.0.1]:{port} {host_key}\n")
+    identities = "".join(f'  IdentityFile "{file}"\n' for file in identity_files)
+    verified = f'  UserKnownHostsFile "{known}"\n  StrictHostKeyChecking yes\n'
+    address = f"  HostName 127.0.0.1\n  Port {port}\n  HostKeyAlias {alias}\n  User {user}\n"
+    by_name = f"Host {name}\n{address}{verified}{identities}"
+    by_port = f'Match host localhost,127.0.0.1 exec "test %p = {port}"\n{verified}{identities}'
+    state.write(_folder() / f"{name}.conf", by_name + by_port)
+    state.write(
+        top(),
+        "# Written by mlbox: the attached sessions. Include it from ~/.ssh/config if you like.\n"
+        f'Include "{_folder()}/*.conf"\n',
+    )
+
+
+def remove(name: str) -> None:
+    for suffix in ("conf", "known_hosts"):
+        (_folder() / f"{name}.{suffix}").unlink(missing_ok=True)
+
+
+def command(name: str) -> str:
+    """What to type; short where the user's own configuration includes ours."""
+    try:
+        included = str(top()) in (Path.home() / ".ssh/config").read_text()
+    except OSError:
+        included = False
+    return f"ssh {name}" if included else f"ssh -F {top()} {name}"

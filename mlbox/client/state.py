@@ -1,0 +1,143 @@
+"""What the laptop keeps between runs. Nothing here is secret, and nothing here is needed: it saves typing and trips.
+
+~/.local/state/mlbox/   last.json      the last answers per host (never environment values)
+                        hosts.json     hosts seen, and which host part each has
+                        sessions.json  where sessions were started: their name, id and host
+                        ssh_config     `ssh -F` this, or Include it: the attached sessions by name
+~/.config/mlbox/config.toml            the user's own defaults (conf/config.toml explains them)
+runtime folder, 0700                   connection sockets; a socket's path must stay short
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+
+Json = dict[str, Any]
+
+
+def home() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "mlbox"
+
+
+def runtime() -> Path:
+    """A private folder with a short name for sockets; raises HostUnready where it is not ours."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = Path(base) / "mlbox" if base and len(base) < 30 else Path(f"/tmp/mlbox-client-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise errors.HostUnready(f"{folder} is not a private folder of yours", f"remove it, or chmod 700 {folder}")
+    return folder
+
+
+def write(path: Path, content: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def load(name: str) -> Json:
+    """A state file; what is damaged counts as empty, for it only saves typing."""
+    try:
+        found = json.loads((home() / name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def update(name: str, key: str, value: Any) -> None:
+    """Set (or with None remove) one entry. A full disk costs the entry, not the command."""
+    with contextlib.suppress(OSError), _locked():
+        found = load(name)
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = value
+        write(home() / name, json.dumps(found, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """One writer at a time, of all of this user's mlbox processes and threads here."""
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (home() / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.toml; every key is optional."""
+
+    hosts: tuple[str, ...] = ()
+    image: str = ""
+    root: str = ""
+    sources: str = ""
+    ssh_config: str = ""
+    transport: str = "openssh"
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+
+def config() -> Config:
+    """Raises Usage with the line where the file can't be read."""
+    path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlbox/config.toml"
+    try:
+        text = path.read_text()
+    except OSError:
+        return _with_environment(Config())
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        document = toml.loads(text)
+    except ValueError as error:  # TOMLDecodeError is one, and tells the line
+        raise errors.Usage(f"{path}: {error}") from None
+    return _with_environment(_checked(document, path))
+
+
+def _checked(document: Json, path: Path) -> Config:
+    kinds = {
+        "hosts": list,
+        "image": str,
+        "root": str,
+        "sources": str,
+        "ssh_config": str,
+        "transport": str,
+        "ports": dict,
+    }
+    for key, value in document.items():
+        if key not in kinds:
+            raise errors.Usage(f"{path}: mlbox has no setting {key!r}", "it has: " + ", ".join(kinds))
+        if not isinstance(value, kinds[key]):
+            raise errors.Usage(f"{path}: {key} must be a {kinds[key].__name__}")
+    ports = document.get("ports", {})
+    if set(ports) - {"jupyter", "ssh", "vscode"} or not all(
+        isinstance(p, int) and 0 < p < 65536 for p in ports.values()
+    ):
+        raise errors.Usage(f"{path}: ports takes jupyter, vscode and ssh, each 1 to 65535")
+    return Config(**{**document, "hosts": tuple(map(str, document.get("hosts", ())))})
+
+
+def _with_environment(found: Config) -> Config:
+    from dataclasses import replace
+
+    override = os.environ.get("MLBOX_SSH_CONFIG")
+    return replace(found, ssh_config=override) if override else found

@@ -1,0 +1,60 @@
+"""The user's own public keys: what a session lets in. No key is copied, and none leaves the laptop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlbox.client import state
+
+_KINDS = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
+
+
+def defaults() -> tuple[str, ...]:
+    """The files that ssh tries by itself."""
+    names = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
+    return tuple(str(path) for path in (Path.home() / ".ssh" / name for name in names) if path.is_file())
+
+
+def own() -> tuple[str, ...]:
+    """A key of mlbox's own, for a user who has none: made once, on this machine, used for sessions only."""
+    path = state.home() / "id_ed25519"
+    if not path.is_file() and shutil.which("ssh-keygen"):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mlbox", "-f", str(path))
+    return (str(path),) if path.is_file() else ()
+
+
+def public(identity_files: Iterable[str]) -> tuple[str, ...]:
+    """The public halves of these files (from their .pub, or the key itself where it opens without a
+    passphrase), and all that the agent offers."""
+    found = [_public_half(Path(os.path.expanduser(name))) for name in identity_files]
+    lines = [*found, *_agent()]
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.startswith(_KINDS)))
+
+
+def _public_half(path: Path) -> str:
+    try:
+        return path.with_name(path.name + ".pub").read_text()
+    except OSError:
+        pass
+    if not path.is_file():
+        return ""
+    return _run("ssh-keygen", "-y", "-P", "", "-f", str(path))
+
+
+def _agent() -> list[str]:
+    return _run("ssh-add", "-L").splitlines() if os.environ.get("SSH_AUTH_SOCK") else []
+
+
+def _run(*argv: str) -> str:
+    if shutil.which(argv[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5)
+    except (subprocess.TimeoutExpired, OSError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

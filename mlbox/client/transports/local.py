@@ -1,0 +1,37 @@
+"""This machine as its own host: the same request, the same host part, no SSH. Its sockets need no tunnel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.client.state import Config
+from mlbox.client.transports import keys
+from mlbox.client.transports.child import Child
+from mlbox.client.tunnels import Link, LocalLink
+
+
+class Local:
+    host = "local"
+    remote = False
+
+    def open(self, command: str) -> Child:
+        # A session of its own: ^C at the terminal is for the client, which then asks the host part to undo.
+        return Child(("/bin/sh", "-c", command), new_session=True)
+
+    def failure(self, code: int, stderr: str) -> errors.MlboxError:
+        return errors.MlboxError(f"the host part on this machine ended with exit code {code}", stderr.strip()[-800:])
+
+    def public_keys(self) -> tuple[str, ...]:
+        return keys.public(self.identity_files())
+
+    def identity_files(self) -> tuple[str, ...]:
+        return keys.defaults() or keys.own()
+
+    def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
+        return LocalLink(forwards)
+
+
+def make(host: str, config: Config) -> Local:
+    return Local()

@@ -1,0 +1,62 @@
+"""What a session's tunnels tell, and the times they keep."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["up", "lost", "retrying", "back", "refused", "closed"]
+
+
+@dataclass(frozen=True)
+class TunnelEvent:
+    """kind: up        the first link answers
+             lost      no link answers; new connections wait
+             retrying  an attempt failed, the next one is due
+             back      a link answers again (or, after reconnect(), a new one took over)
+             refused   ssh works, but nobody is behind it: ask the host whether the session lives
+             closed    the end
+    generation: of the link it is about. reason: for people. downtime: seconds since the last answer."""
+
+    kind: Kind
+    generation: int
+    reason: str = ""
+    downtime: float = 0.0
+
+
+OnEvent = Callable[[TunnelEvent], None]
+"""Called from the supervisor's thread, one event at a time; it must not block."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, all on the monotonic clock."""
+
+    probe_every: float = 3.0
+    probe_timeout: float = 4.0
+    grace: float = 10.0  # a silent link's, once a newer one answers
+    start_limit: float = 45.0  # from start to the first answer; ssh's own ConnectTimeout is 10
+    first_start_limit: float = 180.0  # the first one may ask for a passphrase or a touch
+    backoff_first: float = 0.2
+    backoff_last: float = 5.0
+    backoff_hopeless: float = 60.0  # the login was refused: asking again soon gets an address banned
+    steady: float = 10.0  # a link that was up this long starts the backoff afresh
+    refused_every: float = 15.0  # between two "refused" events
+
+
+class Backoff:
+    """Delays that double from first to last, each a quarter more or less (laptops don't dial in step)."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self._first = first
+        self._last = last
+        self._next = first
+
+    def delay(self) -> float:
+        delay, self._next = self._next, min(self._last, self._next * 2)
+        return delay * random.uniform(0.75, 1.25)
+
+    def reset(self) -> None:
+        self._next = self._first

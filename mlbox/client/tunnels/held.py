@@ -1,0 +1,86 @@
+"""A link together with what the supervisor knows about it and the connections that run over it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mlbox.client.tunnels.events import Timing
+from mlbox.client.tunnels.link import Link
+from mlbox.client.tunnels.probe import Probe, Prober
+from mlbox.client.tunnels.splice import Splice
+
+
+class Held:
+    """`tell(what, detail)` hears ("ended", "") and ("probe", answer).
+
+    usable: it answers, or refuses at once, so new connections may go there. deadline: the monotonic time at
+    which it is given up, if any. up_since: of its first answer.
+    """
+
+    def __init__(
+        self,
+        generation: int,
+        link: Link,
+        probe: Probe,
+        service: str,
+        timing: Timing,
+        tell: Callable[[str, str], None],
+    ) -> None:
+        self.generation = generation
+        self.link = link
+        self.usable = False
+        self.deadline: float | None = None
+        self.up_since: float | None = None
+        self._tell = tell
+        self._prober = Prober(
+            link,
+            link.path(service),
+            probe,
+            timing.probe_timeout,
+            timing.probe_every,
+            lambda answer: tell("probe", answer),
+        )
+        self._splices: set[Splice] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """May raise MlboxError or OSError, from the link."""
+        self.link.start(lambda: self._tell("ended", ""))
+        self._prober.start()
+
+    def close(self) -> None:
+        """End the process and the probing. Connections see the end of their data by themselves."""
+        self._prober.stop()
+        self.link.close()
+
+    def probing(self) -> bool:
+        return self._prober.running()
+
+    def join(self) -> None:
+        """Wait for the last probe, at most for its timeout."""
+        self._prober.join()
+
+    def add(self, splice: Splice) -> bool:
+        """False if the link was given up meanwhile: try another one."""
+        with self._lock:
+            if not self._closed:
+                self._splices.add(splice)
+            return not self._closed
+
+    def remove(self, splice: Splice) -> None:
+        with self._lock:
+            self._splices.discard(splice)
+
+    def idle(self) -> bool:
+        with self._lock:
+            return not self._splices
+
+    def cut(self) -> None:
+        """End its connections now."""
+        with self._lock:
+            self._closed = True
+            splices = list(self._splices)
+        for splice in splices:
+            splice.cut()

@@ -1,0 +1,82 @@
+"""Does the far end of a link answer? Asked end to end, through the link, by a thread per link.
+
+The default question goes to the guest's socket: `{"op":"ping"}` and a newline; any line is an answer.
+  answered  a line came
+  silent    nothing came within the time: the network, or a stopped ssh
+  refused   the link works and says there is nobody behind it (end of data, reset, no such socket)
+A refusal while ssh is dying looks the same; its end is reported right after and counts for more.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+from mlbox.client.tunnels.link import Link
+
+Probe = Callable[[str, float], bool]
+"""probe(path, timeout in seconds): True if it answered, False if not in time; raises OSError if refused."""
+
+START_EVERY = 0.05  # seconds between looks for the sockets of a link that is starting
+AGAIN = 0.5  # seconds until a probe that failed is tried again
+
+
+def ping(path: str, timeout: float) -> bool:
+    """The default probe."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(path)
+            sock.sendall(b'{"op":"ping"}\n')
+            if sock.recv(1) == b"":
+                raise ConnectionResetError("closed without an answer")
+        except (socket.timeout, BlockingIOError):  # BlockingIOError: a stopped ssh whose backlog is full
+            return False
+    return True
+
+
+class Prober:
+    """Asks again and again and tells "answered", "silent" or "refused", until stop()."""
+
+    def __init__(
+        self, link: Link, path: str, probe: Probe, timeout: float, every: float, tell: Callable[[str], None]
+    ) -> None:
+        self._link = link
+        self._path = path
+        self._probe = probe
+        self._timeout = timeout
+        self._every = every
+        self._tell = tell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tunnel-probe", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end; join() waits for a probe that is under way."""
+        self._stop.set()
+
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._link.ready():
+            if self._stop.wait(START_EVERY):
+                return
+        while not self._stop.is_set():
+            answer = self._ask()
+            if not self._stop.is_set():
+                self._tell(answer)
+            self._stop.wait(self._every if answer == "answered" else min(AGAIN, self._every))
+
+    def _ask(self) -> str:
+        try:
+            return "answered" if self._probe(self._path, self._timeout) else "silent"
+        except OSError:
+            return "refused" if self._link.ready() else "silent"

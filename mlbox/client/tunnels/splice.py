@@ -1,0 +1,101 @@
+"""Two sockets joined: what arrives at one leaves at the other, until both sides have ended.
+
+A thread per direction copies with recv_into and sendall: backpressure is the kernel's, an idle connection
+sleeps in recv. Measured (2 cores, 600 MB through ssh): this is as fast as os.splice through a pipe and as
+plain `ssh -L`, and it is the same code everywhere.
+An end of data is passed on as an end of data (SHUT_WR), so half-closed connections deliver everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+
+BUFFER = 64 * 1024  # bytes a direction; 256 KiB was no faster and costs 100 MB at 200 connections
+LINGER = 5.0  # seconds a client has to take the last bytes once the far side is wholly gone
+HALF_CLOSED_CHECK = 1.0  # seconds between looks at a far side that ended its half only
+
+
+class Splice:
+    """Joins `near` (the laptop's program) and `far` (the tunnel). Owns and closes both."""
+
+    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+        self._near = near
+        self._far = far
+        self._lock = threading.Lock()  # no shutdown on a number that close() has given back
+
+    def run(self, head: bytes = b"") -> None:
+        """Copy until both directions have ended. `head` was already read from near and goes first."""
+        up = threading.Thread(target=self._up, args=(head,), name="tunnel-up", daemon=True)
+        try:
+            up.start()
+            _copy(self._far, self._near)
+            self._await(up)
+        finally:
+            self.cut()
+            if up.ident is not None:
+                up.join()
+            with self._lock:
+                self._near.close()
+                self._far.close()
+
+    def cut(self) -> None:
+        """End both directions now; run() then returns. Safe from any thread, any number of times."""
+        with self._lock:
+            _shutdown(self._near, socket.SHUT_RDWR)
+            _shutdown(self._far, socket.SHUT_RDWR)
+
+    def _up(self, head: bytes) -> None:
+        try:
+            self._far.sendall(head)
+            end = _copy(self._near, self._far)
+        except OSError:
+            end = "sink"
+        if end == "source":  # the client was reset
+            self.cut()
+        elif end == "sink":
+            # Far hears no more but may have spoken: its answer travels the other way. Closing near with
+            # unread data would send a reset and destroy that answer, so read on; run() ends it.
+            with contextlib.suppress(OSError):
+                while self._near.recv(BUFFER):
+                    pass
+
+    def _await(self, up: threading.Thread) -> None:
+        """Far has sent its last byte. Near may go on sending, unless nobody is left to hear it."""
+        while up.is_alive():
+            if _hung_up(self._far):
+                up.join(LINGER)
+                return
+            up.join(HALF_CLOSED_CHECK)
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> str:
+    """Copy to the end of `source`, then end `sink`'s input. "ended", or what broke: "source", "sink"."""
+    view = memoryview(bytearray(BUFFER))
+    while True:
+        try:
+            count = source.recv_into(view)
+        except OSError:
+            _shutdown(sink, socket.SHUT_WR)
+            return "source"
+        if not count:
+            _shutdown(sink, socket.SHUT_WR)
+            return "ended"
+        try:
+            sink.sendall(view[:count])
+        except OSError:
+            return "sink"
+
+
+def _shutdown(sock: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(how)
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer is gone in both directions (it can't be written to either)."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return any(mask & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, mask in poll.poll(0))

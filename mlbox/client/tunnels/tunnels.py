@@ -1,0 +1,126 @@
+"""A session's tunnels as the rest of the client sees them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from mlbox.client.tunnels.events import OnEvent, Timing
+from mlbox.client.tunnels.gate import Key, admit
+from mlbox.client.tunnels.listener import Listener, Port, Service, allow_many_files
+from mlbox.client.tunnels.probe import Probe, ping
+from mlbox.client.tunnels.splice import Splice
+from mlbox.client.tunnels.supervisor import LinkFactory, Supervisor
+
+WAIT = 60.0  # seconds that a new connection waits for a link
+
+
+class Tunnels:
+    """The ports are bound by open() and stay the same until close(), whatever becomes of the links.
+
+    probe_service need not be among `services`: it is the link's name for the socket that the probe asks.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        link_factory: LinkFactory,
+        on_event: OnEvent,
+        key: Key,
+        *,
+        probe: Probe = ping,
+        probe_service: str = "guest",
+        timing: Timing = Timing(),  # noqa: B008 (frozen)
+        wait: float = WAIT,
+    ) -> None:
+        self._services = tuple(services)
+        self._key = key
+        self._wait = wait
+        self._supervisor = Supervisor(link_factory, on_event, probe, probe_service, timing)
+        self._ports: dict[str, Port] = {}
+        self._listener: Listener | None = None
+        self._closing = threading.Lock()
+
+    def open(self) -> None:
+        """Bind the ports and return; the link comes up meanwhile. Raises MlboxError if no port is free."""
+        allow_many_files()
+        try:
+            for service in self._services:
+                self._ports[service.name] = Port(service)
+        except BaseException:
+            for port in self._ports.values():
+                port.close()
+            raise
+        self._listener = Listener(list(self._ports.values()), self._serve)
+        self._listener.start()
+        self._supervisor.start()
+
+    def port(self, name: str) -> int:
+        return self._ports[name].number
+
+    @property
+    def moved(self) -> Mapping[str, tuple[int, int]]:
+        """{service: (wanted, got)} where the wanted port was taken."""
+        pairs = {name: (port.service.wanted_port, port.number) for name, port in self._ports.items()}
+        return {name: (wanted, got) for name, (wanted, got) in pairs.items() if wanted not in (0, got)}
+
+    def wait_up(self, timeout: float) -> bool:
+        """Whether a link answers, within `timeout` seconds."""
+        return self._supervisor.current(timeout) is not None
+
+    def reconnect(self) -> None:
+        """A new link now; the ports and the connections that still work stay."""
+        self._supervisor.reconnect()
+
+    def end(self, reason: str) -> None:
+        """The session has ended: close, and say so in the last event. May be called from on_event."""
+        self.close(reason)
+
+    def close(self, reason: str = "") -> None:
+        """Free the ports, end every connection and process, wait for every thread. Any number of times."""
+        self._supervisor.close(reason)
+        with self._closing:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    def _serve(self, service: Service, connection: socket.socket) -> None:
+        head: bytes | None = b""
+        if service.gated:
+            head = admit(connection, self._key)
+        if head is not None:
+            self._carry(service, connection, head)
+
+    def _carry(self, service: Service, connection: socket.socket, head: bytes) -> None:
+        """Wait for a link that takes the connection, then copy until it ends."""
+        deadline = time.monotonic() + self._wait
+        while True:
+            held = self._supervisor.current(max(0.0, deadline - time.monotonic()))
+            if held is None:
+                return
+            far = _connect(held.link.path(service.name))
+            if far is not None:
+                splice = Splice(connection, far)
+                if held.add(splice):
+                    break
+                far.close()
+            self._supervisor.pause(0.05)  # its process has just gone; that is noticed in a moment
+        try:
+            splice.run(head)
+        finally:
+            held.remove(splice)
+            self._supervisor.drained(held.generation)
+
+
+def _connect(path: str) -> socket.socket | None:
+    far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        far.settimeout(5.0)  # also makes a full backlog an error: a stopped ssh accepts nobody
+        far.connect(path)
+        far.settimeout(None)
+    except OSError:
+        far.close()
+        return None
+    return far

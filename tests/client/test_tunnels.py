@@ -1,0 +1,381 @@
+"""Tunnels over links that need no ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, TunnelEvent, Tunnels
+from mlbox.client.tunnels.events import Backoff
+from mlbox.client.tunnels.listener import Port
+from mlbox.client.tunnels.probe import ping
+from mlbox.errors import MlboxError
+from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server
+
+FAST = dataclasses.replace(CALM, probe_timeout=0.3)
+
+
+def test_a_local_session(host: Host) -> None:
+    with Opened(lambda n: LocalLink(host.paths())) as opened:
+        assert opened.tunnels.wait_up(20)
+        with opened.connect() as sock:
+            assert opened.echoes(sock)
+        assert opened.events.wait("up").generation == 1
+        assert opened.tunnels.moved == {}
+    assert opened.events.seen[-1].kind == "closed"
+
+
+def test_localhost_may_be_ipv6(host: Host) -> None:
+    with Opened(lambda n: LocalLink(host.paths())) as opened:
+        try:
+            sock = socket.create_connection(("::1", opened.tunnels.port("echo")), 20)
+        except OSError:
+            pytest.skip("no IPv6 loopback here")
+        with sock:
+            assert opened.echoes(sock)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_a_taken_port_gives_the_next_one(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        taken = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"no {address} here")
+    with taken:
+        wanted = taken.getsockname()[1]
+        tunnels = Tunnels([Service("echo", wanted)], lambda n: LocalLink({"guest": "/x"}), Events(), KEY)
+        tunnels.open()
+        try:
+            assert wanted < tunnels.port("echo") <= wanted + 100
+            assert tunnels.moved == {"echo": (wanted, tunnels.port("echo"))}
+        finally:
+            tunnels.close()
+
+
+def test_ports_are_on_loopback_only() -> None:
+    port = Port(Service("echo", 0))
+    assert {sock.getsockname()[0] for sock in port.sockets} <= {"127.0.0.1", "::1"}
+    assert {sock.getsockname()[1] for sock in port.sockets} == {port.number}
+    port.close()
+
+
+def test_two_services_that_want_one_port(host: Host) -> None:
+    free = Port(ECHO)
+    free.close()
+    services = Service("echo", free.number), Service("guest", free.number)
+    with Opened(lambda n: LocalLink(host.paths()), *services) as opened:
+        assert opened.tunnels.port("echo") != opened.tunnels.port("guest")
+
+
+def test_a_gated_service(host: Host) -> None:
+    with Opened(lambda n: LocalLink(host.paths()), Service("echo", 0, gated=True)) as opened:
+        with opened.connect() as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            stranger.shutdown(socket.SHUT_WR)
+            assert b" 403 " in stranger.recv(1000)
+        with opened.connect() as friend:
+            request = b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: mlbox-kind-otter=s3cret\r\n\r\nbody"
+            assert opened.echoes(friend, request)
+            assert opened.echoes(friend, b"anything goes now")
+
+
+def test_a_connection_waits_until_the_link_answers(host: Host) -> None:
+    host.answering.clear()
+    with Opened(lambda n: LocalLink(host.paths())) as opened, opened.connect() as sock:
+        sock.sendall(b"early")
+        assert not opened.tunnels.wait_up(0)
+        host.answering.set()
+        assert sock.recv(5) == b"early"
+
+
+def test_a_connection_does_not_wait_for_ever(host: Host) -> None:
+    host.answering.clear()
+    with (
+        Opened(lambda n: LocalLink(host.paths()), wait=0.05, timing=FAST) as opened,
+        opened.connect() as sock,
+    ):
+        assert sock.recv(1) == b""
+
+
+def test_close_ends_connections_that_wait_and_that_run(host: Host) -> None:
+    opened = Opened(lambda n: LocalLink(host.paths()), Service("echo", 0), Service("late", 0, gated=True))
+    with opened:
+        running, gated = opened.connect(), opened.connect("late")
+        assert opened.echoes(running)
+        gated.sendall(b"GET")
+    with running, gated:
+        assert running.recv(1) == b""
+        with contextlib.suppress(ConnectionError):
+            assert gated.recv(1000) == b""  # at once, not after a refusal
+
+
+def test_silence_and_its_end(host: Host) -> None:
+    with Opened(lambda n: LocalLink(host.paths()), timing=FAST) as opened:
+        opened.events.wait("up")
+        with opened.connect() as old:
+            assert opened.echoes(old)
+            host.answering.clear()
+            lost = opened.events.wait("lost")
+            assert lost.reason == "no answer for 0.3 s"
+            assert opened.echoes(old)
+            host.answering.set()
+            back = opened.events.wait("back")
+            assert back.downtime >= 0.3
+            assert opened.echoes(old)
+
+
+def test_nobody_behind_the_link(host: Host) -> None:
+    host.servers["guest"].close()
+    with Opened(lambda n: LocalLink(host.paths())) as opened:
+        assert opened.events.wait("refused").generation == 1
+        assert not opened.tunnels.wait_up(0)
+        opened.tunnels.end("the session has ended")
+    assert opened.events.seen[-1] == TunnelEvent("closed", 1, "the session has ended")
+    assert opened.events.of("retrying") == []
+
+
+def test_the_caller_ends_it_from_its_callback(host: Host) -> None:
+    note = Events()
+
+    def on_event(event: TunnelEvent) -> None:
+        if event.kind == "refused":
+            tunnels.end("gone")
+        note(event)
+
+    deaf = Service("deaf", 0)
+    tunnels = Tunnels([deaf], lambda n: LocalLink(host.paths()), on_event, KEY, timing=CALM)
+    tunnels.open()
+    note.wait("up")
+    with socket.create_connection(("127.0.0.1", tunnels.port("deaf")), 20) as sock:
+        assert sock.recv(5) == b"hello"
+        host.servers["guest"].close()
+        assert note.wait("closed").reason == "gone"
+        assert sock.recv(1) == b""
+    tunnels.close()
+
+
+def test_a_broken_callback_does_not_stop_the_tunnel(host: Host) -> None:
+    def on_event(event: TunnelEvent) -> None:
+        raise RuntimeError("a bug")
+
+    tunnels = Tunnels([ECHO], lambda n: LocalLink(host.paths()), on_event, KEY, timing=CALM)
+    tunnels.open()
+    assert tunnels.wait_up(20)
+    tunnels.close()
+
+
+class Counted(LocalLink):
+    """Counts how many of them are starting at once; dies if told so."""
+
+    starting = 0
+    most = 0
+
+    def __init__(self, host: Host, fails: bool) -> None:
+        super().__init__(host.paths())
+        self._fails = fails
+        self._text = ""
+
+    def start(self, ended: Callable[[], None]) -> None:
+        Counted.starting += 1
+        Counted.most = max(Counted.most, Counted.starting)
+        if self._fails:
+            self._text = "first line\nconnect to host: No route to host"
+            ended()
+
+    def stderr(self) -> str:
+        return self._text
+
+    def close(self) -> None:
+        Counted.starting -= 1
+
+
+def test_attempts_go_on_one_at_a_time(host: Host) -> None:
+    host.answering.clear()
+    Counted.starting = Counted.most = 0
+    with Opened(lambda n: Counted(host, fails=n < 5)) as opened:
+        for _ in range(20):
+            opened.tunnels.reconnect()
+        assert opened.events.wait("retrying", 4).reason == "connect to host: No route to host"
+        host.answering.set()
+        assert opened.events.wait("up").generation == 5
+    assert Counted.most == 1
+    assert Counted.starting == 0
+
+
+def test_a_link_that_cannot_be_made_is_an_attempt(host: Host) -> None:
+    def factory(generation: int) -> Link:
+        if generation == 1:
+            raise MlboxError("no folder")
+        if generation == 2:
+            return SshLink(("/nonexistent/ssh",), "h", {"guest": "/r"}, host.folder / "l", generation)
+        return LocalLink(host.paths())
+
+    with Opened(factory) as opened:
+        assert opened.events.wait("up").generation == 3
+    reasons = [event.reason for event in opened.events.of("retrying")]
+    assert reasons == ["no folder", "No program /nonexistent/ssh here."]
+
+
+def test_a_refused_login_is_not_repeated_soon(host: Host) -> None:
+    def factory(generation: int) -> Link:
+        raise MlboxError("user@h: Permission denied (publickey).")
+
+    with Opened(factory) as opened:
+        opened.events.wait("retrying")
+        opened.tunnels.reconnect()  # the user may ask for it
+        opened.events.wait("retrying", 2)
+        patience = opened.tunnels._supervisor._patience(time.monotonic())
+        assert patience is not None
+        assert patience > 30
+
+
+def test_reconnect_moves_new_connections_and_leaves_the_old(host: Host) -> None:
+    with Opened(lambda n: LocalLink(host.paths())) as opened:
+        opened.events.wait("up")
+        with opened.connect() as old:
+            assert opened.echoes(old)
+            opened.tunnels.reconnect()
+            assert opened.events.wait("back").generation == 2
+            assert opened.echoes(old)
+            with opened.connect() as new:
+                assert opened.echoes(new)
+
+
+class Scripted:
+    """A probe that does for each generation what its function says."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[], bool]] = {}
+
+    def __call__(self, path: str, timeout: float) -> bool:
+        return self.answers.get(path, lambda: True)()
+
+
+def numbered(host: Host) -> Callable[[int], Link]:
+    """Links whose probes can be told apart."""
+    return lambda n: LocalLink({**host.paths(), "guest": str(n)})
+
+
+def test_an_old_link_that_stays_silent_is_cut_after_the_grace(host: Host) -> None:
+    probe, over = Scripted(), threading.Event()
+    timing = dataclasses.replace(CALM, grace=0.05)
+    asked = threading.Event()
+
+    def answer() -> bool:
+        """Silence once; then it hangs, so that the grace ends without another answer."""
+        if asked.is_set():
+            over.wait(20)
+        asked.set()
+        return False
+
+    with Opened(numbered(host), Service("deaf", 0), probe=probe, timing=timing) as opened:
+        opened.events.wait("up")
+        with opened.connect("deaf") as old:
+            assert old.recv(5) == b"hello"
+            probe.answers["1"] = answer
+            opened.events.wait("lost")
+            opened.events.wait("back")
+            assert old.recv(1) == b""
+            over.set()
+
+
+def test_an_old_link_that_answers_within_the_grace_lives_on(host: Host) -> None:
+    probe, promoted, later = Scripted(), threading.Event(), threading.Event()
+    timing = dataclasses.replace(CALM, grace=0.3)
+    asked: list[float] = []
+
+    def answer() -> bool:
+        if promoted.is_set():
+            asked.append(time.monotonic())
+            if asked[-1] - asked[0] > 2 * timing.grace:
+                later.set()
+        return promoted.is_set()
+
+    with Opened(numbered(host), probe=probe, timing=timing) as opened:
+        opened.events.wait("up")
+        with opened.connect() as old:
+            assert opened.echoes(old)
+            probe.answers["1"] = answer
+            assert opened.events.wait("back").generation == 2
+            promoted.set()
+            assert later.wait(20)
+            assert opened.echoes(old)
+
+
+def test_a_second_link_that_is_not_needed_is_closed(host: Host) -> None:
+    closed, asked = threading.Event(), threading.Event()
+
+    class Second(LocalLink):
+        def close(self) -> None:
+            closed.set()
+
+    def factory(generation: int) -> Link:
+        paths = {**host.paths(), "guest": str(generation)}
+        return LocalLink(paths) if generation == 1 else Second(paths)
+
+    def silent() -> bool:
+        asked.set()
+        return False
+
+    probe = Scripted()
+    with Opened(factory, probe=probe) as opened:
+        opened.events.wait("up")
+        probe.answers["2"] = silent
+        probe.answers["1"] = asked.is_set
+        assert opened.events.wait("back").generation == 1
+        assert closed.wait(20)
+
+
+def test_the_default_probe(host: Host) -> None:
+    assert ping(host.paths()["guest"], 20)
+    host.answering.clear()
+    assert not ping(host.paths()["guest"], 0.05)
+
+    def read_and_leave(connection: socket.socket) -> None:
+        connection.recv(100)
+
+    hangs_up = Server(host.folder / "eof.sock", read_and_leave)
+    for path in (host.folder / "eof.sock", host.folder / "missing.sock"):
+        with pytest.raises(OSError):
+            ping(str(path), 20)
+    hangs_up.close()
+
+
+def test_backoff_doubles_to_its_limit() -> None:
+    backoff = Backoff(0.2, 5.0)
+    for middle in (0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0):
+        assert middle * 0.75 <= backoff.delay() <= middle * 1.25
+    backoff.reset()
+    assert backoff.delay() <= 0.25
+
+
+@pytest.mark.parametrize("path", ["/tmp/a:b", "/tmp/%h", "/tmp/${HOME}", "/tmp/a b", "relative", "/" + "x" * 100])
+def test_a_socket_that_ssh_would_misread_is_refused(path: str) -> None:
+    with pytest.raises(MlboxError):
+        SshLink(("ssh",), "gpu1", {"guest": path}, Path("/tmp/l"), 1)
+
+
+def test_the_command_line() -> None:
+    link = SshLink(("ssh", "-F", "/c"), "gpu1", {"guest": "/r/guest.sock"}, Path("/l"), 7, fast_cipher=True)
+    words = " ".join(link.argv)
+    assert words.startswith("ssh -N -T ")
+    assert words.endswith("-F /c -L /l/7-guest:/r/guest.sock -- gpu1")
+    for option in (
+        "BatchMode=yes",
+        "ControlPath=none",
+        "ConnectTimeout=10",
+        "Ciphers=^aes128-gcm@openssh.com",
+    ):
+        assert f"-o {option} " in words
+    plain = SshLink(("ssh", "-oConnectTimeout=3"), "gpu1", {}, Path("/l"), 1, batch=False)
+    assert "ConnectTimeout=10" not in plain.argv
+    assert "BatchMode=yes" not in plain.argv
+    assert not any(word.startswith("Ciphers") for word in plain.argv)

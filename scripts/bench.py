@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""What mlbox costs, beside what one would otherwise run: `make bench`. Prints ratios; keeps them in bench.json.
+
+    a  the start of the program          beside Python's own, clearml-session's and dstack's
+    b  a session's start, image cached   beside docker run by hand, and asking Jupyter until it answers
+    c  a warm status                     beside `ssh HOST true`; and how often each command uses the network
+    d  the tunnel                        beside `ssh -L`
+
+b, c and d need the lab (scripts/lab up), or any host with --host, MLBOX_SSH_CONFIG and the lab's session image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from benchkit import sessions, starts, trips, tunnels
+from benchkit.laptop import PYZ, ROOT, NoLab
+from benchkit.measure import Row, keep, note, table
+
+KEPT = ROOT / "bench.json"
+ON_HOST = {"b": sessions.run, "c": trips.run, "d": tunnels.run}
+PARTS = ("a", *ON_HOST)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    if not PYZ.exists():
+        print("dist/mlbox.pyz is missing: make pyz", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, _stop)
+    rows: list[Row] = []
+    notes: list[str] = []
+    code = 0
+    try:
+        for part in arguments.only:
+            found, said = _run(part, arguments.host, arguments.runs)
+            rows += found
+            notes += said
+            note(f"{table(found)}\n" + "".join(f"  {line}\n" for line in said))
+    except NoLab as error:
+        print(f"{error}: scripts/lab up", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\nstopped; everything that was started has been ended", file=sys.stderr)
+        code = 130
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        code = 1
+    if rows:
+        keep(KEPT, rows, notes)
+        note(f"kept in {KEPT.name}")
+    return code
+
+
+def _run(part: str, host: str, runs: int | None) -> tuple[list[Row], list[str]]:
+    return starts.run(runs) if part == "a" else ON_HOST[part](host, runs)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=_parts, default=PARTS, metavar="a,b,c,d", help="these parts (default: all)")
+    parser.add_argument("--runs", type=int, metavar="N", help="turns a comparison (default: the part's own)")
+    parser.add_argument("--host", default="gpu2", help="a host with GPUs, Docker and the image (default: gpu2)")
+    arguments = parser.parse_args(argv)
+    if arguments.runs is not None and arguments.runs < 1:
+        parser.error("--runs must be 1 or more")
+    return arguments
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if not set(chosen) <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"choose among {','.join(PARTS)}")
+    return chosen
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Part d: mlbox's tunnel beside a plain `ssh -L` to the same unix socket on the host.
+
+the host    a server of bytes: a line with a number is answered with so many bytes; it lives as long as the
+            stdin of the ssh that started it, and takes its socket with it
+mlbox       in a process of its own (carrier.py), as it is beside a browser
+ssh -L      with default ciphers; and once more with the cipher that mlbox prefers, for it is not ours alone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchkit.laptop import Laptop, free_port
+from benchkit.measure import Row, at_least, percentile, tell
+
+RUNS = 5
+TOTAL = 400_000_000  # bytes a run, in all streams together
+STREAMS = 20
+CONNECTIONS = 200  # a run
+_MLBOX, _PLAIN, _FAST = "mlbox", "ssh -L", "ssh -L, aes128-gcm"
+_SERVER = r"""
+import os, socket, sys, threading
+os.umask(0o077)
+path, block = sys.argv[1], memoryview(bytes(1 << 20))
+def serve(c):
+    try:
+        line = c.makefile("rb").readline()
+        n = 1 if line.startswith(b"{") else int(line)
+        while n > 0:
+            c.sendall(block[:n])
+            n -= len(block)
+    except (OSError, ValueError): pass
+    finally: c.close()
+def accept(s):
+    while True: threading.Thread(target=serve, args=(s.accept()[0],), daemon=True).start()
+s = socket.socket(socket.AF_UNIX); s.bind(path); s.listen(128)
+threading.Thread(target=accept, args=(s,), daemon=True).start()
+print("serving " + path, flush=True)
+try: sys.stdin.read()
+finally: os.unlink(path)
+"""
+
+
+def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
+    with contextlib.closing(Laptop(host)) as laptop, _carriers(laptop) as ports:
+        for port in ports.values():
+            fetch(port, 1, 10_000_000)
+        one = _in_turn(runs or RUNS, ports, 1)
+        many = _in_turn(runs or RUNS, ports, STREAMS)
+        latency = _latencies(runs or RUNS, ports)
+    rows = []
+    for what, found in (("1 stream", one), (f"{STREAMS} streams", many)):
+        rows.append(at_least(Row("d", f"tunnel, {what}", "MB/s", found[_MLBOX], found[_PLAIN], _PLAIN), 0.95))
+        rows.append(Row("d", f"tunnel, {what}", "MB/s", found[_MLBOX], found[_FAST], _FAST))
+    for part, name in ((0.5, "p50"), (0.99, "p99")):
+        each = {who: [percentile(turn, part) for turn in turns] for who, turns in latency.items()}
+        rows.append(Row("d", f"new connection, {name}", "s", each[_MLBOX], each[_PLAIN], _PLAIN))
+    return rows, [_noted(_PLAIN, one, many), _noted(_FAST, one, many)]
+
+
+def _noted(name: str, one: dict[str, list[float]], many: dict[str, list[float]]) -> str:
+    middles = [statistics.median(found[name]) for found in (one, many)]
+    return f"d: {name}: {middles[0]:.0f} MB/s in 1 stream, {middles[1]:.0f} MB/s in {STREAMS}"
+
+
+def _in_turn(runs: int, ports: dict[str, int], streams: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in ports}
+    for number in range(runs):
+        for name, port in ports.items():
+            tell(f"{streams} stream(s): {number + 1} of {runs}, {name}")
+            found[name].append(fetch(port, streams, TOTAL))
+    return found
+
+
+def _latencies(runs: int, ports: dict[str, int]) -> dict[str, list[list[float]]]:
+    found: dict[str, list[list[float]]] = {name: [] for name in ports}
+    for number in range(runs):
+        for name, port in ports.items():
+            tell(f"new connections: {number + 1} of {runs}, {name}")
+            found[name].append([_connect_once(port) for _ in range(CONNECTIONS)])
+    return found
+
+
+# ---- the client --------------------------------------------------------------------------------------
+
+
+def fetch(port: int, streams: int, total: int) -> float:
+    """MB/s over all streams, from the first connection to the last byte. Raises RuntimeError if any falls short."""
+    failed: list[str] = []
+    threads = [threading.Thread(target=_read, args=(port, total // streams, failed)) for _ in range(streams)]
+    before = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - before
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {streams} streams failed: {failed[0]}")
+    return total / took / 1e6
+
+
+def _read(port: int, count: int, failed: list[str]) -> None:
+    buffer = memoryview(bytearray(1 << 20))
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(b"%d\n" % count)
+            while count > 0:
+                got = connection.recv_into(buffer)
+                if not got:
+                    raise OSError(f"{count} bytes are missing")
+                count -= got
+    except OSError as error:
+        failed.append(str(error))
+
+
+def _connect_once(port: int) -> float:
+    before = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"1\n")
+        if not connection.recv(1):
+            raise RuntimeError("a new connection was closed without an answer")
+        return time.perf_counter() - before
+
+
+# ---- what carries the bytes --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _carriers(laptop: Laptop) -> Iterator[dict[str, int]]:
+    """{name: local port}, all of them up."""
+    remote = f"/tmp/{laptop.tag}.sock"
+    server = _start(laptop, laptop.ssh(f"exec python3 -c {shlex.quote(_SERVER)} {remote}"), "serving ")
+    carrier = (sys.executable, str(Path(__file__).with_name("carrier.py")), laptop.host, laptop.config, remote)
+    ports = {_PLAIN: free_port(), _FAST: free_port()}
+    mine = _start(laptop, (*carrier, str(laptop.folder / "t")), "port ")
+    try:
+        fast = ("-o", "Ciphers=^aes128-gcm@openssh.com")
+        with laptop.forwarding({ports[_PLAIN]: remote}), laptop.forwarding({ports[_FAST]: remote}, *fast):
+            for port in ports.values():
+                _await_port(port)
+            yield {_MLBOX: int(mine[1]), **ports}
+    finally:
+        for process in (mine[0], server[0]):
+            _let_go(laptop, process)
+
+
+def _start(laptop: Laptop, argv: tuple[str, ...], sign: str) -> tuple[subprocess.Popen[bytes], str]:
+    """The process, and what follows `sign` in the line it prints when it is up."""
+    process = laptop.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    for line in process.stdout:
+        word, _, rest = line.decode(errors="replace").partition(sign)
+        if not word and rest:
+            return process, rest.strip()
+    laptop.end(process)
+    raise RuntimeError(f"{argv[0]} did not come up")
+
+
+def _let_go(laptop: Laptop, process: subprocess.Popen[bytes]) -> None:
+    """Both end by themselves, and tidy up, when their stdin does."""
+    assert process.stdin is not None
+    process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    laptop.end(process)
+
+
+def _await_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            _connect_once(port)
+            return
+        except (OSError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

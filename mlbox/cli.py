@@ -120,6 +120,9 @@ SESSION_VERBS = ("list", "info", "attach", "shutdown")
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    if list(argv) == ["--version"]:
+        print(f"mlbox {__version__}")
+        return 0
     if list(argv[:1]) == ["session"] and argv[1:2] and argv[1] in SESSION_VERBS:
         return _run_session_verb(_session_verbs().parse_args(argv[1:]))
     arguments = _parser().parse_args(argv)
@@ -161,19 +164,18 @@ _PLAIN_SETTINGS = [
 
 
 def _run_session(arguments: argparse.Namespace) -> int:
-    import shlex
-
     from mlbox.client import answers
     from mlbox.client.commands import session
 
     said = {name: getattr(arguments, name) for name in _PLAIN_SETTINGS}
     for name in ("packages", "vscode_extensions"):
         given = getattr(arguments, name)
-        said[name] = tuple(item for word in given for item in word.split(",") if item) if given is not None else None
+        said[name] = tuple(item for word in given for item in answers.split_list(word)) if given is not None else None
     for name in ("env", "mount"):
         given = getattr(arguments, name)
         said[name] = tuple(given) if given is not None else None
-    said["engine_args"] = tuple(shlex.split(arguments.engine_args)) if arguments.engine_args is not None else None
+    given = arguments.engine_args
+    said["engine_args"] = tuple(answers.split_words(given, "--engine-args")) if given is not None else None
     from_flags = answers.Answers(**said)
     from_file = answers.from_yaml(Path(arguments.file)) if arguments.file else answers.Answers()
     options = session.Options(
@@ -199,11 +201,11 @@ def _run_session_verb(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
-    if given == ["--version"]:
-        print(f"mlbox {__version__}")
-        return 0
     try:
-        return _dispatch(given)
+        try:
+            return _dispatch(given)
+        finally:
+            sys.stdout.flush()  # here, where a reader that had enough can still be told from a bug
     except errors.MlboxError as error:
         from mlbox.client import output
 

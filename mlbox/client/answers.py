@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -69,6 +70,22 @@ _FLAGS = ("jupyter", "vscode")
 _FORGOTTEN = ("host", "name", "env")  # not next time's defaults: another session, and perhaps secrets
 
 
+_NEXT_ITEM = re.compile(r",(?![^\[]*\])\s*(?=[\w./~]|$)")
+
+
+def split_list(value: str) -> list[str]:
+    """Items between commas; a comma inside brackets or before a version (`numpy>=2,<3`) is the item's own."""
+    return [item for item in (part.strip() for part in _NEXT_ITEM.split(value)) if item]
+
+
+def split_words(value: str, what: str) -> list[str]:
+    """Words as a shell would read them; raises Usage where a quote stays open."""
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise errors.Usage(f"{what} can't be read: {error}") from None
+
+
 def from_yaml(path: Path) -> Answers:
     """A session.yaml; raises Usage with line and column. Paths in it are relative to its folder."""
     import yaml
@@ -77,7 +94,7 @@ def from_yaml(path: Path) -> Answers:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
         raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
         raise errors.Usage(f"{path}: {_yaml_problem(error)}", "conf/session.yaml shows every setting") from None
     if document is None:
         return Answers()
@@ -126,7 +143,7 @@ def _value(name: str, value: Any, path: Path) -> Any:
     if name == "env" and isinstance(value, dict):
         value = [f"{key}={item}" for key, item in value.items()]
     if name in _LISTS:
-        items = shlex.split(value) if isinstance(value, str) else value
+        items = split_words(value, f"{path}: {name}") if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(i, (str, int, float)) for i in items):
             raise errors.Usage(f"{path}: {name} is a list")
         return tuple(_relative(str(i), path) if str(i).endswith(".vsix") else str(i) for i in items)
@@ -152,8 +169,14 @@ def to_remember(answers: Answers) -> Json:
     said = {f.name: getattr(answers, f.name) for f in fields(answers) if f.name not in _FORGOTTEN}
     for name in _FILES:
         if said.get(name):
-            said[name] = os.path.abspath(os.path.expanduser(said[name]))
+            said[name] = _absolute(said[name])
+    if said.get("vscode_extensions"):
+        said["vscode_extensions"] = [_absolute(e) if e.endswith(".vsix") else e for e in said["vscode_extensions"]]
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(os.path.expanduser(name))
 
 
 def to_spec(answers: Answers, authorized_keys: tuple[str, ...]) -> Spec:

@@ -7,10 +7,17 @@ and by the port as well, for `ssh -p PORT localhost`.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlbox import errors
 from mlbox.client import state
+from mlbox.core import ids, text
+
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
+_HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 
 
 def top() -> Path:
@@ -22,6 +29,9 @@ def _folder() -> Path:
 
 
 def add(session: str, name: str, port: int, user: str, host_key: str, identity_files: Sequence[str]) -> None:
+    """Raises MlboxError on words of the host's that could mean more to ssh than they should."""
+    if not (ids.is_ulid(session) and text.is_name(name) and _USER.fullmatch(user) and _HOST_KEY.fullmatch(host_key)):
+        raise errors.MlboxError("the host replied what can't be a session's name, user or host key")
     known, alias = _folder() / f"{name}.known_hosts", f"mlbox-{session}"
     state.write(known, f"{alias},[localhost]:{port},[127.0.0.1]:{port} {host_key}\n")
     identities = "".join(f'  IdentityFile "{file}"\n' for file in identity_files)
@@ -48,4 +58,4 @@ def command(name: str) -> str:
         included = str(top()) in (Path.home() / ".ssh/config").read_text()
     except OSError:
         included = False
-    return f"ssh {name}" if included else f"ssh -F {top()} {name}"
+    return f"ssh {name}" if included else f"ssh -F {shlex.quote(str(top()))} {name}"

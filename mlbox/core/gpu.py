@@ -102,7 +102,7 @@ def parse_request(value: str) -> GpuRequest:
             raise Usage(f"--gpus {value}: a GPU is named twice")
         return GpuRequest(len(parts), uuids=tuple(parts))
     name, _, number = value.partition(":")
-    if "," in value or not _normal(name) or name[0] == "-" or not (number or "1").isdecimal() or value.endswith(":"):
+    if "," in value or not _words(name) or name[0] == "-" or not (number or "1").isdecimal() or value.endswith(":"):
         raise Usage(
             f"--gpus {text.safe(value)} can't be read",
             "give a number (2), a name (A100 or A100:2) or UUIDs (GPU-…,GPU-…)",
@@ -125,8 +125,21 @@ class Choice:
     hint: str = ""
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
+
+
+def is_named(name: str, asked: str) -> bool:
+    """Whether a GPU's `name` has the words of `asked` in their order: RTX 4090, rtx4090 and 4090 are all
+    the "NVIDIA GeForce RTX 4090"; A10 is no A100, and L4 no L40S."""
+    words, at = _words(name), 0
+    for wanted in _words(asked):
+        end = next((e for s in range(at, len(words)) for e in range(s + 1, len(words) + 1)
+                    if "".join(words[s:e]) == wanted), 0)  # fmt: skip
+        if not end:
+            return False
+        at = end
+    return True
 
 
 def choose(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:
@@ -140,7 +153,7 @@ def choose(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:
     if request.count is None:
         request = GpuRequest(1 if gpus else 0)
     count = request.count or 0
-    fitting = [g for g in gpus if _normal(request.name) in _normal(g.name)]
+    fitting = [g for g in gpus if is_named(g.name, request.name)]
     free = [g for g in fitting if not g.obstacle]
     if len(free) < count:
         return _no_fit(request, gpus, fitting, free)

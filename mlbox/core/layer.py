@@ -202,7 +202,11 @@ def _plan_environment(work: _Plan) -> None:
     if not (wants_jupyter or wanted) or not facts.usable_python:
         return
     if not facts.venv and not work.system("venv", *_names(work, "venv")):
-        work.problems.append(f"{facts.python} can't make virtual environments (python3-venv, pip)")
+        why = f"{facts.python} can't make virtual environments (python3-venv, pip)"
+        if wanted:
+            work.problems.append(why)
+        else:
+            work.lacks("jupyter", why)
         return
     lines = []
     if wants_jupyter or (wanted and not facts.jupyter_module and spec.jupyter != "no"):

@@ -22,6 +22,8 @@ RUNTIMES = ("docker", "process")
 WANTED = ("auto", "yes", "no")
 USERS = ("uid", "root")
 
+MAX_FILE = 256 * 1024  # bytes; both files are kept in the session's spec.json (host/store.py)
+
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXTENSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[A-Za-z0-9][A-Za-z0-9._-]*(?:@[0-9A-Za-z.-]+)?")
 _VSIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*\.vsix")  # it becomes a word of the layer's script
@@ -123,6 +125,9 @@ class Spec:
         for file_name in self.extension_files:
             if not _VSIX.fullmatch(file_name):
                 raise Usage(f"{text.safe(file_name)!r} is not a .vsix file's name")
+        for what, content in (("requirements", self.requirements), ("init script", self.init_script)):
+            if len(content.encode(errors="replace")) > MAX_FILE:
+                raise Usage(f"the {what} file is larger than {MAX_FILE >> 10} KiB")
         if not 5 <= self.start_timeout <= 3600:
             raise Usage("the start time-out is 5 to 3600 seconds")
         check_engine_args(self.engine_args)

@@ -10,6 +10,7 @@ shell, command and file transfer the session's own environment instead.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -52,6 +53,7 @@ case "${{SSH_ORIGINAL_COMMAND-}}" in
 {sftp}*) exec {shell} -c "$SSH_ORIGINAL_COMMAND" ;;
 esac
 """
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what a POSIX shell can export
 _OWN = ("TERM", "SHLVL", "PWD", "OLDPWD", "_", "LS_COLORS")
 
 
@@ -99,13 +101,13 @@ def _write_files(config: Json, environment: Mapping[str, str], conf: Path) -> No
     exports = "\n".join(
         f"export {name}={shlex.quote(value)}"
         for name, value in sorted(environment.items())
-        if name not in _OWN and name.isidentifier()
+        if name not in _OWN and _NAME.fullmatch(name)
     )
     case = f"{shlex.quote(sftp)}) exec {shlex.quote(sftp)} ;;\n" if sftp else ""
     login = _LOGIN.format(
         exports=exports, folder=shlex.quote(config["folder"]), shell=shlex.quote(config["shell"]), sftp=case
     )
-    (conf / "login").write_text(login)
+    (conf / "login").write_bytes(os.fsencode(login))  # an environment may hold bytes that are no text
     subsystem = f"Subsystem sftp {sftp}" if sftp else ""
     (conf / "sshd_config").write_text(_CONFIG.format(key=conf / "ssh_host_ed25519_key", conf=conf, subsystem=subsystem))
 

@@ -1,7 +1,8 @@
 """Every path on a host, and how its files are written.
 
     ROOT/                                 shared perhaps (an NFS home); $XDG_DATA_HOME/mlbox by default
-      hosts/<host>/live/<ulid>            hint: a session that this host runs (content: its owner)
+      users/                              as open as ROOT itself, and sticky
+      users/<user>/live/<host>/<ulid>     hint: a session of this user's that the host runs
       users/<user>/jobs/<aa>/<ulid>/      0700, the owner's
           spec.json                       write-once: what was asked for (no secret in it)
           ev/000001 …                     write-once slots, exclusively created: the truth
@@ -184,16 +185,20 @@ class Store:
         self.user, self.host = user_name(), host_name()
 
     @property
+    def _own(self) -> Path:
+        return self.root / "users" / self.user
+
+    @property
     def live(self) -> Path:
-        return self.root / "hosts" / self.host / "live"
+        return self._own / "live" / self.host
 
     @property
     def home(self) -> Path:
-        return self.root / "users" / self.user / "home"
+        return self._own / "home"
 
     @property
     def environments(self) -> Path:
-        return self.root / "users" / self.user / "environments"
+        return self._own / "environments"
 
     def boot_folder(self) -> Path:
         return private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
@@ -201,25 +206,36 @@ class Store:
     def job(self, job: str) -> Job:
         if not ids.is_ulid(job):
             raise errors.NotFound(f"{job!r} is not a session's id")
-        folder = self.root / "users" / self.user / "jobs" / ids.shard(job) / job
+        folder = self._own / "jobs" / ids.shard(job) / job
         return Job(job, folder, Path(f"/tmp/mlbox-{os.getuid()}") / job[-8:].lower())
 
-    def create(self, job: str, spec: session.Spec) -> Job:
-        """A new job, acknowledged: on return its spec and first event are on disk, and the hint that finds it."""
-        made = self.job(job)
-        for folder in (made.folder / "ev", made.attempt):
-            folder.mkdir(mode=0o700, parents=True)
-        made.folder.chmod(0o700)
+    def reserve(self, job: Job) -> None:
+        """The folder of this boot for a job to be: a keeper's lock can be taken in it before anybody finds the job."""
         self.boot_folder()
-        for folder in (made.boot_folder, made.sockets, made.conf, made.logs):
+        for folder in (job.boot_folder, job.sockets, job.conf, job.logs):
             folder.mkdir(mode=0o700)
+
+    def create(self, job: Job, spec: session.Spec) -> None:
+        """On return its spec is on disk, and the hint that finds it."""
+        self._open_users()
+        for folder in (job.folder / "ev", job.attempt):
+            folder.mkdir(mode=0o700, parents=True)
+        job.folder.chmod(0o700)
         # Not the content of .vsix files: they are large, and a file above MAX_FILE is not read back.
         hidden = {"env": dict.fromkeys(spec.env, ""), "extension_files": dict.fromkeys(spec.extension_files, "")}
         public = {**spec.to_wire(), **hidden}
-        write_whole(made.folder / "spec.json", json.dumps(public).encode())
+        write_whole(job.folder / "spec.json", json.dumps(public).encode())
         self.live.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self.live / job, self.user.encode())
-        return made
+        write_whole(self.live / job.id, b"")
+
+    def _open_users(self) -> None:
+        """Whoever may write to a lab's ROOT finds a place in it, and can't take another's (sticky, like /tmp)."""
+        users = self.root / "users"
+        with suppress(FileExistsError):
+            users.mkdir(parents=True)
+            openness = stat.S_IMODE(self.root.stat().st_mode)
+            if openness & 0o022:
+                users.chmod(openness | stat.S_ISVTX)
 
     def forget(self, job: Job) -> None:
         """Undo `create` for a session that never came to be claimed."""

@@ -88,9 +88,6 @@ def test_plan(spec: Spec, facts: Facts, root: bool, steps: list[str], problems: 
     assert sorted(found.absent) == absent
 
 
-@pytest.mark.xfail(
-    reason="jupyter 'auto' where no venv can be made refuses the session; it should be absent", strict=True
-)
 def test_a_host_without_venv_still_gives_a_session() -> None:
     found = plan(PROCESS, replace(PYTHON, venv=False), root=False)
     assert found.problems == ()

@@ -27,7 +27,6 @@ from mlbox.host.engines import Paths, Run, Say
 from mlbox.host.run import Cancel, capture, stream
 
 RUN = "/run/mlbox"
-SOCKETS = ("/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock", "/run/containerd/containerd.sock")
 
 
 class Docker:

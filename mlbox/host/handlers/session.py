@@ -11,6 +11,7 @@ import os
 import secrets
 import selectors
 import shutil
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,9 +41,9 @@ def run(call: Call) -> Json:
         )
     identity, gpus = _check(spec, found)
     chosen, held = _lease(spec, gpus)
-    job = _create(found, spec, held)
+    job, keeper_lock = _create(found, spec, held)
     _announce(call, job, spec, gpus, chosen, bool(identity))
-    return _keep(call, keeper.Claim(job, spec, identity, tuple(g.uuid for g in chosen)), held)
+    return _keep(call, keeper.Claim(job, spec, identity, tuple(g.uuid for g in chosen)), held, keeper_lock)
 
 
 def _named(spec: Spec) -> Spec:
@@ -126,11 +127,18 @@ _FORBIDDEN = ("/", "/dev", "/etc", "/proc", "/run", "/sys", "/var", "/var/run", 
 
 def _allowed(path: Path, write: bool) -> None:
     real = os.path.realpath(path)
-    if real in _FORBIDDEN or real.startswith(("/proc/", "/sys/", "/dev/", "/run/")) or real.endswith(".sock"):
+    if real in _FORBIDDEN or real.startswith(("/proc/", "/sys/", "/dev/", "/run/")) or _is_socket(real):
         raise errors.Refused(f"{path} may not be mounted", "it would give the container a hold on the host")
     if not os.access(real, os.R_OK) or (write and not os.access(real, os.W_OK)):
         hint = "" if not write else "add :ro if reading is enough"
         raise errors.Refused(f"you may not {'write to' if write else 'read'} {path}", hint)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False  # told by the checks of rights
 
 
 # ---- decide and take -----------------------------------------------------------------------------------
@@ -149,18 +157,25 @@ def _lease(spec: Spec, gpus: list[gpu.Gpu]) -> tuple[tuple[gpu.Gpu, ...], dict[s
     raise errors.Refused("the GPUs were taken by others while this session was choosing", "the same again")
 
 
-def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> store.Job:
+def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store.Job, int]:
+    """The claimed job and its keeper's lock, taken before another call's sweep could find the job without one."""
     job = found.job(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)))
+    keeper_lock = None
     try:
-        found.create(job.id, spec)
+        found.reserve(job)
+        keeper_lock = keeper.lock(job)
+        assert keeper_lock is not None  # nobody else knows of it
+        found.create(job, spec)
         job.append("submitted", {"at": time.time(), "by": store.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
         job.append("claimed", {"at": time.time(), **claim})
     except OSError as error:
         found.forget(job)
+        if keeper_lock is not None:
+            os.close(keeper_lock)
         lease.drop(held)
         raise errors.HostUnready(f"the session's folder can't be written: {error}", "is the disk full?") from None
-    return job
+    return job, keeper_lock
 
 
 def _announce(
@@ -177,10 +192,9 @@ def _announce(
 # ---- act -----------------------------------------------------------------------------------------------
 
 
-def _keep(call: Call, claim: keeper.Claim, held: dict[str, int]) -> Json:
+def _keep(call: Call, claim: keeper.Claim, held: dict[str, int], keeper_lock: int) -> Json:
     progress_r, progress_w = os.pipe()
     caller_r, caller_w = os.pipe()
-    keeper_lock = keeper.lock(claim.job)
 
     def body() -> None:
         os.close(progress_r)
@@ -191,8 +205,7 @@ def _keep(call: Call, claim: keeper.Claim, held: dict[str, int]) -> Json:
     os.close(progress_w)
     os.close(caller_r)
     lease.drop(held)
-    if keeper_lock is not None:
-        os.close(keeper_lock)
+    os.close(keeper_lock)
     return _relay(call, progress_r, caller_w)
 
 

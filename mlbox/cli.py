@@ -140,7 +140,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 
     config = state.config()
     if arguments.ssh_config:
-        config = replace(config, ssh_config=arguments.ssh_config)
+        config = replace(config, ssh_config=os.path.expanduser(arguments.ssh_config))
     return replace(config, root=arguments.root) if arguments.root else config
 
 
@@ -194,9 +194,8 @@ def _run_session_verb(arguments: argparse.Namespace) -> int:
         return attach.info(arguments.session, arguments.host, config, arguments.json)
     if arguments.verb == "attach":
         return attach.run(arguments.session, arguments.host, config, arguments.json)
-    return shutdown.end(
-        attach.find(arguments.session, arguments.host, config), arguments.session, config, arguments.json
-    )
+    host = attach.find(arguments.session, arguments.host, config)
+    return shutdown.end(host, attach.resolve(arguments.session), arguments.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

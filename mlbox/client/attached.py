@@ -43,8 +43,9 @@ class Attached:
     """Tunnels to one session. `ended` is set, with `why`, when the session itself is gone."""
 
     def __init__(self, host: Host, reach: Reach, config: state.Config, say: Callable[[str], None]) -> None:
-        self._host, self.reach, self._say, self._config = host, reach, say, config
+        self._host, self.reach, self._say = host, reach, say
         self.ended, self.why = threading.Event(), ""
+        self._told = ""  # the reason of the last attempt that failed
         self._guest_expected = threading.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="t", dir=state.runtime()))
         forwards = {name: str(facts["socket"]) for name, facts in reach.services.items()}
@@ -137,7 +138,11 @@ class Attached:
             return
         if event.kind == "lost":
             self._say(f"tunnel lost ({event.reason}); reconnecting")
+        elif event.kind == "retrying" and event.reason not in ("", self._told):
+            self._told = event.reason
+            self._say(f"still trying: {event.reason}")
         elif event.kind == "back":
+            self._told = ""
             after = f" after {event.downtime:.1f} s" if event.downtime else ""
             self._say(f"tunnel is back{after}; the ports are the same")
         elif event.kind == "refused":
@@ -146,7 +151,7 @@ class Attached:
     def _ask_host(self) -> None:
         """ssh works and nobody is behind it: has the session ended?"""
         try:
-            self._host.call("sessions", {"session": self.reach.id, "root": self._config.root})
+            self._host.call("sessions", {"session": self.reach.id})
         except errors.NotFound as error:
             self.why = error.message
             self.ended.set()
@@ -174,8 +179,8 @@ def block(attached: Attached, absent: Mapping[str, str]) -> str:
     reach, urls = attached.reach, attached.urls()
     lines = [f"Interactive session is running:  {output.bold(reach.name)}  (job {reach.id})"]
     if "ssh" in urls:
-        by_port = f"ssh -p {attached.port('ssh')} {reach.services['ssh']['user']}@localhost"
-        lines.append(f"SSH:        {ssh_config.command(reach.name)}    (or: {by_port})")
+        by_port = f"-p {attached.port('ssh')} {reach.services['ssh']['user']}@localhost"
+        lines.append(f"SSH:        {ssh_config.command(reach.name)}    (or: {ssh_config.command(by_port)})")
     for name in ("jupyter", "vscode"):
         if name in urls:
             lines.append(f"{TITLES[name] + ':':<12}{urls[name]}")

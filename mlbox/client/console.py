@@ -11,8 +11,10 @@ import threading
 from types import FrameType
 from typing import Callable
 
+from mlbox import errors
 from mlbox.client import output, ssh_config
 from mlbox.client.attached import Attached
+from mlbox.core import text
 
 MENU = "[r]econnect  [s]hell  [l]ogs  [d]etach (the session stays)  [shutdown]"
 HELP = """\
@@ -81,12 +83,18 @@ class Console:
         elif word in ("s", "shell"):
             self._shell()
         elif word in ("l", "logs"):
-            print(self._logs())
+            self._show_logs()
         elif word in ("", "h", "help", "?"):
             print(HELP)
         else:
-            print(f"  there is no {word!r}\n{HELP}")
+            print(f"  there is no {text.safe(word)!r}\n{HELP}")
         return ""
+
+    def _show_logs(self) -> None:
+        try:
+            print(self._logs())
+        except errors.MlboxError as error:  # an outage, say; the tunnels go on trying
+            output.warn(error.message)
 
     def _shell(self) -> None:
         if "ssh" not in self._attached.reach.services:
@@ -95,5 +103,7 @@ class Console:
         ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the shell's
         try:
             subprocess.run(("ssh", "-F", str(ssh_config.top()), self._attached.reach.name))
+        except FileNotFoundError:
+            output.warn("there is no ssh on this machine; Jupyter and VS Code have terminals")
         finally:
             signal.signal(signal.SIGINT, ignored)

@@ -16,7 +16,7 @@ import shlex
 from typing import Any, Callable
 
 from mlbox import errors
-from mlbox.client import state
+from mlbox.client import state, transports
 from mlbox.client.transports import Channel, Transport
 from mlbox.core import wire
 
@@ -31,7 +31,6 @@ import hashlib, os, sys
 size, name = int(sys.argv[2]), sys.argv[3]
 base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
 folder = os.path.join(base, "mlbox")
-os.makedirs(folder, 0o700, exist_ok=True)
 data = bytearray()
 while len(data) < size:
     block = os.read(0, min(1 << 16, size - len(data)))
@@ -40,9 +39,14 @@ while len(data) < size:
 if hashlib.sha256(data).hexdigest() != name[6:-4]: sys.exit(98)
 path = os.path.join(folder, name)
 temporary = "%s.%d" % (path, os.getpid())
-with open(temporary, "wb") as file:
-    file.write(data); file.flush(); os.fsync(file.fileno())
-os.rename(temporary, path)
+try:
+    os.makedirs(folder, 0o700, exist_ok=True)
+    with open(temporary, "wb") as file:
+        file.write(data); file.flush(); os.fsync(file.fileno())
+    os.rename(temporary, path)
+except OSError as error:
+    if os.path.exists(temporary): os.unlink(temporary)
+    sys.stderr.write("%s: %s\\n" % (folder, error.strerror)); sys.exit(98)
 os.execv(sys.executable, [sys.executable, "-I", "-S", path, "host"])
 """
 
@@ -58,18 +62,33 @@ def host_part() -> bytes:
     return found
 
 
-class Host:
-    """One host, and the calls made to it."""
+class Interrupted(KeyboardInterrupt):
+    """^C came while a reply was on its way: `reply` is what the host had done by then, None where it undid all."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, reply: Json | None) -> None:
+        super().__init__()
+        self.reply = reply
+
+
+def connect(name: str, config: state.Config, root: str = "") -> Host:
+    """A host by the name that the user calls it; `root` where a session remembers another than the configured one."""
+    return Host(transports.make(name, config), root or config.root)
+
+
+class Host:
+    """One host, and the calls made to it. `root`: mlbox's folder there, where it is not the default."""
+
+    def __init__(self, transport: Transport, root: str = "") -> None:
         self.transport = transport
         self.name = transport.host
+        self.root = root
 
     def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
         """The reply. Raises the error that the host replied, Unreachable, or HostUnready.
 
-        KeyboardInterrupt while waiting: the host is told that nobody waits, its undoing is awaited, and then
-        the interrupt goes on."""
+        What is raised while waiting (^C, or by `on_progress`) goes on only after the host was told that nobody
+        waits, and has undone what it began; ^C becomes Interrupted."""
+        args = {**args, "root": self.root}
         part = host_part()
         name = f"mlbox-{hashlib.sha256(part).hexdigest()}.pyz"
         planted = state.load("hosts.json").get(self.name, {}).get("planted") == name
@@ -90,13 +109,13 @@ class Host:
         reader = wire.MessageReader(request.nonce)
         try:
             try:
-                channel.write(before + request.encode())
+                with contextlib.suppress(errors.Unreachable):  # the exit code says more than a broken pipe
+                    channel.write(before + request.encode())
                 reply = _await_reply(channel, reader, on_progress)
-            except errors.Unreachable:
-                reply = None  # the exit code says more than a broken pipe
             except KeyboardInterrupt:
-                channel.close_input()
-                _await_undone(channel, reader)
+                raise Interrupted(_undone(channel, reader)) from None
+            except BaseException:
+                _undone(channel, reader)
                 raise
             if reply is not None:
                 return reply
@@ -140,9 +159,12 @@ def _await_reply(channel: Channel, reader: wire.MessageReader, on_progress: OnPr
                 on_progress(message.get("progress", {}))
 
 
-def _await_undone(channel: Channel, reader: wire.MessageReader) -> None:
+def _undone(channel: Channel, reader: wire.MessageReader) -> Json | None:
+    """Tell the host that nobody waits; its reply if it was done before that, None when it has undone all."""
+    channel.close_input()
     with contextlib.suppress(errors.MlboxError):  # "stopped before it was ready": just what was asked for
-        _await_reply(channel, reader, None)
+        return _await_reply(channel, reader, None)
+    return None
 
 
 def _run_command(name: str) -> str:

@@ -140,4 +140,4 @@ def _with_environment(found: Config) -> Config:
     from dataclasses import replace
 
     override = os.environ.get("MLBOX_SSH_CONFIG")
-    return replace(found, ssh_config=override) if override else found
+    return replace(found, ssh_config=os.path.expanduser(override or found.ssh_config))

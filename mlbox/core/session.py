@@ -128,6 +128,8 @@ class Spec:
         for what, content in (("requirements", self.requirements), ("init script", self.init_script)):
             if len(content.encode(errors="replace")) > MAX_FILE:
                 raise Usage(f"the {what} file is larger than {MAX_FILE >> 10} KiB")
+        if any(c in self.user_folder for c in ",:\n\0"):
+            raise Usage(f"{text.safe(self.user_folder)!r} can't be the user folder", "its path may hold no , and no :")
         if not 5 <= self.start_timeout <= 3600:
             raise Usage("the start time-out is 5 to 3600 seconds")
         check_engine_args(self.engine_args)
@@ -149,6 +151,12 @@ class Spec:
                 raise Usage(f"a session has no {text.safe(str(key))!r}")
             values[key] = _typed(key, value, cls)
         return cls(**values)
+
+    @classmethod
+    def from_stored(cls, data: Mapping[str, Any]) -> Spec:
+        """A spec.json, also one that a newer mlbox wrote: what is unknown here is passed over."""
+        known = {f.name for f in fields(cls)}
+        return cls.from_wire({key: value for key, value in data.items() if key in known})
 
 
 def _one_of(what: str, value: str, allowed: Iterable[str]) -> None:

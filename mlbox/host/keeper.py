@@ -13,6 +13,7 @@ holds the leases too, hands them back.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -38,12 +39,14 @@ from mlbox.host.run import Cancel
 Json = dict[str, Any]
 _STOP_GRACE = 10.0  # s a guest gets to end its services
 _RETURN = 15.0  # s an adopted guest gets to come back
+_KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
 
 
 @dataclass(frozen=True)
 class Claim:
     """What the handler hands to the keeper."""
 
+    found: store.Store
     job: store.Job
     spec: Spec
     identity: str  # of the image; empty: to be fetched
@@ -127,7 +130,7 @@ class Keeper:
     def __init__(self, claim: Claim, leases: dict[str, int], out: int = -1, caller: int = -1) -> None:
         self.claim, self.job, self.spec = claim, claim.job, claim.spec
         self.leases, self._out, self._caller = leases, out, caller
-        self.engine = engines.by_name(self.spec.runtime)
+        self.engine = engines.by_name(self.spec.runtime, claim.found)
         self.signals = Signals()
         identity = json.dumps({"pid": os.getpid(), "started": processes.started(os.getpid())})
         store.write_whole(self.job.keeper_pid, identity.encode())
@@ -144,14 +147,28 @@ class Keeper:
         self._send({"progress": {"text": text, "detail": detail}})
 
     def _send(self, message: Json) -> None:
+        """A caller that reads nothing (a stalled connection) must not keep SIGTERM from being heard."""
         if self._out < 0:
             return
-        try:
-            data = json.dumps(message).encode() + b"\n"
-            while data:
+        os.set_blocking(self._out, False)
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            try:
                 data = data[os.write(self._out, data) :]
-        except OSError:
-            self._out = -1  # the caller has gone; before `started`, the other pipe tells us so too
+            except BlockingIOError:
+                if not self._await_room():
+                    return
+            except OSError:
+                self._out = -1  # the caller has gone; before `started`, the other pipe tells us so too
+                return
+
+    def _await_room(self) -> bool:
+        """Until the caller has read something; False when the session is told to stop meanwhile."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._out, selectors.EVENT_WRITE)
+            for descriptor in self.cancel.descriptors:
+                selector.register(descriptor, selectors.EVENT_READ)
+            return self._out in {key.fd for key, _ in selector.select()}
 
     def _let_go(self) -> None:
         """From `started` on nobody's absence ends the session."""
@@ -168,21 +185,19 @@ class Keeper:
 
     def run(self) -> None:
         """From the claim to the end. Every way out goes through `_end`."""
-        outcome: Json = {}
         try:
             info = self._start()
             self.job.append("started", {"at": time.time(), "services": sorted(self.services)})
             store.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
             self._send({"ready": info})
             self._let_go()
-            outcome = self._watch()
         except errors.MlboxError as error:
             self._undo(error)
             return
         except OSError as error:
             self._undo(errors.StartFailed(f"{store.host_name()}: {error}", "is a disk full, or a folder not yours?"))
             return
-        self._end("finished", outcome)
+        self._end("finished", self._watch())
 
     def _undo(self, error: errors.MlboxError) -> None:
         self._end("failed", {"why": error.message}, grace=0)  # nobody has worked in it
@@ -190,9 +205,9 @@ class Keeper:
         self._let_go()
 
     def _start(self) -> Json:
-        ready = prepare(self.engine, self.spec, self.claim.identity, self.say, self.cancel)
+        ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.say, self.cancel)
         folder = _user_folder(self.spec)
-        home = store.Store().home
+        home = self.claim.found.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = self.engine.paths(self.job.boot_folder, folder, home, self.spec)
         plan = self._plan(ready, paths)
@@ -269,7 +284,7 @@ class Keeper:
             if self._child is not None and self._child.poll() is not None:
                 raise self._start_failed()
             if time.monotonic() > deadline:
-                raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt}")
+                raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt}/log")
             waiting = sorted(wanted - set(self.services))
             if waiting:
                 self.say("waiting for " + ", ".join(_TITLES[name] for name in waiting))
@@ -310,7 +325,8 @@ class Keeper:
         if self.guest is not None:
             self.guest.close()
         self.guest, self._buffer = connection, b""
-        descriptors.send(connection, {"leases": list(self.leases)}, list(self.leases.values()))
+        with contextlib.suppress(OSError):  # it went at once; that is heard at its socket's end
+            descriptors.send(connection, {"leases": list(self.leases)}, list(self.leases.values()))
 
     def _hear(self, connection: socket.socket) -> None:
         try:
@@ -323,7 +339,7 @@ class Keeper:
             return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            message = json.loads(line)
+            message = _message(line)
             if "hello" in message:
                 self._take_back(message.get("leases", []), brought)
                 self.services.update(message.get("services", {}))
@@ -341,7 +357,9 @@ class Keeper:
         """Until the guest is gone or the owner says stop; the log's facts of how it ended."""
         while True:
             self._note_trouble()
-            self._turn(None)
+            self._turn(_KEEP_YOUNG)
+            store.keep_young(self.job.boot_folder)
+            lease.keep_young(self.leases)
             if Cancel((self.signals.stop_r,)).wait(0):
                 return {"why": "shut down"}
             if self.guest is None:
@@ -353,7 +371,8 @@ class Keeper:
         trouble = {name: state["why"] for name, state in self.services.items() if state["state"] == "failed"}
         if trouble != self._trouble:
             self._trouble = trouble
-            store.write_whole(self.job.conf / "trouble.json", json.dumps(trouble).encode())
+            with contextlib.suppress(OSError):  # a full disk costs the note, not the session
+                store.write_whole(self.job.conf / "trouble.json", json.dumps(trouble).encode())
 
     def _exit_code(self, patience: float = 5) -> int | None:
         if self._child is None:
@@ -366,13 +385,18 @@ class Keeper:
     # ---- the end ---------------------------------------------------------------------------------
 
     def _end(self, event: str, facts: Json, grace: float = _STOP_GRACE) -> None:
-        """Everything of the session goes, then its end is on record, then its GPUs are free."""
+        """Everything of the session goes, then its end is on record, then its GPUs are free.
+
+        What the engine can't remove, or a full disk can't record, is left for the next call to this host (sweep)."""
+        self._remove(grace)
+        over = self.claim.found.end
         try:
-            self._remove(grace)
-        finally:
             self.job.append(event, {"at": time.time(), **facts})
-            lease.drop(self.leases)
-            store.Store().end(self.job)
+        except OSError as error:
+            print(f"{event} is not on record: {error}", file=sys.stderr)
+            over = self.claim.found.clear
+        lease.drop(self.leases)
+        over(self.job)
 
     def _remove(self, grace: float) -> None:
         """Again while the engine's command runs: one that has just begun makes its container only now."""
@@ -407,6 +431,15 @@ def _service_hint(name: str) -> str:
     return f"--no-{name} starts without it" if name in ("jupyter", "vscode") else "the image's sshd does not start"
 
 
+def _message(line: bytes) -> Json:
+    """What the guest said; what is no JSON object says nothing (a container's root may write to the socket)."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
 def _indented(first: str, log: str) -> str:
     return first + "".join(f"\n  {line}" for line in log.splitlines())
 
@@ -425,7 +458,14 @@ def sweep(found: store.Store) -> list[store.Job]:
     """Look at this user's sessions on this host, adopt or end those without a keeper; the live ones."""
     live = []
     for job in found.live_jobs():
-        if lives(job) or _rescue(found, job):
+        try:
+            alive = lives(job) or _rescue(found, job)
+        except (errors.MlboxError, OSError) as error:
+            # Neither ended nor kept: an engine that does not answer, a disk that is full. One session's trouble
+            # is not the others', and the next call tries again.
+            print(f"session {job.id}: {error}", file=sys.stderr)
+            alive = True
+        if alive:
             live.append(job)
     return live
 
@@ -437,12 +477,12 @@ def _rescue(found: store.Store, job: store.Job) -> bool:
         return True  # somebody else was faster
     state, spec = job.state(), job.spec()
     if state.live and state.name == "started" and _guest_answers(job):
-        claim = Claim(job, spec, "", tuple(state.facts.get("gpus", ())))
+        claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())))
         detach(lambda: Keeper(claim, {}).adopt(), job.attempt / "keeper.log")
         if held is not None:
             os.close(held)
         return True
-    engines.by_name(spec.runtime).remove(job.id, 0)
+    engines.by_name(spec.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())
     why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
     job.append("lost" if state.name in ("claimed", "started") else "failed", {"at": time.time(), "why": why})

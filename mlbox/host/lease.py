@@ -6,12 +6,13 @@
 The lock belongs to an open file description. The keeper opens it, and passes the descriptor on to the
 session's guest (SCM_RIGHTS, or by inheritance), so the GPU is free only when both are gone: a killed
 keeper does not free a GPU that its container still uses, and a crash of all leaves nothing to clean up.
-The files are world-readable, and a shared lock cannot be distinguished from holding: whoever may log in
-may hold a lease, as whoever may log in may use the GPU.
+The files are open to all, and a shared lock cannot be distinguished from holding: whoever may log in may
+hold a lease, as whoever may log in may use the GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -39,6 +40,8 @@ def _folder() -> Path:
         pass
     if not stat.S_ISDIR(os.lstat(FOLDER).st_mode):
         raise errors.HostUnready(f"{FOLDER} is not a folder", "remove it")
+    if not os.access(FOLDER, os.R_OK | os.W_OK | os.X_OK):
+        raise errors.HostUnready(f"{FOLDER} is closed to you", f"its owner can mend it: chmod 1777 {FOLDER}")
     return FOLDER
 
 
@@ -57,8 +60,8 @@ def _open(uuid: str) -> int:
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             try:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-                os.chmod(path, 0o644)
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                os.chmod(path, 0o666)  # nobody writes to it, but every holder may keep it young
             except FileExistsError:
                 continue
 
@@ -97,6 +100,14 @@ def drop(held: dict[str, int]) -> None:
     for descriptor in held.values():
         os.close(descriptor)
     held.clear()
+
+
+def keep_young(held: Iterable[str]) -> None:
+    """Systems that remove old files from /tmp leave the locks alone: a removed lock file could be locked twice."""
+    for uuid in held:
+        for path in (FOLDER / _name(uuid), FOLDER / f"{_name(uuid)}.{os.getuid()}"):
+            with contextlib.suppress(OSError):
+                os.utime(path, follow_symlinks=False)
 
 
 def _sign(uuid: str, holder: Holder) -> None:

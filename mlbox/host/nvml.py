@@ -15,6 +15,9 @@ from mlbox.core.gpu import Gpu, GpuProcess
 from mlbox.host import processes
 
 MIB = 1024 * 1024
+DISPLAY_SERVERS = frozenset(
+    ["Xorg", "Xwayland", "gnome-shell", "kwin_x11", "kwin_wayland", "mutter-x11-fram", "plasmashell", "sway", "weston"]
+)  # as /proc/<pid>/comm has them: 15 characters at most
 _T = TypeVar("_T")
 
 
@@ -69,19 +72,37 @@ def _gpu(pynvml: Any, index: int) -> Gpu:
         total, used = 0, 0
     except pynvml.NVMLError as error:
         return Gpu(index, uuid, name, 0, error=str(error))
+    try:
+        running = _processes(pynvml, handle)
+    except pynvml.NVMLError as error:
+        return Gpu(index, uuid, name, total, used, error=f"does not tell who uses it: {error}")
     rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, None, handle)
     return Gpu(
         index, uuid, name, total, used,
         utilization=rates.gpu if rates else 0,
         temperature=_ask(pynvml.nvmlDeviceGetTemperature, 0, handle, pynvml.NVML_TEMPERATURE_GPU),
         power=_ask(pynvml.nvmlDeviceGetPowerUsage, 0, handle) // 1000,
-        processes=_processes(pynvml, handle),
+        processes=running,
     )  # fmt: skip
 
 
 def _processes(pynvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
-    """Compute processes only: a display server on a workstation's GPU does not make it busy."""
-    found = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, [], handle)
-    found += _ask(pynvml.nvmlDeviceGetMPSComputeRunningProcesses, [], handle)
-    memory = {p.pid: (p.usedGpuMemory or 0) // MIB for p in found}
-    return tuple(GpuProcess(pid, *processes.describe(pid), used) for pid, used in sorted(memory.items()))
+    """Whoever works on this GPU. A display server does not: without this, no workstation's GPU would be free."""
+    found = [
+        *_listed(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle),
+        *_listed(pynvml, pynvml.nvmlDeviceGetMPSComputeRunningProcesses, handle),
+        *_listed(pynvml, pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle),
+    ]
+    memory: dict[int, int] = {}
+    for process in found:  # one that both computes and draws is listed twice
+        memory[process.pid] = max(memory.get(process.pid, 0), (process.usedGpuMemory or 0) // MIB)
+    described = (GpuProcess(pid, *processes.describe(pid), used) for pid, used in sorted(memory.items()))
+    return tuple(process for process in described if process.command not in DISPLAY_SERVERS)
+
+
+def _listed(pynvml: Any, question: Callable[[Any], list[Any]], handle: Any) -> list[Any]:
+    """Only "not supported" means none: a GPU that does not tell who uses it is not taken for free."""
+    try:
+        return question(handle)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return []

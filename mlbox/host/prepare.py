@@ -6,7 +6,6 @@ import base64
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from mlbox.core import layer as layers
 from mlbox.core.layer import Facts, Layer
 from mlbox.core.session import Spec
 from mlbox.host import sources, store
-from mlbox.host.engines import Engine, Say
+from mlbox.host.engines import Build, Engine, Say
 from mlbox.host.run import Cancel
 
 
@@ -28,11 +27,11 @@ class Ready:
     image: str
     facts: Facts
     prefix: str
-    layer: str
     absent: dict[str, str]
 
 
-def prepare(engine: Engine, spec: Spec, identity: str, say: Say, cancel: Cancel) -> Ready:
+def prepare(engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say, cancel: Cancel) -> Ready:
+    """`identity`: of the image, empty where it must be fetched first. Raises Refused, StartFailed, Cancelled."""
     identity = identity or engine.fetch(spec, say, cancel)
     facts = engine.facts(spec, identity, cancel)
     layer, ready_name = _plan(engine, spec, facts)
@@ -41,19 +40,17 @@ def prepare(engine: Engine, spec: Spec, identity: str, say: Say, cancel: Cancel)
         what = spec.image or "this host"
         raise errors.Refused(f"{what} can't run a session: " + "; ".join(layer.problems), "use another image")
     if not layer.steps:
-        return Ready(identity, layer.after, engine.prefix(layer), "", absent)
+        return Ready(identity, layer.after, engine.prefix(layer), absent)
     if not ready_name:
         try:
-            ready_name = _build(engine, spec, layer, say, cancel)
+            ready_name = _build(engine, job, spec, layer, say, cancel)
         except VsCodeMissing as error:
             if spec.vscode == "yes":
                 raise errors.StartFailed(error.message, error.hint) from None
-            without = prepare(engine, _without_vscode(spec), identity, say, cancel)
+            without = prepare(engine, job, _without_vscode(spec), identity, say, cancel)
             facts = replace(without.facts, code_server="")  # not the image's own instead of what was asked for
-            return Ready(
-                without.image, facts, without.prefix, without.layer, {**without.absent, "vscode": error.message}
-            )
-    return Ready(ready_name, layer.after, engine.prefix(layer), ready_name, absent)
+            return Ready(without.image, facts, without.prefix, {**without.absent, "vscode": error.message})
+    return Ready(ready_name, layer.after, engine.prefix(layer), absent)
 
 
 class VsCodeMissing(errors.StartFailed):
@@ -90,16 +87,17 @@ def _only_one(key: str, say: Say, cancel: Cancel) -> Iterator[None]:
         yield
 
 
-def _build(engine: Engine, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
+def _build(engine: Engine, job: store.Job, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
     with _only_one(layer.key, say, cancel):
         there = engine.has_layer(layer)
         if there:
             return there
         folder = _release(spec, layer, say, cancel)
-        context = Path(tempfile.mkdtemp(prefix="mlbox-layer-"))
+        context = job.boot_folder / "layer"
+        context.mkdir(mode=0o700)
         try:
             _write_context(context, spec, layer)
-            return engine.build(spec, layer, context, folder or context, say, cancel)
+            return engine.build(Build(job.id, spec.image, layer, context, folder or context), say, cancel)
         finally:
             shutil.rmtree(context, ignore_errors=True)
 

@@ -65,6 +65,13 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def keep_young(folder: Path) -> None:
+    """Systems that remove old files from /tmp leave these alone."""
+    for path in (folder, *folder.rglob("*")):
+        with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+            os.utime(path, follow_symlinks=False)
+
+
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     """The file appears whole or not at all (temporary name, fsync, rename)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -147,7 +154,7 @@ class Job:
         document = read_json(self.folder / "spec.json")
         if not isinstance(document, dict):
             raise errors.NotFound(f"session {self.id} has no readable spec.json")
-        return session.Spec.from_wire(document)
+        return session.Spec.from_stored(document)
 
     def events(self) -> Iterator[Json]:
         """Complete slots in their order; a torn one (its writer died before its end mark) ends the log."""
@@ -243,12 +250,16 @@ class Store:
         shutil.rmtree(job.folder, ignore_errors=True)
 
     def end(self, job: Job) -> None:
-        """A session is over: its logs are kept, its tokens and sockets are not."""
+        """A session is over, and on record as such: nothing needs to find it among the live ones any more."""
+        self.clear(job)
+        (self.live / job.id).unlink(missing_ok=True)
+
+    def clear(self, job: Job) -> None:
+        """Nothing runs for a session any more: its logs are kept, its tokens and sockets are not."""
         if job.logs.is_dir() and job.attempt.is_dir():
             with suppress(OSError):  # a log that can't be read or kept (a full disk) doesn't keep it from ending
                 shutil.copytree(job.logs, job.attempt / "log", dirs_exist_ok=True)
         shutil.rmtree(job.boot_folder, ignore_errors=True)
-        (self.live / job.id).unlink(missing_ok=True)
 
     def live_jobs(self) -> list[Job]:
         """This user's sessions on this host that have not ended, oldest first."""

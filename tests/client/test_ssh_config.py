@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import stat
@@ -53,14 +54,16 @@ def test_a_session_by_its_name(home: Path) -> None:
     assert (found["hostname"], found["port"], found["user"]) == (["127.0.0.1"], ["8022"], ["ada"])
     assert [alias.upper() for alias in found["hostkeyalias"]] == [f"MLBOX-{ID}"]
     assert found["stricthostkeychecking"] == ["true"]
-    assert [v.strip('"') for v in found["userknownhostsfile"]] == [f"{home}/state/mlbox/ssh.d/kind-otter.known_hosts"]
+    assert [v.strip('"') for v in found["userknownhostsfile"]] == [
+        f"{home}/state/mlbox/ssh.d/kind-otter.{os.getpid()}.known_hosts"
+    ]
     assert found["identityfile"][:2] == ["/keys/id one", "/keys/two"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_a_session_by_its_port(home: Path, host: str) -> None:
     add()
-    known = f"{home}/state/mlbox/ssh.d/kind-otter.known_hosts"
+    known = f"{home}/state/mlbox/ssh.d/kind-otter.{os.getpid()}.known_hosts"
     assert [v.strip('"') for v in resolved("-p", "8022", host)["userknownhostsfile"]] == [known]
     assert known not in "".join(resolved("-p", "8023", host)["userknownhostsfile"])
 
@@ -83,12 +86,12 @@ def test_two_sessions_at_once() -> None:
 
 def test_the_host_key_is_known_by_session_and_by_port() -> None:
     add()
-    known = (state.home() / "ssh.d/kind-otter.known_hosts").read_text()
+    known = (state.home() / f"ssh.d/kind-otter.{os.getpid()}.known_hosts").read_text()
     assert known == f"mlbox-{ID},[localhost]:8022,[127.0.0.1]:8022 {KEY}\n"
     if shutil.which("ssh-keygen"):
         for name in (f"mlbox-{ID}", "[localhost]:8022"):
             subprocess.run(
-                ("ssh-keygen", "-F", name, "-f", str(state.home() / "ssh.d/kind-otter.known_hosts")),
+                ("ssh-keygen", "-F", name, "-f", str(state.home() / f"ssh.d/kind-otter.{os.getpid()}.known_hosts")),
                 check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -97,7 +100,10 @@ def test_files_come_and_go() -> None:
     folder = state.home() / "ssh.d"
     ssh_config.remove("kind-otter")  # one that was never there
     add()
-    assert sorted(p.name for p in folder.iterdir()) == ["kind-otter.conf", "kind-otter.known_hosts"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        f"kind-otter.{os.getpid()}.conf",
+        f"kind-otter.{os.getpid()}.known_hosts",
+    ]
     assert {stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()} == {0o600}
     add(port=9000)
     assert resolved("kind-otter")["port"] == ["9000"]
@@ -106,12 +112,28 @@ def test_files_come_and_go() -> None:
     assert resolved("kind-otter")["hostname"] == ["kind-otter"]
 
 
-def test_what_to_type(home: Path) -> None:
+@pytest.mark.parametrize(
+    "how", ['Include "{top}"', '  include  "~/state/mlbox/ssh_config" other', "Include other\nInclude {top}"]
+)
+def test_what_to_type(home: Path, how: str) -> None:
     add()
-    assert ssh_config.command("kind-otter").startswith("ssh -F ")
     (home / ".ssh").mkdir()
-    (home / ".ssh/config").write_text(f'Include "{ssh_config.top()}"\n')
-    assert ssh_config.command("kind-otter") == "ssh kind-otter"
+    (home / ".ssh/config").write_text("# Include " + str(ssh_config.top()) + "\n")
+    assert ssh_config.command("kind-otter").startswith("ssh -F ")
+    (home / ".ssh/config").write_text(how.format(top=str(ssh_config.top())) + "\n")
+    assert (ssh_config.command("kind-otter") == "ssh kind-otter") == ('"' in how or " " not in str(ssh_config.top()))
+
+
+def test_a_killed_client_s_entry_goes_and_another_client_s_stays() -> None:
+    add()
+    dead = subprocess.Popen(("true",))
+    dead.wait()
+    folder = state.home() / "ssh.d"
+    (folder / f"kind-otter.{dead.pid}.conf").write_text("Host kind-otter\n")
+    (folder / f"kind-otter.{os.getppid()}.conf").write_text("")
+    add()
+    ssh_config.remove("kind-otter")
+    assert [p.name for p in folder.iterdir()] == [f"kind-otter.{os.getppid()}.conf"]
 
 
 def test_what_to_type_can_be_typed() -> None:

@@ -165,7 +165,7 @@ def test_the_holder_signs(leases: Path) -> None:
     assert held is not None
     assert lease.held_by([A]) == {A: ADA}
     note = leases / f"{A}.{os.getuid()}"
-    assert stat.S_IMODE(note.stat().st_mode) == stat.S_IMODE((leases / A).stat().st_mode) == 0o644
+    assert (stat.S_IMODE(note.stat().st_mode), stat.S_IMODE((leases / A).stat().st_mode)) == (0o644, 0o666)
     lease.drop(held)
     assert lease.held_by([A]) == {}  # the note is still there, and no longer believed
     assert note.exists()

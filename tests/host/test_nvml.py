@@ -69,10 +69,17 @@ def test_four_gpus_free_busy_lost_and_hot(driver: Path, tmp_path: Path) -> None:
     assert (hot.temperature, hot.power, hot.obstacle) == (93, 388, "")
 
 
-def test_a_display_does_not_make_a_gpu_busy(driver: Path, tmp_path: Path) -> None:
-    shown = replace(IDLE[0], procs=(false.Proc(os.getpid(), 300, "G"),))
-    (tmp_path / "gpus").write_text(false.render([shown]))
-    assert ask(driver, tmp_path / "gpus")[0][0].obstacle == ""
+@pytest.mark.parametrize(("command", "busy"), [("Xorg", False), ("gnome-shell", False), ("blender", True)])
+def test_a_display_does_not_make_a_gpu_busy_a_renderer_does(
+    driver: Path, tmp_path: Path, command: str, busy: bool
+) -> None:
+    program = shutil.copy("/bin/cat", tmp_path / command)
+    with subprocess.Popen((program,), stdin=subprocess.PIPE) as shower:
+        shown = replace(IDLE[0], procs=(false.Proc(shower.pid, 300, "G"),))
+        (tmp_path / "gpus").write_text(false.render([shown]))
+        assert bool(ask(driver, tmp_path / "gpus")[0][0].obstacle) == busy
+        assert shower.stdin is not None
+        shower.stdin.close()
 
 
 def test_a_process_of_the_sharing_server_does(driver: Path, tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ _TRACES = """
 docker ps -aq --no-trunc; docker volume ls -q; docker images -q
 find /tmp/mlbox-1* -mindepth 1 ! -name "layer-*.lock"
 ls -d /tmp/mlbox-layer-* /home/*/.cache/mlbox/.?*[0-9] 2>/dev/null
-find /home/*/.local/share/mlbox/hosts -type f
-for lease in /tmp/mlbox-leases/GPU-*; do flock --nonblock $lease true || echo $lease; done
+find /home/*/.local/share/mlbox/users/*/live -type f
+for lease in /tmp/mlbox-leases/GPU-*; do [ ! -e $lease ] || flock --nonblock $lease true || echo $lease; done
 grep -laz '^MLBOX_SESSION=' /proc/[0-9]*/environ
 """
 

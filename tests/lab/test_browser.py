@@ -107,6 +107,7 @@ def test_vscodes_workbench_renders_and_its_terminal_types(desk: Desk) -> None:
     page.picture(ARTIFACTS / "vscode.png")
     page.press("Control+`")
     page.wait_for("document.querySelector('.terminal-wrapper .xterm-rows')", failed)
+    page.click(".terminal-wrapper .xterm-screen")  # the welcome page may have taken the focus
     page.wait_for("document.querySelector('.xterm-helper-textarea') === document.activeElement", failed)
     page.wait_for("document.querySelector('.xterm-rows').innerText.includes('$')", failed)
     page.type("echo $HOSTNAME-$((6*7)) | tee typed")

@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import output, state, transports
+from mlbox.client import output, state
 from mlbox.client.attached import Attached, Reach, block
 from mlbox.client.commands import session as sessions
 from mlbox.client.commands.status import ask_all, known_hosts
-from mlbox.client.remote import Host
+from mlbox.client.remote import Host, connect
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -47,12 +47,12 @@ def told(host: Host, session: Json, as_json: bool) -> int:
 
 def find(wanted: str, host: str, config: state.Config) -> Host:
     """The host of a session: named, remembered, or found by asking all known hosts. Raises NotFound."""
+    matching = [s for id_, s in _remembered().items() if wanted in (id_, s["name"])] if wanted else []
     if host:
-        return Host(transports.make(host, config))
-    known = state.load("sessions.json")
-    matching = [s["host"] for id_, s in known.items() if wanted in (id_, s["name"])] if wanted else []
-    if len(set(matching)) == 1:
-        return Host(transports.make(matching[0], config))
+        roots = {s.get("root", "") for s in matching if s["host"] == host}
+        return connect(host, config, roots.pop() if len(roots) == 1 else "")
+    if len({s["host"] for s in matching}) == 1:
+        return connect(matching[0]["host"], config, matching[0].get("root", ""))
     replies = ask_all(known_hosts(config), "sessions", {}, config)
     there = {
         name
@@ -62,7 +62,7 @@ def find(wanted: str, host: str, config: state.Config) -> Host:
         if _is(s, wanted)
     }
     if len(there) == 1:
-        return Host(transports.make(there.pop(), config))
+        return connect(there.pop(), config)
     unasked = [f"{name} did not answer: {r.message}" for name, r in replies.items() if isinstance(r, errors.MlboxError)]
     if there:
         raise errors.NotFound(
@@ -74,6 +74,17 @@ def find(wanted: str, host: str, config: state.Config) -> Host:
     )
 
 
+def _remembered() -> dict[str, Json]:
+    """Sessions started from this laptop: id -> its name, host and root there."""
+    return state.load("sessions.json")
+
+
+def resolve(wanted: str) -> str:
+    """A session's id where this laptop knows one of that name: an id still means something after the session's end."""
+    named = [id_ for id_, s in _remembered().items() if wanted and s["name"] == wanted]
+    return named[0] if len(named) == 1 else wanted
+
+
 def _is(session: Json, wanted: str) -> bool:
     return wanted in ("", session["id"], session["name"]) or session["id"].startswith(wanted.upper())
 
@@ -83,7 +94,7 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
 
 
 def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool) -> int:
-    found = _reveal(host, wanted, config)
+    found = _reveal(host, wanted)
     if detach:
         return told(host, found, as_json)
     with output.Progress() as progress:
@@ -98,16 +109,16 @@ def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: b
     return sessions.work(host, attached, found, config, as_json)
 
 
-def _reveal(host: Host, wanted: str, config: state.Config) -> Json:
+def _reveal(host: Host, wanted: str) -> Json:
     """What it takes to reach it; this laptop's keys are let in from now on."""
     keys = list(host.transport.public_keys())
-    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys, "root": config.root})
+    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys})
     return dict(reply["session"])
 
 
 def info(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     where = find(wanted, host, config)
-    found = where.call("sessions", {"session": wanted, "root": config.root})["session"]
+    found = where.call("sessions", {"session": wanted})["session"]
     if as_json:
         output.facts({**found, "host": where.name})
         return 0
@@ -123,9 +134,9 @@ def info(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     return 0
 
 
-def logs(host: Host, wanted: str, config: state.Config) -> str:
+def logs(host: Host, wanted: str) -> str:
     """The ends of its services' logs, other people's escapes made harmless."""
-    reply = host.call("sessions", {"session": wanted, "logs": True, "root": config.root})
+    reply = host.call("sessions", {"session": wanted, "logs": True})
     return "\n".join(f"--- {name}\n{text.safe(content)}" for name, content in reply["logs"].items())
 
 

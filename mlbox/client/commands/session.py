@@ -11,7 +11,7 @@ from mlbox.client.answers import Answers, remembered, to_remember, to_spec
 from mlbox.client.attached import Attached, Reach, block
 from mlbox.client.commands import attach, shutdown
 from mlbox.client.console import Console
-from mlbox.client.remote import Host
+from mlbox.client.remote import Host, Interrupted
 from mlbox.core import text
 from mlbox.core.session import Spec
 
@@ -37,7 +37,7 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
     spec = to_spec(answers, transport.public_keys())
     if options.dry_run:
         return _dry_run(host_name, spec, options.json)
-    host = Host(transport)
+    host = Host(transport, config.root)
     start = _Start(host, spec, config, options)
     reply = start.call()
     if "running" in reply:
@@ -111,7 +111,8 @@ class _Start:
         return self.finish(self.call(), None)
 
     def call(self) -> Json:
-        args = {"spec": self._spec.to_wire(), "new": self._options.new, "root": self._config.root}
+        args = {"spec": self._spec.to_wire(), "new": self._options.new}
+        reply: Json = {}
         with output.Progress() as self._progress:
             self._progress.say(f"connecting to {self._host.name}")
             try:
@@ -120,9 +121,9 @@ class _Start:
                     self._progress.say("connecting the tunnels")
                     self._attached.wait_up()
                 return reply
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
                 self._close()
-                output.note("\n  stopped; nothing was left behind")
+                self._undo((interrupt.reply if isinstance(interrupt, Interrupted) else None) or reply)
                 raise
             except errors.MlboxError:
                 self._close()
@@ -131,6 +132,17 @@ class _Start:
     def _close(self) -> None:
         if self._attached is not None:
             self._attached.close()
+
+    def _undo(self, reply: Json) -> None:
+        """Stopped by ^C: also a session that was ready just before goes again, for nobody has seen it."""
+        if "session" in reply:
+            self._progress.say(f"stopping {reply['session']['name']}")
+            try:
+                self._host.call("shutdown", {"session": reply["session"]["id"]})
+            except errors.MlboxError as error:
+                self._progress.keep(f"{reply['session']['name']} goes on, for it could not be stopped: {error.message}")
+                return
+        self._progress.keep("stopped; nothing was left behind")
 
     def _on_progress(self, facts: Json) -> None:
         if "accepted" in facts:
@@ -152,7 +164,8 @@ class _Start:
         session = reply["session"]
         if answers is not None:
             state.update("last.json", self._host.name, to_remember(answers))
-        state.update("sessions.json", session["id"], {"name": session["name"], "host": self._host.name})
+        record = {"name": session["name"], "host": self._host.name, "root": self._host.root}
+        state.update("sessions.json", session["id"], record)
         if self._attached is None:
             return attach.told(self._host, session, self._options.json)
         self._attached.reach = attach.reach(session)
@@ -169,7 +182,7 @@ def _first_line(host: str, facts: Json, image: str) -> str:
 
 def work(host: Host, attached: Attached, session: Json, config: state.Config, as_json: bool) -> int:
     """Print the block, then serve the person until they leave or the session ends."""
-    console = Console(attached, lambda: attach.logs(host, session["id"], config))
+    console = Console(attached, lambda: attach.logs(host, session["id"]))
     try:
         attached.announce_ssh()
         if as_json:
@@ -177,13 +190,15 @@ def work(host: Host, attached: Attached, session: Json, config: state.Config, as
         else:
             print(block(attached, session.get("absent", {})), flush=True)
         chosen = console.run()
+    except KeyboardInterrupt:
+        chosen = "detach"
     finally:
         attached.close()
     if chosen == "ended":
         output.note(f"{session['name']}: {attached.why}")
         state.update("sessions.json", session["id"], None)
     elif chosen == "shutdown":
-        return shutdown.end(host, session["id"], config, as_json=False)
+        return shutdown.end(host, session["id"], as_json=False)
     else:
         output.note(f"detached; {session['name']} goes on (mlbox session attach {session['name']})")
     return 0

@@ -7,14 +7,16 @@ from mlbox.client.remote import Host
 from mlbox.core import text
 
 
-def end(host: Host, wanted: str, config: state.Config, as_json: bool) -> int:
+def end(host: Host, wanted: str, as_json: bool) -> int:
     with output.Progress() as progress:
         progress.say(f"ending the session on {host.name}")
-        reply = host.call("shutdown", {"session": wanted, "root": config.root})
+        reply = host.call("shutdown", {"session": wanted})
     ended = reply["session"]
     state.update("sessions.json", ended["id"], None)
     if as_json:
         output.facts({"id": ended["id"], "name": ended["name"], "freed": reply["freed"]})
+    elif "already" in reply:
+        print(f"{text.safe(ended['name'])} had ended already: {text.safe(reply['already'])}")
     else:
         freed = f"; {text.count(len(reply['freed']), 'GPU')} free again" if reply["freed"] else ""
         print(f"{ended['name']} has ended{freed}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import output, state, transports
-from mlbox.client.remote import Host
+from mlbox.client.remote import connect
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
 
@@ -25,7 +25,7 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
 
     def one(name: str) -> Json | errors.MlboxError:
         try:
-            return Host(transports.make(name, config)).call(verb, {**args, "root": config.root})
+            return connect(name, config).call(verb, args)
         except errors.MlboxError as error:
             return error
 

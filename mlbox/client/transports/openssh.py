@@ -39,7 +39,7 @@ class OpenSsh:
         if not host or host.startswith("-") or any(c.isspace() for c in host):
             raise errors.Usage(f"{host!r} can't be a host's name")
         self.host = host
-        self._ssh = ("ssh", *(("-F", os.path.expanduser(ssh_config)) if ssh_config else ()))
+        self._ssh = ("ssh", *(("-F", ssh_config) if ssh_config else ()))
         self._control = _control_path(host, ssh_config)
         self._resolved: dict[str, list[str]] = {}
         # Asked for meanwhile: what `ssh -G` says is needed a little later than the first command.

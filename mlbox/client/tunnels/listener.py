@@ -49,7 +49,10 @@ class Port:
                 self.number: int = sockets[0].getsockname()[1]
                 return
         taken = f"{wanted[0]} to {wanted[-1]}" if service.wanted_port else "all"
-        raise MlboxError(f"No free port for {service.name} on this machine: {taken} are taken.")
+        raise MlboxError(
+            f"no free port for {service.name} on this machine: {taken} are taken",
+            f"end what listens there, or choose another in config.toml: [ports] {service.name} = …",
+        )
 
     def close(self) -> None:
         for sock in self.sockets:

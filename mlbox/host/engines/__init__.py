@@ -1,4 +1,4 @@
-"""Container engines: one file each, one Protocol. To add one, write its file and its line in `by_name`."""
+"""Container engines: one file each, one Protocol. To add one, write its file and its line in `_FILES`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mlbox.core.layer import Facts, Layer
 from mlbox.core.session import Mount, Spec
+from mlbox.host import store
 from mlbox.host.run import Cancel
 
 
@@ -27,7 +28,6 @@ class Paths:
     run: str  # sockets, conf, logs
     folder: str  # the user's folder: Jupyter's and VS Code's root
     home: str
-    prefix: str  # the layer
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class Run:
     env: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Build:
+    """A layer to make: from `context` (script and files) and `sources` (releases), on behalf of a session."""
+
+    session: str
+    image: str
+    layer: Layer
+    context: Path
+    sources: Path
+
+
 class Engine(Protocol):
     def identify(self, spec: Spec) -> str:
         """The content id of what the session will run in; empty where it must be fetched first.
@@ -63,8 +74,9 @@ class Engine(Protocol):
     def has_layer(self, layer: Layer) -> str:
         """The name of the layer if it is there already (an image, or a folder)."""
 
-    def build(self, spec: Spec, layer: Layer, context: Path, sources: Path, say: Say, cancel: Cancel) -> str:
-        """Make the layer from `context` (script and files); its name. Raises StartFailed with the log's end."""
+    def build(self, work: Build, say: Say, cancel: Cancel) -> str:
+        """Make the layer; its name. Raises StartFailed with the log's end. What is left of a build whose keeper
+        was killed is the session's: `remove` ends it."""
 
     def prefix(self, layer: Layer) -> str:
         """Where the layer's files are, as the guest sees them."""
@@ -79,13 +91,18 @@ class Engine(Protocol):
         """Start the guest; the process returned ends when it ends. Its output goes to the descriptor `log`."""
 
     def remove(self, session: str, grace: float) -> None:
-        """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return."""
+        """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return.
+
+        Raises HostUnready where the engine does not say, or does not do it: something may still run."""
+
+    def storage(self) -> Path | None:
+        """The folder that images and containers fill; None where that is not known, or nothing of its own."""
 
 
 _FILES: Mapping[str, str] = {"docker": "docker", "process": "process"}
 
 
-def by_name(name: str) -> Engine:
+def by_name(name: str, found: store.Store) -> Engine:
     module = importlib.import_module(f"mlbox.host.engines.{_FILES[name]}")
-    engine: Engine = module.ENGINE
+    engine: Engine = module.make(found)
     return engine

@@ -23,7 +23,7 @@ from mlbox.core import layer as layers
 from mlbox.core.layer import Facts, Layer
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.host import image, store
-from mlbox.host.engines import Paths, Run, Say
+from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, capture, stream
 
 RUN = "/run/mlbox"
@@ -31,6 +31,9 @@ RUN = "/run/mlbox"
 
 class Docker:
     program = "docker"
+
+    def __init__(self, found: store.Store) -> None:
+        self._user = found.user
 
     def identify(self, spec: Spec) -> str:
         code, out, error = self._ask("image", "inspect", "--format", "{{.Id}}", spec.image)
@@ -48,7 +51,7 @@ class Docker:
             raise errors.HostUnready(f"there is no {self.program} on this host", hint) from None
 
     def _unusable(self, error: str) -> errors.MlboxError:
-        user = store.user_name()
+        user = self._user
         if "permission denied" in error.lower():
             hint = f"an administrator can allow it: usermod -aG docker {user}; or use --runtime process"
             return errors.HostUnready(f"{user} may not use Docker here", hint)
@@ -97,12 +100,12 @@ class Docker:
         code, _, _ = self._ask("image", "inspect", "--format", "{{.Id}}", self._tag(layer))
         return self._tag(layer) if code == 0 else ""
 
-    def build(self, spec: Spec, layer: Layer, context: Path, sources: Path, say: Say, cancel: Cancel) -> str:
-        builder = f"mlbox-builder-{layer.key}"
-        self._ask("rm", "-f", "-v", builder)
+    def build(self, work: Build, say: Say, cancel: Cancel) -> str:
+        layer, context = work.layer, work.context
+        builder = f"mlbox-builder-{work.session[-8:].lower()}"
         build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
         environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
-        argv = [self.program, "run", "--name", builder, "--label", f"mlbox.builder={layer.key}", "--user", "0:0"]
+        argv = [self.program, "run", "--name", builder, "--label", f"mlbox.session={work.session}", "--user", "0:0"]
         argv += [
             "--network",
             "host",
@@ -111,18 +114,18 @@ class Docker:
             "-v",
             f"{context}:{build}:ro",
             "-v",
-            f"{sources}:{fetched}:ro",
+            f"{work.sources}:{fetched}:ro",
         ]
         bundle = image.ca_bundle()
         if bundle:
             argv += ["-v", f"{bundle}:{build}-ca.pem:ro"]
         image.write_environment(context, environment, f"{build}-ca.pem" if bundle else "", f"{build}/pip.conf")
         try:
-            result = stream((*argv, layer.after.id or spec.image, f"{build}/run"), image.step_progress(say), cancel)
+            result = stream((*argv, layer.after.id or work.image, f"{build}/run"), image.step_progress(say), cancel)
             if result.code != 0:
                 raise image.build_failed(result)
             say("saving the layer")
-            self._commit(builder, spec.image, layer, cancel)
+            self._commit(builder, work.image, layer, cancel)
         finally:
             self._ask("rm", "-f", "-v", builder)
         return self._tag(layer)
@@ -148,25 +151,37 @@ class Docker:
         return True
 
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
-        inside = "/root" if spec.user == "root" else f"/home/{store.user_name()}"
-        return Paths(RUN, "/workspace", inside, layers.CONTAINER_PREFIX)
+        return Paths(RUN, "/workspace", "/root" if spec.user == "root" else f"/home/{self._user}")
 
     def start(self, run: Run, log: int) -> Popen[bytes]:
         return Popen(arguments(self.program, run), stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def remove(self, session: str, grace: float) -> None:
-        _, out, _ = self._ask("ps", "-aq", "--filter", f"label=mlbox.session={session}")
-        found = out.split()
-        if found:
+        found = self._containers(session)
+        if not found:
+            return
+        if grace:
             self._ask("stop", "-t", str(int(grace)), *found, timeout=grace + 60)
-            self._ask("rm", "-f", "-v", *found)  # -v: with the volumes that the image declares
+        _, _, error = self._ask("rm", "-f", "-v", *found)  # -v: with the volumes that the image declares
+        if self._containers(session):
+            raise errors.HostUnready(f"Docker does not remove a container: {error[-400:]}", "`docker ps -a` there")
+
+    def _containers(self, session: str) -> list[str]:
+        code, out, error = self._ask("ps", "-aq", "--filter", f"label=mlbox.session={session}")
+        if code != 0:  # no answer is not the answer "none"
+            raise self._unusable(error)
+        return out.split()
+
+    def storage(self) -> Path | None:
+        code, out, _ = self._ask("info", "--format", "{{.DockerRootDir}}")
+        return Path(out.strip()) if code == 0 and out.strip() else None
 
 
 def arguments(program: str, run: Run) -> tuple[str, ...]:
     """The whole command that starts a session's container. No secret is in it: they are in files."""
     check_engine_args(run.engine_args)
     argv = [program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
-    argv += ["--label", f"mlbox.session={run.session}", "--label", "mlbox.attempt=1"]
+    argv += ["--label", f"mlbox.session={run.session}"]
     argv += ["--security-opt", "no-new-privileges", "--workdir", "/workspace", *_identity(run), *_gpus(run)]
     if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):
         # Data loaders pass batches through shared memory; the engine's default is 64 MiB.
@@ -217,4 +232,5 @@ def _pull_progress(name: str, say: Say) -> Callable[[str], None]:
     return on_line
 
 
-ENGINE = Docker()
+def make(found: store.Store) -> Docker:
+    return Docker(found)

@@ -22,13 +22,17 @@ from mlbox import errors
 from mlbox.core.layer import Facts, Layer
 from mlbox.core.session import Spec
 from mlbox.host import image, processes, store
-from mlbox.host.engines import Paths, Run, Say
+from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, stream
 
 _COMPLETE = ".complete"
+_KILLED = 15.0  # s within which a process is gone after SIGKILL, unless it hangs in the kernel
 
 
 class Process:
+    def __init__(self, found: store.Store) -> None:
+        self._environments = found.environments
+
     def identify(self, spec: Spec) -> str:
         if spec.user == "root":
             raise errors.Refused("--user root needs a container", "add --image")
@@ -45,21 +49,22 @@ class Process:
         return image.parse(identity, result.lines)
 
     def _folder(self, layer: Layer) -> Path:
-        return store.Store().environments / layer.key
+        return self._environments / layer.key
 
     def has_layer(self, layer: Layer) -> str:
         folder = self._folder(layer)
         return str(folder) if (folder / _COMPLETE).exists() else ""
 
-    def build(self, spec: Spec, layer: Layer, context: Path, sources: Path, say: Say, cancel: Cancel) -> str:
+    def build(self, work: Build, say: Say, cancel: Cancel) -> str:
         """In its final place, because a venv can't be moved; the mark that it is whole comes last."""
-        folder = self._folder(layer)
+        context, folder = work.context, self._folder(work.layer)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
-        environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(sources)}
+        environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}
         image.write_environment(context, environment, "", str(context / "pip.conf"))
         try:
-            result = stream(("/bin/sh", str(context / "run")), image.step_progress(say), cancel)
+            marked = {**os.environ, "MLBOX_SESSION": work.session}
+            result = stream(("/bin/sh", str(context / "run")), image.step_progress(say), cancel, marked)
             if result.code != 0:
                 raise image.build_failed(result)
             store.write_whole(folder / _COMPLETE, b"")
@@ -75,7 +80,7 @@ class Process:
         return False
 
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
-        return Paths(str(run_folder), str(folder), str(Path.home()), "")
+        return Paths(str(run_folder), str(folder), str(Path.home()))
 
     def start(self, run: Run, log: int) -> Popen[bytes]:
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(run.gpus), "NVIDIA_VISIBLE_DEVICES": ",".join(run.gpus) or "void"}
@@ -90,12 +95,19 @@ class Process:
         deadline = time.monotonic() + grace
         while processes.marked(session) and time.monotonic() < deadline:
             time.sleep(0.05)  # orphans are nobody's children here: there is no event to await
-        while True:
-            left = processes.marked(session)
-            if not left:
-                return
+        deadline = time.monotonic() + _KILLED
+        while left := processes.marked(session):
+            if time.monotonic() > deadline:
+                raise errors.HostUnready(
+                    f"processes {', '.join(map(str, left))} do not end, not even by SIGKILL",
+                    "they wait for the kernel: a hung mount or device?",
+                )
             processes.send(left, signal.SIGKILL)
             time.sleep(0.02)
 
+    def storage(self) -> Path | None:
+        return None
 
-ENGINE = Process()
+
+def make(found: store.Store) -> Process:
+    return Process(found)

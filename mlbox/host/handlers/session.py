@@ -14,6 +14,7 @@ import shutil
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -43,14 +44,15 @@ def run(call: Call) -> Json:
     chosen, held = _lease(spec, gpus)
     job, keeper_lock = _create(found, spec, held)
     _announce(call, job, spec, gpus, chosen, bool(identity))
-    return _keep(call, keeper.Claim(job, spec, identity, tuple(g.uuid for g in chosen)), held, keeper_lock)
+    return _keep(call, keeper.Claim(found, job, spec, identity, tuple(g.uuid for g in chosen)), held, keeper_lock)
 
 
 def _named(spec: Spec) -> Spec:
-    from dataclasses import replace
-
+    """With all that the caller left open; paths are made full here, for the keeper stands elsewhere."""
     runtime = spec.runtime or ("docker" if spec.image else "process")
-    return replace(spec, runtime=runtime, name=spec.name or text.pet_name(secrets.randbits(32)))
+    folder = os.path.abspath(os.path.expanduser(spec.user_folder)) if spec.user_folder else ""
+    name = spec.name or text.pet_name(secrets.randbits(32))
+    return replace(spec, runtime=runtime, name=name, user_folder=folder)
 
 
 # ---- read --------------------------------------------------------------------------------------------
@@ -65,9 +67,9 @@ def _check(spec: Spec, found: store.Store) -> tuple[str, list[gpu.Gpu]]:
         except errors.MlboxError as error:
             return error
 
-    engine = engines.by_name(spec.runtime)
+    engine = engines.by_name(spec.runtime, found)
     checks: tuple[Callable[[], Any], ...] = (
-        lambda: engine.identify(spec), lambda: _gpus(spec), lambda: _space(found), lambda: _folders(spec),
+        lambda: engine.identify(spec), lambda: _gpus(spec), lambda: _space(found, engine), lambda: _folders(spec),
     )  # fmt: skip
     with ThreadPoolExecutor(len(checks)) as pool:
         results = list(pool.map(guarded, checks))
@@ -94,16 +96,21 @@ def _gpus(spec: Spec) -> list[gpu.Gpu]:
     return gpus
 
 
-def _space(found: store.Store) -> None:
+def _space(found: store.Store, engine: engines.Engine) -> None:
+    storage = engine.storage()
+    if storage is not None and os.path.exists(storage):
+        _enough(storage)
     for folder in (found.root, Path("/tmp")):
         there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
         if not os.access(there, os.W_OK):
             raise errors.HostUnready(f"{there} can't be written", "choose another folder with --root")
-        usage = shutil.disk_usage(there)
-        if usage.free < SPACE << 20:
-            raise errors.Refused(
-                f"{there} has {usage.free >> 20} MiB free; a session needs {SPACE} MiB", "make room there"
-            )
+        _enough(there)
+
+
+def _enough(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < SPACE << 20:
+        raise errors.Refused(f"{folder} has {free >> 20} MiB free; a session needs {SPACE} MiB", "make room there")
 
 
 def _folders(spec: Spec) -> None:
@@ -181,10 +188,10 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store
 def _announce(
     call: Call, job: store.Job, spec: Spec, gpus: list[gpu.Gpu], chosen: tuple[gpu.Gpu, ...], cached: bool
 ) -> None:
-    """Enough for the caller to begin its tunnel while the container starts."""
+    """Enough for a person to know what comes."""
     free = sum(not g.obstacle for g in gpus)
     call.progress(
-        accepted={"id": job.id, "name": spec.name, "sockets": str(job.sockets), "runtime": spec.runtime},
+        accepted={"id": job.id, "name": spec.name},
         gpus=len(gpus), free=free, chosen=[g.label for g in chosen], cached=cached,
     )  # fmt: skip
 

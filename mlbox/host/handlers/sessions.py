@@ -7,6 +7,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, text
+from mlbox.core.session import Spec
 from mlbox.host import keeper, store
 from mlbox.host.serve import Call
 
@@ -52,7 +53,11 @@ def _let_in(job: store.Job, keys: list[str]) -> None:
 
 def describe(job: store.Job) -> Json:
     """Facts without secrets; `trouble` names services that have ended since."""
-    spec, state = job.spec(), job.state()
+    state = job.state()
+    try:
+        spec = job.spec()
+    except errors.MlboxError:  # damaged: shown all the same, and by its id it can be ended
+        spec = Spec(name=job.id.lower())
     return {
         "id": job.id, "name": spec.name, "state": state.name, "host": state.facts.get("host", ""),
         "gpus": list(state.facts.get("gpus", ())), "image": spec.image, "runtime": spec.runtime,
@@ -67,9 +72,10 @@ def pick(live: list[store.Job], wanted: str, store_: store.Store) -> store.Job:
         ended = store_.job(wanted).state()
         if ended.name and not ended.live:
             raise errors.NotFound(f"the session has ended: {ended.facts.get('why', ended.name)}")
-    found = [job for job in live if wanted in ("", job.id) or job.spec().name == wanted]
+    named = {job: describe(job)["name"] for job in live}
+    found = [job for job in live if wanted in ("", job.id, named[job])]
     found = found or [job for job in live if job.id.startswith(wanted.upper()) or job.id.endswith(wanted.upper())]
-    names = ", ".join(job.spec().name for job in live)
+    names = ", ".join(named.values())
     if not found:
         hint = f"running here: {names}" if names else "mlbox session list shows what runs"
         raise errors.NotFound(f"no session {text.safe(wanted)!r} of yours is running on {store.host_name()}", hint)

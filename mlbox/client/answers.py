@@ -61,7 +61,9 @@ def _as_flag(name: str, value: Any) -> str:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} " + (" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return f"--{flag} " + text.without_credentials(
+        " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    )
 
 
 _FILES = ("requirements", "init_script")
@@ -172,6 +174,8 @@ def to_remember(answers: Answers) -> Json:
             said[name] = _absolute(said[name])
     if said.get("vscode_extensions"):
         said["vscode_extensions"] = [_absolute(e) if e.endswith(".vsix") else e for e in said["vscode_extensions"]]
+    if said.get("packages"):  # one with a password in its URL is a secret, and useless without it
+        said["packages"] = [p for p in said["packages"] if p == text.without_credentials(p)]
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mlbox.core import gpu, text
@@ -137,6 +137,15 @@ class Spec:
     def wants(self, service: str) -> str:
         """`yes` (its absence is an error), `auto` (its absence is said) or `no`."""
         return str(getattr(self, service)) if service in ("jupyter", "vscode") else "auto"
+
+    def without_secrets(self) -> Spec:
+        """What may be shown, and kept on a share: no value of the environment, no password in a URL."""
+        return replace(
+            self,
+            env={name: text.mask(value) for name, value in self.env.items()},
+            packages=tuple(text.without_credentials(package) for package in self.packages),
+            requirements=text.without_credentials(self.requirements),
+        )
 
     def to_wire(self) -> Json:
         return asdict(self)

@@ -166,6 +166,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+_CREDENTIALS = re.compile(r"(https?://)[^/\s@]+@")
+
+
+def without_credentials(value: str) -> str:
+    """The same text with `user:password@` and `token@` of its URLs masked (a private package index, a repository)."""
+    return _CREDENTIALS.sub(r"\1***@", value)
+
+
 def mask(value: str) -> str:
     """How a secret prints."""
     return "***" if value else ""

@@ -229,8 +229,8 @@ class Store:
             folder.mkdir(mode=0o700, parents=True)
         job.folder.chmod(0o700)
         # Not the content of .vsix files: they are large, and a file above MAX_FILE is not read back.
-        hidden = {"env": dict.fromkeys(spec.env, ""), "extension_files": dict.fromkeys(spec.extension_files, "")}
-        public = {**spec.to_wire(), **hidden}
+        hidden = {"extension_files": dict.fromkeys(spec.extension_files, "")}
+        public = {**spec.without_secrets().to_wire(), **hidden}
         write_whole(job.folder / "spec.json", json.dumps(public).encode())
         self.live.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(self.live / job.id, b"")

@@ -236,6 +236,12 @@ def test_remembered_extensions_do_not_depend_on_the_folder(home: Path, monkeypat
     ]  # fmt: skip
 
 
+def test_a_package_with_a_password_is_neither_remembered_nor_shown() -> None:
+    given = Answers(packages=("einops", "git+https://ada:s3cret@git.lab/x.git"))
+    assert to_remember(given)["packages"] == ["einops"]
+    assert given.beyond(Answers()) == ["--packages einops git+https://***@git.lab/x.git"]
+
+
 # ---- the session asked for -----------------------------------------------------------------------
 
 

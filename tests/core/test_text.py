@@ -120,3 +120,20 @@ def test_no_ids(text_: str) -> None:
 def test_shards_come_from_the_random_end() -> None:
     assert ids.shard("01ARYZ6S41TSV4RRFFQ69G5FAV") == "av"
     assert len({ids.shard(ids.ulid(0, n.to_bytes(10, "big"))) for n in range(2000)}) == 1024
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("git+https://ada:s3cret@git.lab/x.git", "git+https://***@git.lab/x.git"),
+        (
+            "--extra-index-url http://t0ken@pypi.lab/simple\ntorch",
+            "--extra-index-url http://***@pypi.lab/simple\ntorch",
+        ),
+        ("git+ssh://git@git.lab/x.git", "git+ssh://git@git.lab/x.git"),
+        ("https://git.lab/a@b/x.whl", "https://git.lab/a@b/x.whl"),
+        ("torch @ https://git.lab/x.whl", "torch @ https://git.lab/x.whl"),
+    ],
+)
+def test_credentials_of_urls_are_masked(given: str, shown: str) -> None:
+    assert text.without_credentials(given) == shown

@@ -69,7 +69,7 @@ def _only_host(config: state.Config) -> str:
 
 
 def _dry_run(host: str, spec: Spec, as_json: bool) -> int:
-    wire = {**spec.to_wire(), "env": {name: text.mask(value) for name, value in spec.env.items()}}
+    wire = spec.without_secrets().to_wire()
     if as_json:
         output.facts({"host": host, "spec": wire})
         return 0

@@ -139,7 +139,10 @@ class Host:
             return self.transport.failure(code, stderr)
         tail = "\n".join(stderr.strip().splitlines()[-6:])
         if "No space left" in stderr or code == 98:
-            return errors.HostUnready(f"{self.name}: the host part could not be kept", tail or "is ~/.cache full?")
+            return errors.HostUnready(
+                f"{self.name}: the host part could not be kept ({tail or 'it did not arrive whole'})",
+                f"is there room in ~/.cache on {self.name}, and may you write to it?",
+            )
         return errors.MlboxError(
             f"{self.name}: the host part ended with exit code {code}", tail or noise.strip()[-400:]
         )

@@ -32,10 +32,11 @@ def run(runs: int | None) -> tuple[list[Row], list[str]]:
             notes.append(f"a: {name} can't be had from the package index: {why}")
             note(notes[-1])
             continue
-        theirs = partial(seconds, (str(path), "--version"), env)
-        theirs()  # the first start compiles
-        found = in_turn(max(3, (runs or RUNS) // 4), {"mlbox": partial(seconds, _VERSION, env), name: theirs}, "start")
-        rows.append(Row("a", "--version", "s", found["mlbox"], found[name], f"{name} --version"))
+        for flag, ours in (("--version", _VERSION), ("--help", _HELP)):
+            theirs = partial(seconds, (str(path), flag), env)
+            theirs()  # the first start compiles
+            found = in_turn(max(3, (runs or RUNS) // 4), {"mlbox": partial(seconds, ours, env), name: theirs}, "start")
+            rows.append(Row("a", flag, "s", found["mlbox"], found[name], f"{name} {flag}"))
     return rows, notes
 
 

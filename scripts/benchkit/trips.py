@@ -31,7 +31,7 @@ class Trips:
 def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
     with contextlib.closing(Laptop(host)) as laptop:
         rows = _times(laptop, runs or RUNS)
-        counted = _count(laptop)
+        counted = count(laptop)
     for name, trips in counted.items():
         aim, met = ("= 1", trips.shared + trips.own == 1) if name == "status" else ("", None)
         rows.append(Row("c", f"ssh runs of {name}", "count", [trips.shared + trips.own], aim=aim, met=met))
@@ -55,7 +55,7 @@ def _times(laptop: Laptop, runs: int) -> list[Row]:
     return [Row("c", "status, warm", "s", found["status"], found[name], name) for name in (true, python)]
 
 
-def _count(laptop: Laptop) -> dict[str, Trips]:
+def count(laptop: Laptop) -> dict[str, Trips]:
     """A session's life, every command counted. The first comes without any connection, and must plant nothing."""
     tell("counting")
     name, env = f"{laptop.tag}-s", laptop.counting_env
@@ -65,6 +65,7 @@ def _count(laptop: Laptop) -> dict[str, Trips]:
     start = (*sessions.words(laptop), "--detach")
     found["session start, detached"] = _counted(laptop, partial(laptop.mlbox, *start, env=env))
     found["session list"] = _counted(laptop, partial(laptop.mlbox, "session", "list", laptop.host, env=env))
+    found["session info"] = _counted(laptop, partial(laptop.mlbox, "session", "info", name, env=env))
     found["session attach"] = _counted(laptop, partial(_stay, laptop, laptop.argv("session", "attach", name)))
     found["session shutdown"] = _counted(laptop, partial(laptop.mlbox, "session", "shutdown", name, env=env))
     found["session start, attached"] = _counted(laptop, partial(_stay, laptop, laptop.argv(*sessions.words(laptop))))

@@ -24,7 +24,7 @@ class Plan:
 
 
 def plan(
-    spec: Spec, facts: Facts, *, session: str, name: str, owner: tuple[int, int], login: str,
+    spec: Spec, facts: Facts, *, session: str, owner: tuple[int, int], login: str,
     run: str, folder: str, home: str, prefix: str, tokens: Mapping[str, str], env: Mapping[str, str],
 ) -> Plan:  # fmt: skip
     """`run`, `folder`, `home` and `prefix` are paths as the guest sees them; `login` is the user inside."""
@@ -41,7 +41,7 @@ def plan(
         files["authorized_keys"] = "".join(f"{key}\n" for key in spec.authorized_keys)
         services["ssh"] = {"socket": "ssh.sock", "user": login}
     guest = {
-        "session": session, "name": name, "owner": list(owner), "run": run, "folder": folder,
+        "session": session, "owner": list(owner), "run": run, "folder": folder,
         "home": home, "shell": facts.shell, "path": facts.path, "env": {**spec.env, **env},
         "timeout": spec.start_timeout, "jupyter": jupyter, "vscode": vscode, "ssh": ssh,
     }  # fmt: skip

@@ -230,7 +230,7 @@ class Keeper:
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.claim.gpus)} if self.spec.runtime == "process" else {}
         login = "root" if self.spec.user == "root" else store.user_name()
         return services.plan(
-            self.spec, ready.facts, session=self.job.id, name=self.spec.name, owner=(os.getuid(), os.getgid()),
+            self.spec, ready.facts, session=self.job.id, owner=(os.getuid(), os.getgid()),
             login=login, run=paths.run, folder=paths.folder, home=paths.home,
             prefix=ready.prefix, tokens=tokens, env=devices,
         )  # fmt: skip

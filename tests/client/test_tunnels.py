@@ -137,7 +137,7 @@ def test_nobody_behind_the_link(host: Host) -> None:
     with Opened(lambda n: LocalLink(host.paths())) as opened:
         assert opened.events.wait("refused").generation == 1
         assert not opened.tunnels.wait_up(0)
-        opened.tunnels.end("the session has ended")
+        opened.tunnels.close("the session has ended")
     assert opened.events.seen[-1] == TunnelEvent("closed", 1, "the session has ended")
     assert opened.events.of("retrying") == []
 
@@ -147,7 +147,7 @@ def test_the_caller_ends_it_from_its_callback(host: Host) -> None:
 
     def on_event(event: TunnelEvent) -> None:
         if event.kind == "refused":
-            tunnels.end("gone")
+            tunnels.close("gone")
         note(event)
 
     deaf = Service("deaf", 0)

@@ -21,7 +21,7 @@ TOKENS = {"jupyter": "jupyter-t0ken", "vscode": "vscode-t0ken"}
 def plan(spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None) -> services.Plan:
     return services.plan(
         spec or Spec(authorized_keys=("ssh-ed25519 AAAA a", "ssh-rsa BBBB b")), facts, session="01J0",
-        name="kind-otter", owner=(1000, 1001), login="ada", run="/run/mlbox", folder="/workspace", home="/home/ada",
+        owner=(1000, 1001), login="ada", run="/run/mlbox", folder="/workspace", home="/home/ada",
         prefix="/opt/mlbox", tokens=TOKENS, env=env or {},
     )  # fmt: skip
 

@@ -39,7 +39,6 @@ class Channel(Protocol):
 
 class Transport(Protocol):
     host: str  # as the user calls it
-    remote: bool  # False: this very machine
 
     def open(self, command: str) -> Channel:
         """Start a command; `command` must mean the same to every login shell."""

@@ -795,8 +795,6 @@ def _send(local: socket.socket, channel: _Channel) -> None:
 
 
 class Fabric:
-    remote = True
-
     def __init__(self, host: str, ssh_config: str) -> None:
         _load()
         _parts(host)

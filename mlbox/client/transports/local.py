@@ -14,7 +14,6 @@ from mlbox.client.tunnels import Link, LocalLink
 
 class Local:
     host = "local"
-    remote = False
 
     def open(self, command: str) -> Child:
         # A session of its own: ^C at the terminal is for the client, which then asks the host part to undo.

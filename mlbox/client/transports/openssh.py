@@ -30,8 +30,6 @@ _PERSIST = "10m"
 
 
 class OpenSsh:
-    remote = True
-
     def __init__(self, host: str, ssh_config: str) -> None:
         if shutil.which("ssh") is None:
             hint = 'install it, or set transport = "fabric" in config.toml'

@@ -30,7 +30,7 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
 _HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _PAGE = (
     b"mlbox: this page needs its key.\n\n"
-    b"Open the URL that `mlbox session` printed; `mlbox session info` prints it again.\n"
+    b"Open the URL that `mlbox session` printed; `mlbox session attach` prints it again.\n"
 )
 
 

@@ -74,10 +74,6 @@ class Tunnels:
         """A new link now; the ports and the connections that still work stay."""
         self._supervisor.reconnect()
 
-    def end(self, reason: str) -> None:
-        """The session has ended: close, and say so in the last event. May be called from on_event."""
-        self.close(reason)
-
     def close(self, reason: str = "") -> None:
         """Free the ports, end every connection and process, wait for every thread. Any number of times."""
         self._supervisor.close(reason)

@@ -80,7 +80,7 @@ def test_forbidden(request_head: bytes) -> None:
     verdict = judge(request_head, KEY)
     assert not verdict.allowed
     assert verdict.reply.startswith(b"HTTP/1.1 403 ")
-    assert b"mlbox session info" in verdict.reply
+    assert b"mlbox session attach" in verdict.reply
     assert b"s3cret" not in verdict.reply
 
 

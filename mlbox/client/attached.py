@@ -179,8 +179,7 @@ def block(attached: Attached, absent: Mapping[str, str]) -> str:
     reach, urls = attached.reach, attached.urls()
     lines = [f"Interactive session is running:  {output.bold(reach.name)}  (job {reach.id})"]
     if "ssh" in urls:
-        by_port = f"-p {attached.port('ssh')} {reach.services['ssh']['user']}@localhost"
-        lines.append(f"SSH:        {ssh_config.command(reach.name)}    (or: {ssh_config.command(by_port)})")
+        lines.append(f"SSH:        {ssh_config.words(reach.name, attached.port('ssh'), reach.services['ssh']['user'])}")
     for name in ("jupyter", "vscode"):
         if name in urls:
             lines.append(f"{TITLES[name] + ':':<12}{urls[name]}")

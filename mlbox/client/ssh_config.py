@@ -67,10 +67,12 @@ def _forget_the_dead() -> None:
         path.unlink(missing_ok=True)
 
 
-def command(to: str) -> str:
-    """What to type to come to a session by name, or by `-p PORT USER@localhost`: with our configuration, which
-    knows the session's host key. Short where the user's own configuration includes ours."""
-    return f"ssh {to}" if _included() else f"ssh -F {shlex.quote(str(top()))} {to}"
+def words(name: str, port: int, user: str) -> str:
+    """What a person may type. By port alone only where the user's own configuration includes ours, which is what
+    knows the session's host key."""
+    if _included():
+        return f"ssh {name}    (or: ssh -p {port} {user}@localhost)"
+    return f"ssh -F {shlex.quote(str(top()))} {name}    (port {port})"
 
 
 def _included() -> bool:

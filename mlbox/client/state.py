@@ -2,7 +2,7 @@
 
 ~/.local/state/mlbox/   last.json      the last answers per host (never environment values)
                         hosts.json     hosts seen, and which host part each has
-                        sessions.json  where sessions were started: their name, id and host
+                        sessions.json  where the last sessions were started: their name, id and host
                         ssh_config     `ssh -F` this, or Include it: the attached sessions by name
 ~/.config/mlbox/config.toml            the user's own defaults (conf/config.toml explains them)
 runtime folder, 0700                   connection sockets; a socket's path must stay short
@@ -74,6 +74,16 @@ def update(name: str, key: str, value: Any) -> None:
         else:
             found[key] = value
         write(home() / name, json.dumps(found, indent=1) + "\n")
+
+
+_REMEMBERED = 100
+
+
+def remember_session(session: str, name: str, host: str, root: str) -> None:
+    """Where a session runs, also after its end: then its name still tells how it ended. Ids sort by age."""
+    update("sessions.json", session, {"name": name, "host": host, "root": root})
+    for old in sorted(load("sessions.json"))[:-_REMEMBERED]:
+        update("sessions.json", old, None)
 
 
 @contextlib.contextmanager

@@ -119,9 +119,10 @@ def test_what_to_type(home: Path, how: str) -> None:
     add()
     (home / ".ssh").mkdir()
     (home / ".ssh/config").write_text("# Include " + str(ssh_config.top()) + "\n")
-    assert ssh_config.command("kind-otter").startswith("ssh -F ")
+    assert ssh_config.words("kind-otter", 8022, "ada").startswith("ssh -F ")
     (home / ".ssh/config").write_text(how.format(top=str(ssh_config.top())) + "\n")
-    assert (ssh_config.command("kind-otter") == "ssh kind-otter") == ('"' in how or " " not in str(ssh_config.top()))
+    short = ssh_config.words("kind-otter", 8022, "ada") == "ssh kind-otter    (or: ssh -p 8022 ada@localhost)"
+    assert short == ('"' in how or " " not in str(ssh_config.top()))
 
 
 def test_a_killed_client_s_entry_goes_and_another_client_s_stays() -> None:
@@ -137,7 +138,12 @@ def test_a_killed_client_s_entry_goes_and_another_client_s_stays() -> None:
 
 
 def test_what_to_type_can_be_typed() -> None:
-    assert shlex.split(ssh_config.command("kind-otter")) == ["ssh", "-F", str(ssh_config.top()), "kind-otter"]
+    assert shlex.split(ssh_config.words("kind-otter", 8022, "ada"))[:4] == [
+        "ssh",
+        "-F",
+        str(ssh_config.top()),
+        "kind-otter",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class Browser:
             target = json.load(answer)
         page = Page(target["webSocketDebuggerUrl"])
         page.call("Page.enable")
+        page.call("Page.bringToFront")  # what is behind is not drawn
         page.call("Page.navigate", url=url)
         return page
 

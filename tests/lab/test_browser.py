@@ -16,6 +16,9 @@ from notebook import ask
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
 HOST = "gpu2"
+# Where code-server keeps its user's settings. Its walkthrough opens at its own time, and takes the keys then.
+SETTINGS = "~/.local/share/mlbox/users/ada/home/.local/share/code-server/User"
+QUIET = '{"workbench.startupEditor": "none", "security.workspace.trust.enabled": false}'
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     try:
         with Browser(folder / "profile") as browser:
             session = laptop.attach("session", HOST, "--gpus", "1", "--image", SESSION_IMAGE, "--name", "desk")
-            yield Desk(laptop, session, session.block(), browser)
+            block = session.block()
+            ssh(HOST, f"mkdir -p {SETTINGS} && echo '{QUIET}' >{SETTINGS}/settings.json")
+            yield Desk(laptop, session, block, browser)
             assert session.stop() == 0
     finally:
         laptop.close()
         laptop.run("session", "shutdown", "desk", "--host", HOST)
-        ssh(HOST, "rm -rf ~/mlbox/*.ipynb ~/mlbox/.ipynb_checkpoints ~/mlbox/typed")
+        ssh(HOST, f"rm -rf ~/mlbox/*.ipynb ~/mlbox/.ipynb_checkpoints ~/mlbox/typed {SETTINGS}")
     assert left_behind(HOST) == []
 
 
@@ -54,16 +59,33 @@ def open_notebook(desk: Desk) -> Page:
     page.click('.jp-LauncherCard[data-category="Notebook"]')
     page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")
     page.wait_for("document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=\"idle\"]')")
-    page.click(".jp-Notebook .jp-CodeCell .cm-content")
     return page
 
 
 def execute(page: Page, code: str, expected: str, picture: str) -> None:
+    """In the last cell, which is empty."""
+    cell = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .cm-content')].at(-1)"
+    page.click(".jp-Notebook .jp-CodeCell:last-child .cm-content")
+    page.wait_for(f"{cell} === document.activeElement", ARTIFACTS / f"{picture}-failed.png")
     page.type(code)
+    page.wait_for(f"{cell}.innerText.trim() !== ''", ARTIFACTS / f"{picture}-failed.png")
     page.press("Shift+Enter")
     outputs = "[...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.innerText.trim())"
     page.wait_for(f"{outputs}.includes({expected!r})", ARTIFACTS / f"{picture}-failed.png")
     page.picture(ARTIFACTS / f"{picture}.png")
+
+
+def kill_the_tunnel(desk: Desk) -> None:
+    """On return it has come back."""
+    tunnels = [
+        child for child in psutil.Process(desk.session.process.pid).children(recursive=True) if child.name() == "ssh"
+    ]
+    assert tunnels
+    seen = len(desk.session.lines)
+    for tunnel in tunnels:
+        os.kill(tunnel.pid, signal.SIGKILL)
+    desk.session.wait_for("tunnel lost", after=seen)
+    desk.session.wait_for("tunnel is back.*the ports are the same", after=seen)
 
 
 def test_jupyters_page_opens(desk: Desk) -> None:
@@ -84,33 +106,51 @@ def test_an_open_page_goes_on_after_the_tunnel_was_killed(desk: Desk) -> None:
     page = open_notebook(desk)
     execute(page, "kept = 'still the same'; print('before')", "before", "recovery-before")
     page.value("window.neverReloaded = true")
-    tunnels = [
-        child for child in psutil.Process(desk.session.process.pid).children(recursive=True) if child.name() == "ssh"
-    ]
-    assert tunnels
-    seen = len(desk.session.lines)
-    for tunnel in tunnels:
-        os.kill(tunnel.pid, signal.SIGKILL)
-    desk.session.wait_for("tunnel lost", after=seen)
-    desk.session.wait_for("tunnel is back.*the ports are the same", after=seen)
+    kill_the_tunnel(desk)
     execute(page, "print(kept)", "still the same", "recovery-after")
     assert page.value("window.neverReloaded") is True
     assert len(ask(desk.block["jupyter"], "/api/kernels")) >= 1
 
 
-def test_vscodes_workbench_renders_and_its_terminal_types(desk: Desk) -> None:
+def open_workbench(desk: Desk) -> Page:
     page = desk.browser.open(desk.block["vscode"].split()[0])
     failed = ARTIFACTS / "vscode-failed.png"
     page.wait_for("document.querySelector('.monaco-workbench .part.statusbar')", failed)
     page.wait_for("document.querySelector('.monaco-workbench .explorer-folders-view')", failed)
     page.wait_for("!document.querySelector('.monaco-workbench .monaco-progress-container.active.infinite')", failed)
-    page.picture(ARTIFACTS / "vscode.png")
+    return page
+
+
+def open_terminal(page: Page) -> None:
+    failed = ARTIFACTS / "vscode-failed.png"
     page.press("Control+`")
-    page.wait_for("document.querySelector('.terminal-wrapper .xterm-rows')", failed)
-    page.click(".terminal-wrapper .xterm-screen")  # the welcome page may have taken the focus
+    page.wait_for("document.querySelector('.terminal-wrapper .xterm-screen')", failed)
+
+
+def type_in_terminal(page: Page, line: str, expected: str, picture: str) -> None:
+    """Its answer is looked for on the host: whether a terminal's rows are text or a canvas is VS Code's choice."""
+    failed = ARTIFACTS / f"{picture}-failed.png"
+    page.click(".terminal-wrapper .xterm-screen")
     page.wait_for("document.querySelector('.xterm-helper-textarea') === document.activeElement", failed)
-    page.type("echo $HOSTNAME-$((6*7)) | tee typed")
+    page.type(f"{line} | tee typed")
     page.press("Enter")
-    # Not from the page: whether a terminal's rows are text or a canvas is VS Code's choice.
-    assert ssh(HOST, "until [ -s ~/mlbox/typed ]; do sleep 0.05; done; cat ~/mlbox/typed") == "desk-42\n"
-    page.picture(ARTIFACTS / "vscode-terminal.png")
+    ssh(HOST, f"until grep -qx {expected} ~/mlbox/typed 2>/dev/null; do sleep 0.05; done", timeout=90)
+    page.picture(ARTIFACTS / f"{picture}.png")
+
+
+def test_vscodes_workbench_renders_and_its_terminal_types(desk: Desk) -> None:
+    page = open_workbench(desk)
+    page.picture(ARTIFACTS / "vscode.png")
+    open_terminal(page)
+    type_in_terminal(page, "echo $HOSTNAME-$((6*7))", "desk-42", "vscode-terminal")
+
+
+def test_an_open_workbench_goes_on_after_the_tunnel_was_killed(desk: Desk) -> None:
+    """Without a reload: the workbench's connection comes back, and the shell in its terminal is the same."""
+    page = open_workbench(desk)
+    open_terminal(page)
+    type_in_terminal(page, "kept=same; echo $kept-before", "same-before", "vscode-recovery-before")
+    page.value("window.neverReloaded = true")
+    kill_the_tunnel(desk)
+    type_in_terminal(page, "echo $kept-after-$((6*7))", "same-after-42", "vscode-recovery-after")
+    assert page.value("window.neverReloaded") is True

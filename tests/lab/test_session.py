@@ -55,6 +55,12 @@ def ssh_config(laptop: Laptop) -> Path:
     return laptop.home / ".local/state/mlbox/ssh_config"
 
 
+def known_hosts(laptop: Laptop, name: str) -> Path:
+    """Of the one client that is attached."""
+    (found,) = (ssh_config(laptop).parent / "ssh.d").glob(f"{name}.*.known_hosts")
+    return found
+
+
 def ssh_inside(laptop: Laptop, *words: str, program: str = "ssh") -> subprocess.CompletedProcess[str]:
     """A program of OpenSSH's with the configuration that mlbox wrote, as a person would call it."""
     argv = [program, "-F", str(ssh_config(laptop)), "-o", "BatchMode=yes", *words]
@@ -107,7 +113,7 @@ class One:
 
     @property
     def port(self) -> str:
-        return self.block["ssh"].partition("ssh -p ")[2].split()[0]
+        return self.block["ssh"].partition("(port ")[2].rstrip(")")
 
     def inside(self, command: str) -> str:
         return said_inside(self.laptop, self.name, command)
@@ -200,7 +206,7 @@ class TestOneSession:
         assert offered == {"publickey"}
         key = tmp_path / "stranger"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-        host_key = str(ssh_config(one.laptop).parent / "ssh.d/the-one.known_hosts")
+        host_key = str(known_hosts(one.laptop, one.name))
         argv = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i", str(key)]
         argv += ["-o", f"UserKnownHostsFile={host_key}", "-p", one.port, "ada@localhost", "true"]
         stranger = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -208,7 +214,7 @@ class TestOneSession:
         assert "Permission denied (publickey)" in stranger.stderr
 
     def test_ssh_verifies_the_sessions_host_key(self, one: One, tmp_path: Path) -> None:
-        known = ssh_config(one.laptop).parent / "ssh.d/the-one.known_hosts"
+        known = known_hosts(one.laptop, one.name)
         kept = known.read_text()
         other = tmp_path / "other"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
@@ -511,7 +517,7 @@ def test_ports_that_are_taken_here_are_passed_over_and_said(laptop: Laptop) -> N
         port = urllib.parse.urlsplit(block["jupyter"]).port
         assert port is not None and port > wanted
         assert f"port {wanted} is taken here; Jupyter is on {port}" in session.text
-        assert f"ssh -p {other} ada@localhost" in block["ssh"]
+        assert block["ssh"].endswith(f"(port {other})")
         with urllib.request.urlopen(block["jupyter"], timeout=60) as answer:
             assert answer.status == 200
         assert session.stop() == 0

@@ -164,8 +164,7 @@ class _Start:
         session = reply["session"]
         if answers is not None:
             state.update("last.json", self._host.name, to_remember(answers))
-        record = {"name": session["name"], "host": self._host.name, "root": self._host.root}
-        state.update("sessions.json", session["id"], record)
+        state.remember_session(session["id"], session["name"], self._host.name, self._host.root)
         if self._attached is None:
             return attach.told(self._host, session, self._options.json)
         self._attached.reach = attach.reach(session)
@@ -196,7 +195,6 @@ def work(host: Host, attached: Attached, session: Json, config: state.Config, as
         attached.close()
     if chosen == "ended":
         output.note(f"{session['name']}: {attached.why}")
-        state.update("sessions.json", session["id"], None)
     elif chosen == "shutdown":
         return shutdown.end(host, session["id"], as_json=False)
     else:

@@ -1,0 +1,39 @@
+"""A host that can't be reached for a while: without its SSH server, or with every packet lost. All is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from labbox import as_root
+
+# Not those of sessions' containers, which the host sees as its own processes too.
+_KILL_SSHD = """
+for pid in $(pgrep -x sshd); do
+  if [ "$(readlink /proc/$pid/ns/pid)" = "$(readlink /proc/1/ns/pid)" ]; then kill -KILL $pid; fi
+done
+true
+"""
+_ALL_PACKETS = (("INPUT", "-i"), ("OUTPUT", "-o"))
+
+
+@contextmanager
+def without_sshd(host: str) -> Iterator[None]:
+    """All of sshd is killed, with every connection to it; afterwards it runs again."""
+    as_root(host, "sh", "-c", _KILL_SSHD)
+    try:
+        yield
+    finally:
+        as_root(host, "/usr/sbin/sshd")
+
+
+@contextmanager
+def without_network(host: str) -> Iterator[None]:
+    """Every packet from and to the host is lost, and nobody is told. (Unplugging would let the kernel tell.)"""
+    try:
+        for chain, direction in _ALL_PACKETS:
+            as_root(host, "iptables", "-I", chain, direction, "eth0", "-j", "DROP")
+        yield
+    finally:
+        for chain, direction in _ALL_PACKETS:
+            as_root(host, "iptables", "-D", chain, direction, "eth0", "-j", "DROP", check=False)

@@ -194,8 +194,7 @@ def _run_session_verb(arguments: argparse.Namespace) -> int:
         return attach.info(arguments.session, arguments.host, config, arguments.json)
     if arguments.verb == "attach":
         return attach.run(arguments.session, arguments.host, config, arguments.json)
-    host = attach.find(arguments.session, arguments.host, config)
-    return shutdown.end(host, attach.resolve(arguments.session), arguments.json)
+    return shutdown.run(arguments.session, arguments.host, config, arguments.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -145,7 +145,11 @@ def _value(name: str, value: Any, path: Path) -> Any:
     if name == "env" and isinstance(value, dict):
         value = [f"{key}={item}" for key, item in value.items()]
     if name in _LISTS:
-        items = split_words(value, f"{path}: {name}") if isinstance(value, str) else value
+        items = value
+        if isinstance(value, str):
+            items = split_words(value, f"{path}: {name}")
+            if name in ("packages", "vscode_extensions"):
+                items = [item for word in items for item in split_list(word)]
         if not isinstance(items, list) or not all(isinstance(i, (str, int, float)) for i in items):
             raise errors.Usage(f"{path}: {name} is a list")
         return tuple(_relative(str(i), path) if str(i).endswith(".vsix") else str(i) for i in items)

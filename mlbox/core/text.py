@@ -166,7 +166,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-_CREDENTIALS = re.compile(r"(https?://)[^/\s@]+@")
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?!git@)[^/\s]+@")
 
 
 def without_credentials(value: str) -> str:

@@ -184,7 +184,7 @@ class Keeper:
     # ---- the life of a session -------------------------------------------------------------------
 
     def run(self) -> None:
-        """From the claim to the end. Every way out goes through `_end`."""
+        """From the claim to the end."""
         try:
             info = self._start()
             self.job.append("started", {"at": time.time(), "services": sorted(self.services)})
@@ -200,7 +200,11 @@ class Keeper:
         self._end("finished", self._watch())
 
     def _undo(self, error: errors.MlboxError) -> None:
-        self._end("failed", {"why": error.message}, grace=0)  # nobody has worked in it
+        try:
+            self._end("failed", {"why": error.message}, grace=0)  # nobody has worked in it
+        except (errors.MlboxError, OSError) as left:  # the caller hears the first reason, and that more is to be done
+            print(f"not all could be removed: {left}", file=sys.stderr)
+            error = type(error)(f"{error.message}\n  and not all could be removed: {left}", error.hint)
         self._send({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
         self._let_go()
 

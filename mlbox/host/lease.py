@@ -59,11 +59,21 @@ def _open(uuid: str) -> int:
         try:
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            try:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-                os.chmod(path, 0o666)  # nobody writes to it, but every holder may keep it young
-            except FileExistsError:
-                continue
+            _make(path)
+        except PermissionError:
+            raise errors.HostUnready(f"{path} is closed to you", f"its owner can mend it: chmod 666 {path}") from None
+
+
+def _make(path: Path) -> None:
+    """With its rights from the first moment on. Nobody writes to it, but every holder may keep it young."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    try:
+        os.chmod(temporary, 0o666)
+        with contextlib.suppress(FileExistsError):  # somebody else was faster
+            os.link(temporary, path)  # /tmp is one kernel's own: here link has one winner
+    finally:
+        os.unlink(temporary)
 
 
 def _lock(descriptor: int) -> bool:
@@ -123,8 +133,10 @@ def held_by(uuids: Sequence[str]) -> dict[str, Holder]:
 def _is_held(uuid: str) -> bool:
     try:
         descriptor = os.open(FOLDER / _name(uuid), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True  # what can't be asked is not taken for free
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -87,17 +87,18 @@ def _gpu(pynvml: Any, index: int) -> Gpu:
 
 
 def _processes(pynvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
-    """Whoever works on this GPU. A display server does not: without this, no workstation's GPU would be free."""
-    found = [
+    """Whoever works on this GPU. A display server only draws: counted, it would leave no workstation's GPU free."""
+    computing = [
         *_listed(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle),
         *_listed(pynvml, pynvml.nvmlDeviceGetMPSComputeRunningProcesses, handle),
-        *_listed(pynvml, pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle),
     ]
+    drawing = _listed(pynvml, pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle)
     memory: dict[int, int] = {}
-    for process in found:  # one that both computes and draws is listed twice
+    for process in (*computing, *drawing):  # one that does both is listed twice
         memory[process.pid] = max(memory.get(process.pid, 0), (process.usedGpuMemory or 0) // MIB)
-    described = (GpuProcess(pid, *processes.describe(pid), used) for pid, used in sorted(memory.items()))
-    return tuple(process for process in described if process.command not in DISPLAY_SERVERS)
+    described = [GpuProcess(pid, *processes.describe(pid), used) for pid, used in sorted(memory.items())]
+    works = {process.pid for process in computing}
+    return tuple(p for p in described if p.pid in works or p.command not in DISPLAY_SERVERS)
 
 
 def _listed(pynvml: Any, question: Callable[[Any], list[Any]], handle: Any) -> list[Any]:

@@ -67,9 +67,10 @@ def private_folder(path: Path) -> Path:
 
 def keep_young(folder: Path) -> None:
     """Systems that remove old files from /tmp leave these alone."""
-    for path in (folder, *folder.rglob("*")):
-        with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
-            os.utime(path, follow_symlinks=False)
+    for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
+        for path in (top, *(os.path.join(top, name) for name in names)):
+            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+                os.utime(path, follow_symlinks=False)
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:

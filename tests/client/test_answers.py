@@ -100,6 +100,11 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
         from_yaml(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("said", ["pandas, einops", "pandas,einops", "pandas einops", "[pandas, einops]"])
+def test_packages_in_yaml_as_people_write_them(tmp_path: Path, said: str) -> None:
+    assert from_yaml(yaml(tmp_path, f"packages: {said}\n")).packages == ("pandas", "einops")
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [

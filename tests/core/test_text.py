@@ -131,6 +131,8 @@ def test_shards_come_from_the_random_end() -> None:
             "--extra-index-url http://***@pypi.lab/simple\ntorch",
         ),
         ("git+ssh://git@git.lab/x.git", "git+ssh://git@git.lab/x.git"),
+        ("x @ git+ssh://ada:s3cret@git.lab/x", "x @ git+ssh://***@git.lab/x"),
+        ("https://ada:p@ss@git.lab/x", "https://***@git.lab/x"),
         ("https://git.lab/a@b/x.whl", "https://git.lab/a@b/x.whl"),
         ("torch @ https://git.lab/x.whl", "torch @ https://git.lab/x.whl"),
     ],

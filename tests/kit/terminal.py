@@ -102,9 +102,9 @@ class Terminal:
         return match
 
     def block(self) -> dict[str, str]:
-        """Of a session's block: name, id, and the SSH command's port."""
+        """Of a session's block: name, id, and SSH's port."""
         first = self.wait_for(r"session is running:\s+(\S+)\s+\(job (\w+)\)", START)
-        port = self.wait_for(r"^SSH: .*-p (\d+) \S+@localhost")
+        port = self.wait_for(r"^SSH: .*(?:-p |\(port )(\d+)")
         return {"name": first[1], "id": first[2], "port": port[1]}
 
     def end(self, timeout: float = _PATIENCE) -> int:

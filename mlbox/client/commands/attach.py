@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from mlbox import errors
 from mlbox.client import output, state
@@ -14,6 +14,7 @@ from mlbox.client.remote import Host, connect
 from mlbox.core import text
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 def summary(session: Json) -> str:
@@ -45,14 +46,30 @@ def told(host: Host, session: Json, as_json: bool) -> int:
     return 0
 
 
-def find(wanted: str, host: str, config: state.Config) -> Host:
-    """The host of a session: named, remembered, or found by asking all known hosts. Raises NotFound."""
+def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host], T]) -> T:
+    """Do `act` at the host where a session runs: the one named, the one remembered, or else the one that is found by
+    asking all. What is remembered may be over, and another of that name run elsewhere. Raises NotFound."""
+    place = _known_place(wanted, host, config)
+    if place is not None:
+        try:
+            return act(place)
+        except errors.NotFound:
+            if host or set(known_hosts(config)) <= {place.name}:
+                raise
+    return act(_ask_around(wanted, config))
+
+
+def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
     matching = [s for id_, s in _remembered().items() if wanted in (id_, s["name"])] if wanted else []
     if host:
         roots = {s.get("root", "") for s in matching if s["host"] == host}
         return connect(host, config, roots.pop() if len(roots) == 1 else "")
     if len({s["host"] for s in matching}) == 1:
         return connect(matching[0]["host"], config, matching[0].get("root", ""))
+    return None
+
+
+def _ask_around(wanted: str, config: state.Config) -> Host:
     replies = ask_all(known_hosts(config), "sessions", {}, config)
     there = {
         name
@@ -79,10 +96,11 @@ def _remembered() -> dict[str, Json]:
     return state.load("sessions.json")
 
 
-def resolve(wanted: str) -> str:
-    """A session's id where this laptop knows one of that name: an id still means something after the session's end."""
-    named = [id_ for id_, s in _remembered().items() if wanted and s["name"] == wanted]
-    return named[0] if len(named) == 1 else wanted
+def remembered(wanted: str, host: str) -> tuple[str, str]:
+    """The host and the id of the last session of that name that this laptop knows (on `host`, if one is named); empty
+    texts without one. An id means something after a session's end, a name does not."""
+    named = [(s["host"], id_) for id_, s in _remembered().items() if wanted and s["name"] == wanted]
+    return next((pair for pair in sorted(named, key=lambda p: p[1], reverse=True) if host in ("", pair[0])), ("", ""))
 
 
 def _is(session: Json, wanted: str) -> bool:
@@ -90,7 +108,7 @@ def _is(session: Json, wanted: str) -> bool:
 
 
 def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
-    return join(find(wanted, host, config), wanted, config, detach=False, as_json=as_json)
+    return at_session(wanted, host, config, lambda there: join(there, wanted, config, detach=False, as_json=as_json))
 
 
 def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool) -> int:
@@ -116,9 +134,12 @@ def _reveal(host: Host, wanted: str) -> Json:
     return dict(reply["session"])
 
 
+def _facts(host: Host, wanted: str) -> Json:
+    return dict(host.call("sessions", {"session": wanted})["session"])
+
+
 def info(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
-    where = find(wanted, host, config)
-    found = where.call("sessions", {"session": wanted})["session"]
+    where, found = at_session(wanted, host, config, lambda there: (there, _facts(there, wanted)))
     if as_json:
         output.facts({**found, "host": where.name})
         return 0
@@ -169,4 +190,4 @@ def _age(session: Json) -> str:
     return text.duration(time.time() - session["since"]) if session["since"] else "-"
 
 
-__all__ = ["block", "find", "info", "join", "list_all", "logs", "public", "reach", "run", "summary", "told"]
+__all__ = ["block", "info", "join", "list_all", "logs", "public", "reach", "run", "summary", "told"]

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from mlbox import errors
 from mlbox.client import output, state
+from mlbox.client.commands import attach
 from mlbox.client.remote import Host
 from mlbox.core import text
+
+
+def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
+    try:
+        return attach.at_session(wanted, host, config, lambda there: end(there, wanted, as_json))
+    except errors.NotFound:  # running nowhere; how it ended is known by its id
+        place, known = attach.remembered(wanted, host)
+        if not known:
+            raise
+        return attach.at_session(known, place, config, lambda there: end(there, known, as_json))
 
 
 def end(host: Host, wanted: str, as_json: bool) -> int:

@@ -173,7 +173,10 @@ class Docker:
         return out.split()
 
     def storage(self) -> Path | None:
-        code, out, _ = self._ask("info", "--format", "{{.DockerRootDir}}")
+        try:
+            code, out, _ = self._ask("info", "--format", "{{.DockerRootDir}}")
+        except errors.HostUnready:  # said by identify
+            return None
         return Path(out.strip()) if code == 0 and out.strip() else None
 
 

@@ -13,14 +13,16 @@ import selectors
 import shutil
 import stat
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 from mlbox import errors
 from mlbox.core import gpu, ids, text
-from mlbox.core.session import Spec
+from mlbox.core.session import Mount, Spec
 from mlbox.host import engines, inventory, keeper, lease, processes, store
 from mlbox.host.handlers import sessions
 from mlbox.host.serve import Call
@@ -80,6 +82,7 @@ def _check(spec: Spec, found: store.Store) -> tuple[str, list[gpu.Gpu]]:
 
 
 def _together(problems: list[errors.MlboxError]) -> errors.MlboxError:
+    problems = list({problem.message: problem for problem in problems}.values())
     if len(problems) == 1:
         return problems[0]
     lines = [f"- {p.message}" + (f"\n    {p.hint}" if p.hint else "") for p in problems]
@@ -98,13 +101,26 @@ def _gpus(spec: Spec) -> list[gpu.Gpu]:
 
 def _space(found: store.Store, engine: engines.Engine) -> None:
     storage = engine.storage()
-    if storage is not None and os.path.exists(storage):
-        _enough(storage)
-    for folder in (found.root, Path("/tmp")):
-        there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
-        if not os.access(there, os.W_OK):
-            raise errors.HostUnready(f"{there} can't be written", "choose another folder with --root")
-        _enough(there)
+    folders = [next(p for p in (folder, *folder.parents) if os.path.exists(p)) for folder in (found.root, Path("/tmp"))]
+    full = [storage] if storage is not None and os.path.exists(storage) else []
+    _all([*(partial(_writable, folder) for folder in folders), *(partial(_enough, f) for f in (*folders, *full))])
+
+
+def _all(checks: Iterable[Callable[[], None]]) -> None:
+    """Every check is made, and all that they found is raised as one."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except errors.MlboxError as error:
+            problems.append(error)
+    if problems:
+        raise _together(problems)
+
+
+def _writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise errors.HostUnready(f"{folder} can't be written", "choose another folder with --root")
 
 
 def _enough(folder: Path) -> None:
@@ -115,18 +131,21 @@ def _enough(folder: Path) -> None:
 
 def _folders(spec: Spec) -> None:
     """Only what the user may reach is mounted, and never what would hand out the host."""
-    if spec.user_folder:
-        folder = Path(os.path.expanduser(spec.user_folder))
-        if not os.path.isdir(folder):
-            raise errors.Refused(
-                f"there is no folder {folder} on this host", "make it, or choose another --user-folder"
-            )
-        _allowed(folder, write=True)
-    for mount in spec.mounts:
-        source = Path(os.path.expanduser(mount.source))
-        if not os.path.exists(source):  # unlike Path.exists, False where a folder on the way is closed to us
-            raise errors.Refused(f"there is no {source} on this host to mount", "check --mount")
-        _allowed(source, write=not mount.read_only)
+    own = [partial(_user_folder, Path(os.path.expanduser(spec.user_folder)))] if spec.user_folder else []
+    _all([*own, *(partial(_mountable, mount) for mount in spec.mounts)])
+
+
+def _user_folder(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        raise errors.Refused(f"there is no folder {folder} on this host", "make it, or choose another --user-folder")
+    _allowed(folder, write=True)
+
+
+def _mountable(mount: Mount) -> None:
+    source = Path(os.path.expanduser(mount.source))
+    if not os.path.exists(source):  # unlike Path.exists, False where a folder on the way is closed to us
+        raise errors.Refused(f"there is no {source} on this host to mount", "check --mount")
+    _allowed(source, write=not mount.read_only)
 
 
 _FORBIDDEN = ("/", "/dev", "/etc", "/proc", "/run", "/sys", "/var", "/var/run", "/boot", "/root")

@@ -1,4 +1,4 @@
-"""The event log of a session: what may follow what, and what a log amounts to."""
+"""A job's event log: what may follow what, what a log amounts to, and which attempt an event is about."""
 
 from __future__ import annotations
 
@@ -8,47 +8,62 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbox.core.session import STATES, TERMINAL, State, fold, may_follow
+from mlbox.core.log import RUNNING, STATES, TERMINAL, WAITING, State, fold, follow, may_follow
 
+ENDS = {"finished", "failed", "cancelled", "lost", "preempted", "retry"}
+REQUESTS = {"cancel_requested", "preempt_requested"}
+EVENTS = sorted({"", "submitted", "claimed", "started", "moved", "unheard-of", *ENDS, *REQUESTS})
+FROM_WAITING = {"claimed", "cancelled", "failed", "moved"}
 LEGAL = {
     ("", "submitted"),
-    ("submitted", "claimed"),
-    ("submitted", "failed"),
-    ("claimed", "started"),
-    ("claimed", "failed"),
-    ("claimed", "finished"),
-    ("claimed", "lost"),
-    ("started", "finished"),
-    ("started", "failed"),
-    ("started", "lost"),
+    *((state, event) for state in ("submitted", "lost", "preempted", "retry") for event in FROM_WAITING),
+    *(("claimed", event) for event in {"started", *ENDS, *REQUESTS}),
+    *(("started", event) for event in ENDS | REQUESTS),
 }
 
 
-@pytest.mark.parametrize("state", ["", *STATES, "unheard-of"])
-@pytest.mark.parametrize("event", ["", *STATES, "unheard-of"])
+def test_the_states_are_those() -> None:
+    assert sorted(STATES) == sorted(WAITING | RUNNING | TERMINAL)
+    assert len(STATES) == len(set(STATES)) == 9
+
+
+@pytest.mark.parametrize("state", ["", *STATES, "unheard-of", "moved", "cancel_requested"])
+@pytest.mark.parametrize("event", EVENTS)
 def test_may_follow(state: str, event: str) -> None:
     assert may_follow(state, event) == ((state, event) in LEGAL)
 
 
+def names(*events: str) -> list[dict[str, Any]]:
+    return [{"event": name} for name in events]
+
+
 @pytest.mark.parametrize(
-    ("names", "state", "slots", "live"),
+    ("events", "state", "live"),
     [
-        ([], "", 0, False),
-        (["submitted"], "submitted", 1, True),
-        (["submitted", "claimed", "started"], "started", 3, True),
-        (["submitted", "claimed", "started", "finished"], "finished", 4, False),
-        (["submitted", "failed"], "failed", 2, False),
-        (["submitted", "claimed", "lost"], "lost", 3, False),
-        (["started"], "", 1, False),
-        (["submitted", "submitted", "claimed"], "claimed", 3, True),
-        (["submitted", "claimed", "lost", "started", "finished"], "lost", 5, False),
-        (["submitted", "nonsense", "claimed"], "claimed", 3, True),
+        ("", "", False),
+        ("submitted", "submitted", True),
+        ("submitted claimed started", "started", True),
+        ("submitted claimed started finished", "finished", False),
+        ("submitted failed", "failed", False),
+        ("submitted cancelled", "cancelled", False),
+        ("submitted claimed lost", "lost", True),
+        ("submitted claimed started preempted claimed", "claimed", True),
+        ("submitted claimed retry claimed started finished", "finished", False),
+        ("submitted moved moved", "submitted", True),
+        ("submitted claimed moved", "claimed", True),
+        ("started", "", False),
+        ("submitted submitted claimed", "claimed", True),
+        ("submitted claimed lost started finished", "lost", True),
+        ("submitted claimed started claimed", "started", True),
+        ("submitted cancelled claimed started", "cancelled", False),
+        ("submitted cancel_requested claimed", "claimed", True),
+        ("submitted nonsense claimed", "claimed", True),
     ],
-    ids=lambda v: "-".join(v) or "empty" if isinstance(v, list) else "",
 )
-def test_fold(names: list[str], state: str, slots: int, live: bool) -> None:
-    found = fold({"event": name} for name in names)
-    assert (found.name, found.slots, found.live) == (state, slots, live)
+def test_fold(events: str, state: str, live: bool) -> None:
+    found = fold(names(*events.split()))
+    assert (found.name, found.live) == (state, live)
+    assert found.waiting == (state in WAITING) and found.running == (state in RUNNING)
 
 
 def test_facts_of_legal_events_only_and_the_latest_wins() -> None:
@@ -62,8 +77,64 @@ def test_facts_of_legal_events_only_and_the_latest_wins() -> None:
     assert fold(log).facts == {"at": 4, "by": "ada", "gpus": ["GPU-1"], "why": "x"}
 
 
+@pytest.mark.parametrize("event", [None, 3, ["submitted"], {"event": "submitted"}])
+def test_an_event_whose_name_is_no_text_changes_nothing(event: Any) -> None:
+    assert fold([{"event": event}, {"event": "submitted"}]).name == "submitted"
+
+
+# ---- attempts and requests -----------------------------------------------------------------------
+
+
+def test_a_new_attempt_starts_without_the_facts_of_the_last_one_s_end() -> None:
+    end = {"exit": 3, "signal": 9, "why": "x", "reason": "exit", "not_before": 5.0}
+    start: list[dict[str, Any]] = [{"event": "submitted", "by": "ada"}, {"event": "claimed", "attempt": 1}]
+    log: list[dict[str, Any]] = [*start, {"event": "retry", **end}]
+    assert fold(log).facts == {"by": "ada", "attempt": 1, **end}
+    assert fold([*log, {"event": "claimed", "attempt": 2}]).facts == {"by": "ada", "attempt": 2}
+
+
+@pytest.mark.parametrize("request_", sorted(REQUESTS))
+def test_a_request_is_of_one_attempt(request_: str) -> None:
+    log = names("submitted", "claimed", request_)
+    assert (fold(log).name, fold(log).requested) == ("claimed", request_)
+    assert fold([*log, *names("started")]).requested == request_
+    for end in sorted(ENDS):
+        assert fold([*log, *names(end)]).requested == ""
+    assert fold([*log, *names("lost", "claimed")]).requested == ""
+
+
+def test_the_last_request_counts() -> None:
+    assert fold(names("submitted", "claimed", "preempt_requested", "cancel_requested")).requested == "cancel_requested"
+
+
+def test_a_move_changes_facts_and_no_state() -> None:
+    log: list[dict[str, Any]] = [{"event": "submitted", "queue": "a", "priority": 0}]
+    log += [{"event": "moved", "queue": "b", "rank": -1}]
+    assert fold(log) == State("submitted", {"queue": "b", "priority": 0, "rank": -1})
+    assert fold([*log, {"event": "claimed"}, {"event": "moved", "queue": "c"}]).facts["queue"] == "b"
+
+
+@pytest.mark.parametrize(("number", "attempt"), [(1, 1), (7, 7), ("7", 0), (True, 0), (None, 0), (1.5, 0)])
+def test_the_attempt_s_number(number: Any, attempt: int) -> None:
+    assert fold([{"event": "submitted"}, {"event": "claimed", "attempt": number}]).attempt == attempt
+
+
+def test_follow_is_fenced_by_the_attempt() -> None:
+    first: list[dict[str, Any]] = [{"event": "submitted"}, {"event": "claimed", "attempt": 1}]
+    second = [*first, {"event": "lost"}, {"event": "claimed", "attempt": 2}]
+    finished = {"event": "finished", "exit": 0}
+    assert follow(first, finished, 1) == finished
+    assert follow(second, finished, 2) == finished
+    assert follow(second, finished, 1) is None
+    assert follow(second, finished) == finished
+    assert follow([*second, finished], finished, 2) is None
+    assert follow([], {"event": "submitted"}) == {"event": "submitted"}
+    assert follow([], {}) is None
+
+
 _EVENTS = st.fixed_dictionaries(
-    {"event": st.sampled_from(["", "odd", *STATES]) | st.integers()}, optional={"at": st.integers(), "why": st.text()}
+    {"event": st.sampled_from(EVENTS) | st.integers()},
+    optional={"at": st.integers(), "why": st.text(), "attempt": st.integers(1, 3)},
 )
 _LOGS = st.lists(_EVENTS, max_size=12)
 
@@ -78,9 +149,8 @@ def test_fold_is_pure(log: list[dict[str, Any]]) -> None:
 @given(_LOGS, _LOGS)
 def test_a_terminal_state_is_final(log: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
     before, after = fold(log), fold([*log, *more])
-    assert after.slots == len(log) + len(more)
     if before.name in TERMINAL:
-        assert (after.name, after.facts) == (before.name, before.facts)
+        assert after == before
 
 
 @given(_LOGS)
@@ -90,3 +160,12 @@ def test_each_step_is_legal(log: list[dict[str, Any]]) -> None:
         after = fold(log[:size])
         assert after.name == state.name or (state.name, after.name) in LEGAL
         state = after
+
+
+@given(_LOGS, _EVENTS, st.integers(0, 3))
+def test_what_follow_lets_through_is_taken_by_the_fold(log: list[dict[str, Any]], event: Any, attempt: int) -> None:
+    before = fold(log)
+    if follow(log, event, attempt) is None:
+        assert not may_follow(before.name, str(event["event"])) or (attempt and before.attempt != attempt)
+    else:
+        assert fold([*log, event]) != before or event["event"] in {"moved", before.requested}

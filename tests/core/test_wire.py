@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from mlbox import errors
 from mlbox.core import wire
 from mlbox.core.gpu import Gpu, GpuProcess, Holder
-from mlbox.core.session import Mount, Spec, State, fold
+from mlbox.core.job import JobSpec
+from mlbox.core.log import State, fold
+from mlbox.core.resources import Resources
+from mlbox.core.schedule import After
+from mlbox.core.session import Mount, Spec
 
 GOLDEN = Path(__file__).parent / "golden"
 NONCE = "5eb0a1"
@@ -189,6 +193,26 @@ def test_golden_gpu() -> None:
 def test_golden_log() -> None:
     """A session that an older mlbox started is read by this one."""
     pinned = golden("job.json")
-    assert Spec.from_wire(pinned["spec.json"]).name == "kind-otter"
+    spec = JobSpec.from_wire(pinned["spec.json"], strict=False)
+    assert spec.session and spec.name == "kind-otter"
     expected = pinned["state"]
-    assert fold(pinned["ev"]) == State(expected["name"], expected["slots"], expected["facts"])
+    assert fold(pinned["ev"]) == State(expected["name"], expected["facts"])
+
+
+JOB = JobSpec(
+    command=("python3", "train.py", "--lr=3e-4"), work=Spec(name="calm-owl", runtime="process", env={"A": "b"}),
+    resources=Resources(gpus="A100:2", cpus=4, memory=8192, hosts=("gpu1",), labels=("fast",), time_limit=3600),
+    queue="night", priority=-5, retries=2, retry_on=("oom", "lost"), backoff=30,
+    after=(After("01ARYZ6S41TSV4RRFFQ69G5FAV", "any"),), array="01ARYZ6S41TSV4RRFFQ69G5FAW", array_index=3,
+    array_limit=2, grace=20, output_limit=64, on_host_loss="hold", code="ab" * 32, provenance={"commit": "deadbeef"},
+)  # fmt: skip
+
+
+def test_golden_batch_job() -> None:
+    """spec.json and log of a job that was tried twice."""
+    pinned = golden("batch.json")
+    assert json.loads(json.dumps(JOB.to_wire())) == pinned["spec.json"]
+    assert JobSpec.from_wire(pinned["spec.json"]) == JOB
+    found = fold(pinned["ev"])
+    assert found == State(pinned["state"]["name"], pinned["state"]["facts"])
+    assert found.attempt == 2

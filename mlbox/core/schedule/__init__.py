@@ -1,0 +1,38 @@
+"""What one host starts now, and why the rest waits: `plan(view, now)`, a pure function.
+
+    order     the host's queues in their order; priority; rank; then users in turn, job by job, those who
+              used less first; then id. Another user's job that comes first keeps what it needs free for
+              that user's own tick, and is never started by us
+    back-fill EASY: the first job that has to wait for room (and is to wait here: `reserved_here`) gets the
+              earliest time when time limits let it start, and GPUs; a job behind it starts only if it
+              ends by then or stays off those. A job without time limit is endless. Where no end is known,
+              the free GPUs among those that the first one needs are left free: it cannot starve, and a
+              queue with a default time limit wastes less
+    shares    several jobs on one GPU, by memory asked for; a GPU has shares or one job, never both
+    preempt   the fewest running jobs, the youngest, of preemptible queues with less priority, and only
+              when the room they leave is enough; each user's tick preempts that user's own jobs
+
+Times are seconds on this host's clock, `not_before` and `started` too: of what another host wrote, the
+caller takes how long ago it was by that host's own clock, and no clock crosses hosts.
+"""
+
+from __future__ import annotations
+
+from mlbox.core.schedule.line import plan
+from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
+from mlbox.core.schedule.view import After, Plan, Running, Start, View, Waiting
+from mlbox.core.schedule.words import short
+
+__all__ = [
+    "After",
+    "Plan",
+    "Running",
+    "Start",
+    "View",
+    "Waiting",
+    "in_order",
+    "plan",
+    "reservation_host",
+    "reserved_on",
+    "short",
+]

@@ -1,0 +1,58 @@
+"""Limits: how many jobs and GPUs a queue, a user and an array may have at once."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Set
+
+from mlbox.core import text
+from mlbox.core.schedule.view import Running, View, Waiting
+
+Key = tuple[str, ...]
+_YOURS = "your limit in queue {}: "
+
+
+class Tally:
+    """How many jobs run and which GPUs are held, lab-wide, per queue, user and array. A share counts as its
+    whole GPU, but several on one GPU count once."""
+
+    def __init__(self, view: View) -> None:
+        self._lab = view.lab
+        self._jobs: Counter[Key] = Counter()
+        self._gpus: dict[Key, set[str]] = defaultdict(set)
+        for run in view.running:
+            self.add(run, run.gpus)
+
+    def add(self, job: Waiting | Running, gpus: Iterable[str]) -> None:
+        keys: list[Key] = [("queue", job.queue), ("queue", job.queue, job.owner), ("user", job.owner)]
+        self._jobs.update(keys + ([("array", job.array)] if job.array else []))
+        for key in keys[1:]:
+            self._gpus[key].update(gpus)
+
+    def full(self, job: Waiting) -> str:
+        """Why one more job is too many."""
+        rule, user = self._lab.queues[job.queue], self._lab.limits_of(job.owner)
+        for key, limit, words in (
+            (("array", job.array), job.array_limit if job.array else 0, "array limit: {0} of {1} running"),
+            (("queue", job.queue), rule.max_running, f"queue {job.queue} is full: {{0}} of {{1}} running"),
+            (("queue", job.queue, job.owner), rule.max_running_per_user, _YOURS.format(job.queue) + "{0} running"),
+            (("user", job.owner), user.max_running, "your limit in this lab: {0} running"),
+        ):
+            if self._jobs[key] >= limit > 0:
+                return words.format(self._jobs[key], limit)
+        return ""
+
+    def greedy(self, job: Waiting, more: int) -> tuple[str, Set[str]]:
+        """Why `more` GPUs are too many, and those held already (a share may go there); or nothing."""
+        rule, user = self._lab.queues[job.queue], self._lab.limits_of(job.owner)
+        found: list[tuple[str, Set[str]]] = []
+        for key, limit, words in (
+            (("queue", job.queue, job.owner), rule.max_gpus_per_user, _YOURS.format(job.queue)),
+            (("user", job.owner), user.max_gpus, "your limit in this lab: "),
+        ):
+            held = self._gpus[key]
+            if len(held) + more > limit > 0:
+                found.append(
+                    (f"{words}{text.count(limit, 'GPU')}, you hold {len(held)} and this asks for {more}", held)
+                )
+        return min(found, key=lambda pair: len(pair[1]), default=("", frozenset()))

@@ -1,0 +1,87 @@
+"""What a plan is made from, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlbox.core.lab import Lab
+from mlbox.core.resources import HostFacts, Resources
+
+
+@dataclass(frozen=True)
+class After:
+    """A job to wait for: until it succeeded (`ok`), or until it ended in `any` way."""
+
+    job: str
+    end: str = "ok"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job in a queue. Ids are ULIDs: they sort as the jobs were submitted."""
+
+    id: str
+    owner: str
+    queue: str = "default"
+    resources: Resources = field(default_factory=Resources)
+    priority: int = 0
+    rank: int = 0  # moves within a priority: lower goes first, `top` is below all others
+    after: tuple[After, ...] = ()
+    array: str = ""
+    array_limit: int = 0  # of the array's jobs at once; 0 is no limit
+    not_before: float = 0.0
+    kind: str = "job"  # or session, in words
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job that was claimed and has not ended, anywhere in the lab."""
+
+    id: str
+    owner: str
+    host: str
+    queue: str = "default"
+    gpus: tuple[str, ...] = ()  # UUIDs
+    share: int = 0  # MiB of its GPU; 0: the GPUs are its alone
+    cpus: int = 0
+    memory: int = 0  # MiB
+    priority: int = 0
+    started: float = 0.0
+    time_limit: int = 0
+    array: str = ""
+    ending: bool = False  # it was told to end (preempted, cancelled)
+    kind: str = "job"
+
+
+@dataclass(frozen=True)
+class View:
+    """What a tick read. On a GPU with shares, `host.gpus` tell only of processes that are no job's."""
+
+    host: HostFacts
+    lab: Lab = field(default_factory=Lab)
+    waiting: Sequence[Waiting] = ()  # of all users whom this host serves
+    running: Sequence[Running] = ()
+    shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # leased: UUID -> job -> MiB
+    memory_free: int | None = None  # MiB of the host as measured; None: not known
+    states: Mapping[str, str] = field(default_factory=dict)  # of the jobs that others wait for
+    usage: Mapping[str, float] = field(default_factory=dict)  # decayed GPU-seconds of ended jobs, per user
+    paused: Mapping[str, str] = field(default_factory=dict)  # queue -> by whom
+    reserved_here: frozenset[str] = frozenset()  # jobs that wait for room on this host (`reserved_on`)
+    acting: str | None = None  # the user whose jobs this tick may touch; None: everybody's
+
+
+@dataclass(frozen=True)
+class Start:
+    job: str
+    gpus: tuple[str, ...]  # UUIDs
+    share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
+    time_limit: int  # s, by request and queue; 0: none
+
+
+@dataclass(frozen=True)
+class Plan:
+    start: tuple[Start, ...]
+    preempt: Mapping[str, str]  # running job -> the waiting job that it makes room for
+    fail: Mapping[str, str]  # waiting job that can never run -> why
+    waits: Mapping[str, str]  # any other waiting job -> why it waits

@@ -36,7 +36,7 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 
 HOST_ROOMS = ("core", "host", "guest")
 HOST_ENTRY, LAPTOP_ENTRY = "mlbox.entry", "mlbox.cli"
-HOST_WHEELS = ("nvidia_ml_py", "psutil")
+HOST_WHEELS = ("nvidia_ml_py", "psutil", "pyyaml")
 LAPTOP_WHEELS = ("pyyaml", "tomli")
 # psutil's modules for systems that mlbox doesn't run on; psutil imports one by sys.platform.
 UNUSED = re.compile(r"psutil/(tests/|_ps(aix|bsd|sunos|windows)\.py)|example\.py|_yaml/")

@@ -2,7 +2,7 @@
 
 client, host, guest   never one another; all may import core and errors
 core                  pure: no files, clock, environment, processes, network
-host, guest           the standard library, and (inside functions) pynvml and psutil
+host, guest           the standard library, and (inside functions) pynvml, psutil and yaml
 beside the rooms      what several of them share, held to the host's rule; cli*.py and entry.py pick a room
 """
 
@@ -42,7 +42,7 @@ IMPURE = {
 }
 # Names that touch the machine though their module, or no module at all, is allowed in core.
 IMPURE_CALLS = {"open", "input", "print", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
-ON_HOSTS = {"psutil", "pynvml"}
+ON_HOSTS = {"psutil", "pynvml", "yaml"}
 # What --version and --help must not wait for.
 HEAVY = {"asyncio", "fabric", "http", "paramiko", "psutil", "pynvml", "ssl", "tomli", "tomllib", "yaml"}
 
@@ -142,7 +142,7 @@ def _reason(room: str, path: str, item: Import) -> str:
 def _reason_on_hosts(room: str, item: Import) -> str:
     if item.top in ON_HOSTS:
         return f"{room} imports it only inside functions" if item.at_load else ""
-    return "" if item.top in STANDARD | {"mlbox"} else f"{room} is the standard library, pynvml and psutil"
+    return "" if item.top in STANDARD | {"mlbox"} else f"{room} is the standard library, pynvml, psutil and yaml"
 
 
 def impure_calls(source: str) -> Iterator[tuple[str, int]]:
@@ -184,7 +184,7 @@ def test_module_keeps_to_its_room(path: str) -> None:
         ("mlbox/core/job.py", "text = open('x').read()"),
         ("mlbox/host/nvml.py", "import pynvml"),
         ("mlbox/host/nvml.py", "class A:\n    import psutil"),
-        ("mlbox/host/config.py", "def f():\n    import yaml"),
+        ("mlbox/host/config.py", "def f():\n    import tomli"),
         ("mlbox/client/hosts.py", "def f():\n    import fabric"),
         ("mlbox/cli.py", "from fabric import Connection"),
         ("mlbox/client/cancel.py", "from mlbox import cli"),

@@ -14,27 +14,26 @@ holds the leases too, hands them back.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import selectors
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from mlbox import descriptors, errors
 from mlbox.core import services
+from mlbox.core.log import State
 from mlbox.core.session import Spec
-from mlbox.host import engines, lease, processes, store
-from mlbox.host.prepare import Ready, prepare
-from mlbox.host.run import Cancel
+from mlbox.host import engines, keeping, lease, processes, store
+from mlbox.host.prepare import Ready, prepare, write_accounts
+from mlbox.host.run import Cancel, Signals
 
 Json = dict[str, Any]
 _STOP_GRACE = 10.0  # s a guest gets to end its services
@@ -53,87 +52,13 @@ class Claim:
     gpus: tuple[str, ...]
 
 
-def lock(job: store.Job) -> int | None:
-    """Become this session's keeper; None while another lives (or where the session's folder is gone)."""
-    try:
-        descriptor = os.open(job.keeper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def lives(job: store.Job) -> bool:
-    descriptor = lock(job)
-    if descriptor is None:
-        return job.boot_folder.exists()
-    os.close(descriptor)
-    return False
-
-
-def detach(body: Callable[[], None], log: Path) -> None:
-    """Run `body` in a process of its own that survives this one, the login and the terminal."""
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        os.chdir("/")
-        null = os.open(os.devnull, os.O_RDONLY)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for source, target in ((null, 0), (out, 1), (out, 2)):
-            os.dup2(source, target)
-        body()
-        os._exit(0)
-    except BaseException:  # the last line of defence of a process without a terminal: keep its traceback
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-class Signals:
-    """SIGTERM and SIGCHLD as readable descriptors, so one selector awaits everything."""
-
-    def __init__(self) -> None:
-        self.stop_r, self._stop_w = os.pipe()
-        self.wake_r, wake_w = os.pipe()
-        for descriptor in (self.wake_r, wake_w):
-            os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-
-    def _stop(self, number: int, frame: object) -> None:
-        os.write(self._stop_w, b"x")
-
-    def drain(self) -> None:
-        try:
-            while os.read(self.wake_r, 512):
-                pass
-        except BlockingIOError:
-            pass
-
-
 class Keeper:
     def __init__(self, claim: Claim, leases: dict[str, int], out: int = -1, caller: int = -1) -> None:
         self.claim, self.job, self.spec = claim, claim.job, claim.spec
         self.leases, self._out, self._caller = leases, out, caller
         self.engine = engines.by_name(self.spec.runtime, claim.found)
         self.signals = Signals()
-        identity = json.dumps({"pid": os.getpid(), "started": processes.started(os.getpid())})
-        store.write_whole(self.job.keeper_pid, identity.encode())
+        keeping.sign(self.job)
         self.services: dict[str, Json] = {}
         self.guest: socket.socket | None = None
         self._listener: socket.socket | None = None
@@ -241,11 +166,9 @@ class Keeper:
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
         files = {"guest.json": json.dumps(plan.guest), **plan.files}
-        login, uid, gid = store.user_name(), os.getuid(), os.getgid()
-        files["passwd"] = services.passwd(ready.facts.passwd, login, uid, gid, paths.home, ready.facts.shell)
-        files["group"] = services.group(ready.facts.group, login, gid)
         for name, content in files.items():
-            store.write_whole(self.job.conf / name, content.encode(), 0o644 if name in ("passwd", "group") else 0o600)
+            store.write_whole(self.job.conf / name, content.encode())
+        write_accounts(self.job, ready.facts, paths.home)
         shutil.copyfile(sys.argv[0], self.job.boot_folder / "mlbox-host.pyz")
 
     def _reachable(self, plan: services.Plan) -> Json:
@@ -288,7 +211,7 @@ class Keeper:
             if self._child is not None and self._child.poll() is not None:
                 raise self._start_failed()
             if time.monotonic() > deadline:
-                raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt}/log")
+                raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt(1)}/log")
             waiting = sorted(wanted - set(self.services))
             if waiting:
                 self.say("waiting for " + ", ".join(_TITLES[name] for name in waiting))
@@ -455,44 +378,20 @@ def _user_folder(spec: Spec) -> Path:
     return folder
 
 
-# ---- finding what was left behind --------------------------------------------------------------------
+# ---- a session that was left behind ----------------------------------------------------------------------
 
 
-def sweep(found: store.Store) -> list[store.Job]:
-    """Look at this user's sessions on this host, adopt or end those without a keeper; the live ones."""
-    live = []
-    for job in found.live_jobs():
-        try:
-            alive = lives(job) or _rescue(found, job)
-        except (errors.MlboxError, OSError) as error:
-            # Neither ended nor kept: an engine that does not answer, a disk that is full. One session's trouble
-            # is not the others', and the next call tries again.
-            print(f"session {job.id}: {error}", file=sys.stderr)
-            alive = True
-        if alive:
-            live.append(job)
-    return live
-
-
-def _rescue(found: store.Store, job: store.Job) -> bool:
-    """True when the session lives on under a new keeper."""
-    held = lock(job)
-    if held is None and job.boot_folder.exists():
-        return True  # somebody else was faster
-    state, spec = job.state(), job.spec()
-    if state.live and state.name == "started" and _guest_answers(job):
+def rescue(found: store.Store, job: store.Job, state: State, spec: Spec, keeper_lock: int) -> bool:
+    """Adopt a session without a keeper, or end it; True when it lives on, and its new keeper has the lock."""
+    if state.name == "started" and _guest_answers(job):
         claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())))
-        detach(lambda: Keeper(claim, {}).adopt(), job.attempt / "keeper.log")
-        if held is not None:
-            os.close(held)
+        keeping.detach(lambda: Keeper(claim, {}).adopt(), job.attempt(1) / "keeper.log", (keeper_lock,))
         return True
     engines.by_name(spec.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())
     why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
-    job.append("lost" if state.name in ("claimed", "started") else "failed", {"at": time.time(), "why": why})
+    job.append("failed", {"at": time.time(), "reason": "lost", "why": why})
     found.end(job)
-    if held is not None:
-        os.close(held)
     return False
 
 

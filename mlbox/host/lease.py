@@ -1,7 +1,10 @@
 """GPU leases: a kernel lock (flock) per GPU on its own host.
 
-    /tmp/mlbox-leases/<uuid>          the lock file, any user's, never removed
-    /tmp/mlbox-leases/<uuid>.<uid>    who took it last, for display; believed only while the lock is held
+    /tmp/mlbox-leases/<uuid>                 the lock file, any user's, never removed
+    /tmp/mlbox-leases/<uuid>.<uid>           who took it last, for display; believed only while the lock is held
+    /tmp/mlbox-leases/<uuid>.share.<job>     one job's share of the GPU, locked as long as the job lives; its MiB
+    /tmp/mlbox-leases/choosing               held while somebody chooses and takes, so that two don't both find
+                                             room for their share
 
 The lock belongs to an open file description. The keeper opens it, and passes the descriptor on to the
 session's guest (SCM_RIGHTS, or by inheritance), so the GPU is free only when both are gone: a killed
@@ -20,7 +23,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlbox import errors
@@ -28,7 +31,7 @@ from mlbox.core.gpu import Holder
 from mlbox.host import store
 
 FOLDER = Path("/tmp/mlbox-leases")
-_UUID = re.compile(r"[A-Za-z0-9-]{1,100}")
+_UUID = re.compile(r"[A-Za-z0-9-]{1,100}(?:\.share\.[0-9A-Z]{26})?")
 _TRIES, _PAUSE = 5, 0.02  # s; a status call elsewhere may test a lock for a moment
 
 
@@ -105,6 +108,51 @@ def take(uuids: Iterable[str], holder: Holder) -> dict[str, int] | None:
     return held
 
 
+def take_share(uuid: str, job: str, memory: int, holder: Holder) -> dict[str, int] | None:
+    """A share of `memory` MiB of a GPU: its lock is held together with other shares', and never with a whole lease.
+
+    The caller holds `choosing` and has added up what is taken; None where the GPU is leased as a whole."""
+    descriptor = _open(uuid)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    own = f"{_name(uuid)}.share.{job}"
+    store.write_whole(FOLDER / own, json.dumps({"memory": memory}).encode(), 0o644)
+    mark = os.open(FOLDER / own, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fcntl.flock(mark, fcntl.LOCK_EX)
+    _sign(uuid, holder)
+    return {uuid: descriptor, f"{uuid}.share.{job}": mark}
+
+
+def shares() -> dict[str, dict[str, int]]:
+    """What is leased in shares now: UUID -> job -> MiB. What nobody holds any more is cleared away."""
+    found: dict[str, dict[str, int]] = {}
+    for path in FOLDER.glob("*.share.*"):
+        uuid, _, job = path.name.partition(".share.")
+        if _is_held(path.name):
+            document = store.read_json(path)
+            memory = document.get("memory") if isinstance(document, dict) else None
+            # A share that can't be read takes all: nothing may be put beside it.
+            found.setdefault(uuid, {})[job] = memory if type(memory) is int else 1 << 30
+        else:
+            with contextlib.suppress(OSError):  # another user's: sticky folder
+                path.unlink()
+    return found
+
+
+@contextlib.contextmanager
+def choosing() -> Iterator[None]:
+    """One chooser at a time on this host."""
+    descriptor = _open("choosing")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def drop(held: dict[str, int]) -> None:
     """Give up our part of these leases; each is free when no other process holds its descriptor."""
     for descriptor in held.values():
@@ -126,8 +174,9 @@ def _sign(uuid: str, holder: Holder) -> None:
 
 
 def held_by(uuids: Sequence[str]) -> dict[str, Holder]:
-    """The holders of those of these GPUs that are leased now."""
-    return {uuid: _signature(uuid) for uuid in uuids if _is_held(uuid)}
+    """The holders of those of these GPUs that are leased now, as a whole or in shares (then: the newest)."""
+    shared = shares()
+    return {uuid: _signature(uuid) for uuid in uuids if uuid in shared or _is_held(uuid)}
 
 
 def _is_held(uuid: str) -> bool:

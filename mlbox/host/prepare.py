@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import layer as layers
+from mlbox.core import services
 from mlbox.core.layer import Facts, Layer
 from mlbox.core.session import Spec
 from mlbox.host import sources, store
@@ -31,8 +32,8 @@ class Ready:
 
 
 def prepare(engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say, cancel: Cancel) -> Ready:
-    """`identity`: of the image, empty where it must be fetched first. Raises Refused, StartFailed, Cancelled."""
-    identity = identity or engine.fetch(spec, say, cancel)
+    """`identity`: of the image, empty where it is not known to be there. Raises Refused, StartFailed, Cancelled."""
+    identity = identity or engine.identify(spec) or engine.fetch(spec, say, cancel)
     facts = engine.facts(spec, identity, cancel)
     layer, ready_name = _plan(engine, spec, facts)
     absent = dict(layer.absent)
@@ -119,3 +120,11 @@ def _write_context(context: Path, spec: Spec, layer: Layer) -> None:
         (context / name).write_bytes(base64.b64decode(encoded))
     if "init-script" in files:
         os.chmod(context / "init-script", 0o700)
+
+
+def write_accounts(job: store.Job, facts: Facts, home: str) -> None:
+    """The image's accounts with the user's own among them, which a container sees as its /etc/passwd and /etc/group."""
+    login, uid, gid = store.user_name(), os.getuid(), os.getgid()
+    accounts = services.passwd(facts.passwd, login, uid, gid, home, facts.shell)
+    store.write_whole(job.conf / "passwd", accounts.encode(), 0o644)
+    store.write_whole(job.conf / "group", services.group(facts.group, login, gid).encode(), 0o644)

@@ -22,11 +22,15 @@ def boot_id() -> str:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the system's own units: with the pid it names one process of this boot."""
+    """When a process started, in the system's own units: with the pid it names one process of this boot.
+
+    Empty where there is none, or only its corpse: a zombie, whose parent does not look (PID 1 of a container)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return words[19] if words[0] not in ("Z", "X") else ""
     except OSError:
-        pass
+        if os.path.isdir("/proc/self"):
+            return ""
     try:
         import psutil
 
@@ -66,6 +70,23 @@ def marked(session: str) -> list[int]:
                 found.append(process.pid)
         except psutil.Error:
             continue
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs; empty where the system has no /proc. Zombies are none."""
+    children: dict[int, list[int]] = {}
+    for child in _pids() if os.path.isdir("/proc/self") else []:
+        try:
+            state, parent = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[:2]
+        except (OSError, ValueError):
+            continue
+        if state != "Z":
+            children.setdefault(int(parent), []).append(child)
+    found, new = [], [pid]
+    while new:
+        new = [child for parent in new for child in children.get(parent, ())]
+        found += new
     return found
 
 

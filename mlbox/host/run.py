@@ -44,6 +44,32 @@ class Cancel:
             return bool(self.descriptors) and bool(selector.select(timeout))
 
 
+class Signals:
+    """SIGTERM and SIGCHLD as readable descriptors, so one selector awaits everything."""
+
+    def __init__(self) -> None:
+        self.stop_r, self._stop_w = os.pipe()
+        self.wake_r, wake_w = os.pipe()
+        for descriptor in (self.wake_r, wake_w):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def _stop(self, number: int, frame: object) -> None:
+        os.write(self._stop_w, b"x")
+
+    def drain(self) -> None:
+        try:
+            while os.read(self.wake_r, 512):
+                pass
+        except BlockingIOError:
+            pass
+
+
 @dataclass(frozen=True)
 class Result:
     code: int

@@ -21,6 +21,19 @@ HANDLERS = {
     "shutdown": "shutdown",
     "status": "status",
     "connect": "connect",
+    "init": "init",
+    "submit": "submit",
+    "jobs": "jobs",
+    "show": "show",
+    "logs": "logs",
+    "cancel": "cancel",
+    "retry": "retry",
+    "move": "move",
+    "queue": "queue",
+    "cron": "cron",
+    "host": "host",
+    "tick": "tick",
+    "wait": "wait",
 }
 
 

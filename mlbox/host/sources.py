@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from mlbox import errors
@@ -97,6 +95,9 @@ def _from_makers(name: str, say: Say, cancel: Cancel) -> Path:
 
 
 def _download(url: str, path: Path, name: str, say: Say, cancel: Cancel) -> None:
+    import urllib.error  # with ssl and more, only where something is fetched
+    import urllib.request
+
     try:
         with urllib.request.urlopen(url, timeout=15) as answer, path.open("wb") as file:
             total, done = int(answer.headers.get("Content-Length") or 0), 0

@@ -1,15 +1,24 @@
 """Every path on a host, and how its files are written.
 
-    ROOT/                                 shared perhaps (an NFS home); $XDG_DATA_HOME/mlbox by default
-      users/                              as open as ROOT itself, and sticky
-      users/<user>/live/<host>/<ulid>     hint: a session of this user's that the host runs
-      users/<user>/jobs/<aa>/<ulid>/      0700, the owner's
-          spec.json                       write-once: what was asked for (no secret in it)
-          ev/000001 …                     write-once slots, exclusively created: the truth
-          attempts/1/                     keeper.log, log/ (the services' logs after the end)
-      users/<user>/home/                  $HOME inside this user's containers
-    /tmp/mlbox-<uid>/<id>/                this boot's: sockets, tokens, keys, keeper.lock; gone with the session
-    /tmp/mlbox-leases/<uuid>              one kernel lock per GPU, all users' (host/lease.py)
+    ROOT/                                  the user's data home, or the folder that a lab shares
+      mlbox.json, lab.yaml                 which ROOT this is; what people decide (host/lab.py)
+      drained/<host>                       a person's word: this host starts nothing (content: whose, when, why)
+      users/                               as open as ROOT itself, and sticky
+      users/<user>/jobs/<aa>/<ulid>/       a job or a session
+          spec.json                        write-once: what was asked for (no secret in it)
+          secret.json                      0600: the values of its environment
+          ev/000001 …                      write-once slots, exclusively created: the truth (host/slots.py)
+          attempts/<n>/                    0700: output.log or log/, keeper.log, work/ (the code, and what it made)
+      users/<user>/ready/<queue>/…         hints: waiting jobs in their order (host/ready.py)
+      users/<user>/on/<host>/              one writer: this user's ticks on that host
+          live/<ulid>                      hint: a job or session that the host runs, as others need to know it
+          host.json                        inventory, and the beat
+          usage.json, waits.json           GPU time used; why jobs wait
+      users/<user>/code/<sha256>.tgz       code as it was submitted
+      users/<user>/archive/<day>.<host>.jsonl    ended jobs, one line each
+      users/<user>/home/, environments/    $HOME inside containers; layers of the process runtime
+    /tmp/mlbox-<uid>/<id>/                 this boot's: sockets, tokens, keys, keeper.lock; gone with the job
+    /tmp/mlbox-leases/<uuid>               one kernel lock per GPU, all users' (host/lease.py)
 
 The per-boot folder is local because sockets and locks are this kernel's, and in /tmp because a socket's
 path must stay under 108 bytes. It is ours alone: 0700, owner checked, no link followed.
@@ -24,14 +33,19 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import ids, session
+from mlbox.core import ids
+from mlbox.core.job import JobSpec
+from mlbox.core.log import State, fold, follow
+from mlbox.core.slots import Writer
+from mlbox.core.slots import fold as stands
+from mlbox.host import processes, slots
 
 Json = dict[str, Any]
 MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
@@ -73,9 +87,18 @@ def keep_young(folder: Path) -> None:
                 os.utime(path, follow_symlinks=False)
 
 
-def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """The file appears whole or not at all (temporary name, fsync, rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def sync_folder(folder: Path) -> None:
+    """What was created or renamed in it is still there after a crash."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None) -> None:
+    """The file appears whole or not at all (temporary name, there or in the folder `by`; fsync, rename)."""
+    temporary = (by or path.parent) / f".{path.name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -84,18 +107,9 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         raise
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    """The file appears whole; FileExistsError where it is there already, whoever was faster."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write_whole(temporary, content)
-    try:
-        os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -119,17 +133,38 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def this_writer() -> Writer:
+    """This process, as a log's slots name it."""
+    return Writer(host_name(), processes.boot_id(), os.getpid(), processes.started(os.getpid()))
+
+
+def is_dead(writer: Writer) -> bool:
+    """Whether a process of this host is gone. Of other hosts' nothing is known here."""
+    if writer.host != host_name():
+        return False
+    return writer.boot != processes.boot_id() or processes.started(writer.pid) != writer.started
+
+
+class _Patient(slots.Files):
+    """While an append waits for another writer, it looks whether that one, of this host, has died."""
+
+    def sleep(self, seconds: float) -> None:
+        with suppress(OSError):
+            slots.Log(self.folder).sweep_intents(is_dead)
+        super().sleep(seconds)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One session's folders."""
+    """The folders of one job or session."""
 
     id: str
+    owner: str
     folder: Path
     boot_folder: Path
 
-    @property
-    def attempt(self) -> Path:
-        return self.folder / "attempts/1"
+    def attempt(self, number: int) -> Path:
+        return self.folder / f"attempts/{number}"
 
     @property
     def sockets(self) -> Path:
@@ -151,38 +186,46 @@ class Job:
     def keeper_pid(self) -> Path:
         return self.boot_folder / "keeper.pid"
 
-    def spec(self) -> session.Spec:
+    def spec(self) -> JobSpec:
+        """Raises NotFound where there is none that can be read."""
         document = read_json(self.folder / "spec.json")
         if not isinstance(document, dict):
-            raise errors.NotFound(f"session {self.id} has no readable spec.json")
-        return session.Spec.from_stored(document)
+            raise errors.NotFound(f"{self.id} has no readable spec.json")
+        try:
+            return JobSpec.from_wire(document, strict=False)
+        except errors.Usage as error:
+            raise errors.NotFound(f"{self.id} has a damaged spec.json: {error.message}") from None
 
-    def events(self) -> Iterator[Json]:
-        """Complete slots in their order; a torn one (its writer died before its end mark) ends the log."""
-        number = 1
-        while True:
-            event = read_json(self.folder / f"ev/{number:06}")
-            if not isinstance(event, dict):
-                return
-            yield event
-            number += 1
+    def whole(self) -> JobSpec:
+        """The spec with its secrets, which only its owner can read. Raises NotFound."""
+        kept = read_json(self.folder / "secret.json")
+        try:
+            return self.spec().with_secrets(kept if isinstance(kept, dict) else {})
+        except errors.Usage as error:
+            raise errors.NotFound(f"{self.id} has a damaged secret.json: {error.message}") from None
 
-    def state(self) -> session.State:
-        return session.fold(self.events())
+    def log(self) -> slots.Log:
+        return slots.Log(self.folder / "ev", _Patient(self.folder / "ev"))
 
-    def append(self, event: str, facts: Mapping[str, Any]) -> bool:
-        """Create the next slot; False where the event is not legal (any more) after what is there."""
-        while True:
-            state = self.state()
-            if not session.may_follow(state.name, event):
-                return False
-            path = self.folder / f"ev/{state.slots + 1:06}"
-            try:
-                _write_once(path, json.dumps({"event": event, **facts}).encode() + b"\n")
-                return True
-            except FileExistsError:
-                if not isinstance(read_json(path), dict):  # torn: slots appear whole, so nobody is writing it
-                    path.unlink(missing_ok=True)
+    def events(self) -> list[Json]:
+        """None where there is no such job (any more)."""
+        try:
+            return list(stands(self.log().read()).events.values())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def state(self) -> State:
+        return fold(self.events())
+
+    def append(self, event: str, facts: Mapping[str, Any], attempt: int = 0, patience: float = 10) -> bool:
+        """Append to the log; False where the event is not legal (any more), or no longer about this attempt.
+
+        Raises slots.Unsettled after `patience` seconds in which another writer neither went on nor died."""
+
+        def decide(events: Sequence[Json]) -> Json | None:
+            return follow(events, {"event": event, **facts}, attempt)
+
+        return isinstance(self.log().append(decide, this_writer(), patience), slots.Won)
 
 
 class Store:
@@ -192,51 +235,121 @@ class Store:
         self.root = root or data_home()
         self.user, self.host = user_name(), host_name()
 
-    @property
-    def _own(self) -> Path:
-        return self.root / "users" / self.user
+    def own(self, user: str = "") -> Path:
+        return self.root / "users" / (user or self.user)
+
+    def on(self, host: str = "", user: str = "") -> Path:
+        """What a user's ticks on a host write."""
+        return self.own(user) / "on" / (host or self.host)
 
     @property
     def live(self) -> Path:
-        return self._own / "live" / self.host
+        return self.on() / "live"
 
     @property
     def home(self) -> Path:
-        return self._own / "home"
+        return self.own() / "home"
 
     @property
     def environments(self) -> Path:
-        return self._own / "environments"
+        return self.own() / "environments"
 
     def boot_folder(self) -> Path:
         return private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
 
-    def job(self, job: str) -> Job:
+    def job(self, job: str, owner: str = "") -> Job:
         if not ids.is_ulid(job):
-            raise errors.NotFound(f"{job!r} is not a session's id")
-        folder = self._own / "jobs" / ids.shard(job) / job
-        return Job(job, folder, Path(f"/tmp/mlbox-{os.getuid()}") / job[-8:].lower())
+            raise errors.NotFound(f"{job!r} is not a job's id")
+        folder = self.own(owner) / "jobs" / ids.shard(job) / job
+        return Job(job, owner or self.user, folder, Path(f"/tmp/mlbox-{os.getuid()}") / job[-8:].lower())
 
     def reserve(self, job: Job) -> None:
         """The folder of this boot for a job to be: a keeper's lock can be taken in it before anybody finds the job."""
         self.boot_folder()
         for folder in (job.boot_folder, job.sockets, job.conf, job.logs):
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700, exist_ok=True)
 
-    def create(self, job: Job, spec: session.Spec) -> None:
-        """On return its spec is on disk, and the hint that finds it."""
-        self._open_users()
-        for folder in (job.folder / "ev", job.attempt):
+    def create(self, job: Job, spec: JobSpec, queued: bool) -> None:
+        """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now."""
+        self.open_users()
+        self._own_place()
+        mode = 0o755 if queued else 0o700  # a colleague may look at what waits; its secrets and output are 0600, 0700
+        for folder in (job.folder / "ev", job.folder / "attempts"):
             folder.mkdir(mode=0o700, parents=True)
-        job.folder.chmod(0o700)
+        (job.folder / "ev").chmod(mode)
+        job.folder.chmod(mode)
         # Not the content of .vsix files: they are large, and a file above MAX_FILE is not read back.
-        hidden = {"extension_files": dict.fromkeys(spec.extension_files, "")}
-        public = {**spec.without_secrets().to_wire(), **hidden}
-        write_whole(job.folder / "spec.json", json.dumps(public).encode())
-        self.live.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self.live / job.id, b"")
+        public = spec.without_secrets().to_wire()
+        public["work"]["extension_files"] = dict.fromkeys(spec.work.extension_files, "")
+        if queued:
+            write_whole(job.folder / "secret.json", json.dumps(spec.secrets()).encode())
+        write_whole(job.folder / "spec.json", json.dumps(public).encode(), 0o644 if queued else 0o600)
+        for folder in (job.folder, job.folder.parent, job.folder.parent.parent):
+            sync_folder(folder)
 
-    def _open_users(self) -> None:
+    def _own_place(self) -> None:
+        """This user's folder in ROOT is this user's, or somebody else was there first."""
+        own = self.own()
+        with suppress(FileExistsError):
+            own.mkdir(mode=0o755)
+            sync_folder(own.parent)
+        found = own.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise errors.HostUnready(
+                f"{own} is not a folder of yours", "ask its owner, or an administrator, to remove it"
+            )
+
+    # ---- hints, all of this user's on this host: found again by the next sweep of it after a crash
+
+    @property
+    def making(self) -> Path:
+        return self.on() / "making"
+
+    def mark_making(self, job: Job) -> None:
+        """It is about to be put in line; should this process die on the way, the next sweep does the rest."""
+        self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
+        writer = this_writer()
+        write_whole(self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode())
+
+    def unmark_making(self, job: Job) -> None:
+        (self.making / job.id).unlink(missing_ok=True)
+
+    def left_in_making(self) -> list[Job]:
+        """Jobs whose maker has died."""
+        left = []
+        for name in _names(self.making):
+            if ids.is_ulid(name):
+                document = read_json(self.making / name)
+                if not isinstance(document, list) or len(document) != 4 or is_dead(Writer(*document)):
+                    left.append(self.job(name))
+        return left
+
+    def sweep_torn(self) -> None:
+        """Halves of files that a process of this host's was writing when it was killed."""
+        for folder in (self.on(), self.live, self.making, self.parts):
+            for name in _names(folder):
+                pid = name.rpartition(".")[2]
+                if name[0] == "." and pid.isdigit() and not processes.started(int(pid)):
+                    (folder / name).unlink(missing_ok=True)
+
+    @property
+    def parts(self) -> Path:
+        """Where files are written that are then moved into folders which are to vanish when empty."""
+        return self.on() / "parts"
+
+    def mark_live(self, job: Job, record: Json) -> None:
+        """The hint that this host runs it: what a sweep, a status and other users' schedulers look for."""
+        self.live.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_whole(self.live / job.id, json.dumps(record).encode(), 0o644)
+
+    def mark_ending(self, job: Job, host: str) -> None:
+        """It was told to end: schedulers reckon with its room."""
+        path = self.on(host) / "live" / job.id
+        record = read_json(path)
+        if isinstance(record, dict):
+            write_whole(path, json.dumps({**record, "ending": True}).encode(), 0o644)
+
+    def open_users(self) -> None:
         """Whoever may write to a lab's ROOT finds a place in it, and can't take another's (sticky, like /tmp)."""
         users = self.root / "users"
         with suppress(FileExistsError):
@@ -246,26 +359,31 @@ class Store:
                 users.chmod(openness | stat.S_ISVTX)
 
     def forget(self, job: Job) -> None:
-        """Undo `create` for a session that never came to be claimed."""
+        """Undo `create` for a job that never came to be claimed."""
         self.end(job)
         shutil.rmtree(job.folder, ignore_errors=True)
 
     def end(self, job: Job) -> None:
-        """A session is over, and on record as such: nothing needs to find it among the live ones any more."""
+        """It is over here, and on record as such: nothing needs to find it among the live ones any more."""
         self.clear(job)
         (self.live / job.id).unlink(missing_ok=True)
 
     def clear(self, job: Job) -> None:
-        """Nothing runs for a session any more: its logs are kept, its tokens and sockets are not."""
-        if job.logs.is_dir() and job.attempt.is_dir():
+        """Nothing runs for it any more: its logs are kept, its tokens and sockets are not."""
+        if job.logs.is_dir() and any(job.logs.iterdir()):
             with suppress(OSError):  # a log that can't be read or kept (a full disk) doesn't keep it from ending
-                shutil.copytree(job.logs, job.attempt / "log", dirs_exist_ok=True)
-        shutil.rmtree(job.boot_folder, ignore_errors=True)
+                attempt = job.attempt(max(1, job.state().attempt))
+                shutil.copytree(job.logs, attempt / "log", dirs_exist_ok=True)
+        for _ in range(2):  # after an error it goes on with what is left; what a container's root owns stays
+            shutil.rmtree(job.boot_folder, ignore_errors=True)
 
     def live_jobs(self) -> list[Job]:
-        """This user's sessions on this host that have not ended, oldest first."""
-        try:
-            names = sorted(os.listdir(self.live))
-        except OSError:
-            return []
-        return [self.job(n) for n in names if ids.is_ulid(n) and self.job(n).folder.is_dir()]
+        """This user's jobs and sessions on this host that have not ended, oldest first."""
+        return [self.job(n) for n in _names(self.live) if ids.is_ulid(n)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

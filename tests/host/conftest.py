@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from queuebox import Box, program
+from queuebox import box as open_box
 
-from mlbox.host import lease
+from mlbox.host import batch, lease
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +28,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
     return tmp_path / "leases"
+
+
+@pytest.fixture
+def box(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    """A queue with ROOT in `tmp_path`, whose jobs end with the test."""
+    monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
+    monkeypatch.setattr(batch, "_PAUSE", 0.1)
+    with open_box(tmp_path / "root") as made:
+        yield made

@@ -13,7 +13,7 @@ from users import nobody
 from mlbox import errors
 from mlbox.core.gpu import Holder
 from mlbox.core.session import Mount, Spec
-from mlbox.host import keeper, lease
+from mlbox.host import lease, sweep
 from mlbox.host.handlers import session
 from mlbox.host.store import Store
 
@@ -123,7 +123,7 @@ def test_a_session_that_is_being_made_is_left_alone(home: Path) -> None:
     assert held is not None
     job, keeper_lock = session._create(found, Spec(name="kind-otter", runtime="process"), held)
     try:
-        keeper.sweep(found)
+        sweep.sweep(found)
         assert job.state().live
     finally:
         os.close(keeper_lock)

@@ -14,8 +14,9 @@ from users import nobody
 
 from mlbox import errors
 from mlbox.core import ids
+from mlbox.core.job import JobSpec
 from mlbox.core.session import Mount, Spec
-from mlbox.host import store
+from mlbox.host import keeping, store, sweep
 from mlbox.host.store import Job, Store
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
@@ -24,7 +25,8 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make ano
 def create(found: Store, spec: Spec) -> Job:
     made = found.job(ids.ulid(1, secrets.token_bytes(10)))
     found.reserve(made)
-    found.create(made, spec)
+    found.create(made, JobSpec(work=spec), queued=False)
+    found.mark_live(made, {"kind": "session"})
     return made
 
 
@@ -171,7 +173,7 @@ def test_no_descriptor_is_lost_on_odd_files(tmp_path: Path) -> None:
 @pytest.fixture
 def log(tmp_path: Path) -> Job:
     (tmp_path / "job/ev").mkdir(parents=True)
-    return Job("01ARYZ6S41TSV4RRFFQ69G5FAV", tmp_path / "job", tmp_path / "boot")
+    return Job("01ARYZ6S41TSV4RRFFQ69G5FAV", "ada", tmp_path / "job", tmp_path / "boot")
 
 
 def slots(job: Job) -> list[str]:
@@ -184,7 +186,7 @@ def test_events_fill_slots_in_their_order(log: Job) -> None:
     assert slots(log) == ["000001", "000002"]
     assert [e["event"] for e in log.events()] == ["submitted", "claimed"]
     assert log.state().facts == {"by": "ada", "gpus": ["GPU-1"]}
-    assert mode(log.folder / "ev/000001") == 0o600
+    assert mode(log.folder / "ev/000001") == 0o644  # others' schedulers read it; the folder closes a session's
 
 
 def test_an_event_that_is_not_legal_leaves_no_slot(log: Job) -> None:
@@ -201,12 +203,12 @@ def test_an_event_that_is_not_legal_leaves_no_slot(log: Job) -> None:
     [b"", b'{"event": "cla', b"[]", b"7", b"x" * (store.MAX_FILE + 1)],
     ids=["empty", "torn", "list", "7", "large"],
 )
-def test_a_torn_slot_ends_the_log_and_is_taken_again(log: Job, torn: bytes) -> None:
+def test_a_torn_slot_is_stepped_over(log: Job, torn: bytes) -> None:
     log.append("submitted", {})
     store.write_whole(log.folder / "ev/000002", torn)
     assert log.state().name == "submitted"
     assert log.append("claimed", {"by": "the next one"})
-    assert slots(log) == ["000001", "000002"]
+    assert slots(log) == ["000001", "000002", "000003"]
     assert log.state().facts == {"by": "the next one"}
 
 
@@ -275,14 +277,14 @@ def test_no_value_of_the_environment_is_kept(found: Store, job: Job) -> None:
     files = [p for top in (found.root, job.boot_folder) for p in top.rglob("*") if p.is_file()]
     assert files
     assert not [p for p in files if b"s3cret-value" in p.read_bytes()]
-    assert dict(job.spec().env) == {"TOKEN": "***"}
+    assert dict(job.spec().work.env) == {"TOKEN": "***"}
 
 
 def test_a_spec_with_a_large_extension_can_be_read_back(found: Store) -> None:
     large = Spec(extension_files={"mine.vsix": "A" * 2 * store.MAX_FILE})
     made = create(found, large)
     try:
-        assert list(made.spec().extension_files) == ["mine.vsix"]
+        assert list(made.spec().work.extension_files) == ["mine.vsix"]
     finally:
         found.forget(made)
 
@@ -291,7 +293,7 @@ def test_end_keeps_the_logs_and_nothing_else_of_this_boot(found: Store, job: Job
     (job.logs / "jupyter.log").write_text("it ended")
     (job.conf / "session.json").write_text("t0ken")
     found.end(job)
-    assert (job.attempt / "log/jupyter.log").read_text() == "it ended"
+    assert (job.attempt(1) / "log/jupyter.log").read_text() == "it ended"
     assert not job.boot_folder.exists()
     assert found.live_jobs() == []
     assert job.spec().name == "kind-otter"
@@ -310,15 +312,30 @@ def test_what_is_no_id_names_no_folder(found: Store, name: str) -> None:
         found.job(name)
 
 
-def test_odd_names_among_the_live_ones_are_passed_over(found: Store, job: Job) -> None:
+def test_odd_names_among_the_live_ones_are_passed_over_and_dead_ones_swept(found: Store, job: Job) -> None:
     for name in ("notes.txt", "..x", "0" * 26, "01ARYZ6S41TSV4RRFFQ69G5FAV"):
         (found.live / name).write_text("")
-    assert [j.id for j in found.live_jobs()] == [job.id]
+    job.append("submitted", {})
+    held = keeping.lock(job)
+    assert held is not None
+    assert [j.id for j in sweep.sweep(found)] == [job.id]
+    os.close(held)
+    assert sorted(os.listdir(found.live)) == sorted(["..x", job.id, "notes.txt"])
+
+
+def test_torn_files_of_dead_processes_are_swept_and_those_of_living_ones_are_not(found: Store, job: Job) -> None:
+    dead = 2**22 + 7
+    for folder in (found.on(), found.live):
+        for pid in (dead, os.getpid()):
+            (folder / f".host.json.{pid}").write_text("{")
+    found.sweep_torn()
+    for folder in (found.on(), found.live):
+        assert [n for n in os.listdir(folder) if n[0] == "."] == [f".host.json.{os.getpid()}"]
 
 
 def test_a_job_without_a_spec_is_said(tmp_path: Path) -> None:
     with pytest.raises(errors.NotFound, match="no readable spec"):
-        Job("01ARYZ6S41TSV4RRFFQ69G5FAV", tmp_path, tmp_path).spec()
+        Job("01ARYZ6S41TSV4RRFFQ69G5FAV", "ada", tmp_path, tmp_path).spec()
 
 
 @needs_root

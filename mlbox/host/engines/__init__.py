@@ -90,6 +90,13 @@ class Engine(Protocol):
     def start(self, run: Run, log: int) -> Popen[bytes]:
         """Start the guest; the process returned ends when it ends. Its output goes to the descriptor `log`."""
 
+    def batch(self, run: Run) -> tuple[str, ...]:
+        """The command whose process is the job's: it ends with the job's exit code, and passes SIGTERM on. What is in
+        `run.env` it takes from its own environment."""
+
+    def out_of_memory(self, session: str) -> bool:
+        """Whether the engine says that it ended for want of memory. Before `remove`."""
+
     def remove(self, session: str, grace: float) -> None:
         """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return.
 

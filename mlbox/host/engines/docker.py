@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Callable
@@ -156,6 +158,15 @@ class Docker:
     def start(self, run: Run, log: int) -> Popen[bytes]:
         return Popen(arguments(self.program, run), stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
+    def batch(self, run: Run) -> tuple[str, ...]:
+        program = shutil.which(self.program) or self.program  # the PATH that it runs with is the container's
+        return arguments(program, replace(run, argv=("/bin/sh", "-c", _FIRST, "mlbox", *run.argv)), values=False)
+
+    def out_of_memory(self, session: str) -> bool:
+        found = self._containers(session)
+        _, out, _ = self._ask("inspect", "--format", "{{.State.OOMKilled}}", *found) if found else (0, "", "")
+        return "true" in out.split()
+
     def remove(self, session: str, grace: float) -> None:
         found = self._containers(session)
         if not found:
@@ -180,8 +191,19 @@ class Docker:
         return Path(out.strip()) if code == 0 and out.strip() else None
 
 
-def arguments(program: str, run: Run) -> tuple[str, ...]:
-    """The whole command that starts a session's container. No secret is in it: they are in files."""
+# A container's first process ignores SIGTERM unless it handles it, and most commands don't: a shell that does.
+_FIRST = """\
+"$@" & child=$!
+trap 'kill -TERM $child 2>/dev/null' TERM
+wait $child; code=$?
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
+exit $code
+"""
+
+
+def arguments(program: str, run: Run, values: bool = True) -> tuple[str, ...]:
+    """The whole command that starts a container. No secret is in it: a session's are in files, a job's (not
+    `values`) in the environment of the process that runs this."""
     check_engine_args(run.engine_args)
     argv = [program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
     argv += ["--label", f"mlbox.session={run.session}"]
@@ -190,7 +212,7 @@ def arguments(program: str, run: Run) -> tuple[str, ...]:
         # Data loaders pass batches through shared memory; the engine's default is 64 MiB.
         argv += ["--shm-size", str(max(64 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2))]
     for name, value in run.env.items():
-        argv += ["--env", f"{name}={value}"]
+        argv += ["--env", f"{name}={value}" if values else name]
     for mount in _mounts(run):
         argv += ["-v", f"{mount.source}:{mount.target}" + (":ro" if mount.read_only else "")]
     return (*argv, *run.engine_args, "--entrypoint", run.argv[0], run.image, *run.argv[1:])

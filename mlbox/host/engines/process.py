@@ -89,6 +89,12 @@ class Process:
             run.argv, stdin=DEVNULL, stdout=log, stderr=log, env=environment, cwd=run.folder, start_new_session=True
         )
 
+    def batch(self, run: Run) -> tuple[str, ...]:
+        return run.argv
+
+    def out_of_memory(self, session: str) -> bool:
+        return False  # its runner looks at the kernel's counter (host/attempt.py)
+
     def remove(self, session: str, grace: float) -> None:
         """SIGTERM lets the guest end its services in order; SIGKILL ends what is left, orphans too."""
         processes.send(processes.marked(session), signal.SIGTERM)

@@ -22,10 +22,13 @@ from typing import Any, Callable
 
 from mlbox import errors
 from mlbox.core import gpu, ids, text
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
 from mlbox.core.session import Mount, Spec
-from mlbox.host import engines, inventory, keeper, lease, processes, store
+from mlbox.host import engines, inventory, keeper, keeping, lease, processes, slots, store
 from mlbox.host.handlers import sessions
 from mlbox.host.serve import Call
+from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
 SPACE = 512  # MiB that must be free where sessions write
@@ -35,7 +38,7 @@ _TRIES = 5  # GPUs chosen free and taken by somebody else in between
 def run(call: Call) -> Json:
     spec = _named(Spec.from_wire(call.args.get("spec", {})))
     found = store.Store(call.root)
-    running = [sessions.describe(job) for job in keeper.sweep(found)]
+    running = [sessions.describe(job) for job in sweep(found) if sessions.is_session(job)]
     if running and not call.args.get("new"):
         return {"running": running}
     if any(session["name"] == spec.name for session in running):
@@ -189,19 +192,26 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store
     keeper_lock = None
     try:
         found.reserve(job)
-        keeper_lock = keeper.lock(job)
+        keeper_lock = keeping.lock(job)
         assert keeper_lock is not None  # nobody else knows of it
-        found.create(job, spec)
+        found.create(job, JobSpec(work=spec, resources=Resources(gpus=spec.gpus)), queued=False)
+        job.attempt(1).mkdir(mode=0o700)
+        found.mark_live(job, _record(spec, held))
         job.append("submitted", {"at": time.time(), "by": store.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
         job.append("claimed", {"at": time.time(), **claim})
-    except OSError as error:
+    except (OSError, slots.Unsettled) as error:
         found.forget(job)
         if keeper_lock is not None:
             os.close(keeper_lock)
         lease.drop(held)
         raise errors.HostUnready(f"the session's folder can't be written: {error}", "is the disk full?") from None
     return job, keeper_lock
+
+
+def _record(spec: Spec, held: dict[str, int]) -> Json:
+    """As other users' schedulers need to know it."""
+    return {"gpus": sorted(held), "started": time.time(), "kind": "session", "queue": ""}
 
 
 def _announce(
@@ -223,11 +233,9 @@ def _keep(call: Call, claim: keeper.Claim, held: dict[str, int], keeper_lock: in
     caller_r, caller_w = os.pipe()
 
     def body() -> None:
-        os.close(progress_r)
-        os.close(caller_w)
         keeper.Keeper(claim, held, progress_w, caller_r).run()
 
-    keeper.detach(body, claim.job.attempt / "keeper.log")
+    keeping.detach(body, claim.job.attempt(1) / "keeper.log", (progress_w, caller_r, keeper_lock, *held.values()))
     os.close(progress_w)
     os.close(caller_r)
     lease.drop(held)

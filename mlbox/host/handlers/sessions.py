@@ -8,8 +8,9 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.session import Spec
-from mlbox.host import keeper, store
+from mlbox.host import store
 from mlbox.host.serve import Call
+from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
 LOG_TAIL = 4096  # bytes of each log
@@ -17,7 +18,7 @@ LOG_TAIL = 4096  # bytes of each log
 
 def run(call: Call) -> Json:
     found = store.Store(call.root)
-    live = keeper.sweep(found)
+    live = [job for job in sweep(found) if is_session(job)]
     wanted = call.args.get("session")
     if wanted is None:
         return {"host": found.host, "sessions": [describe(job) for job in live]}
@@ -28,10 +29,18 @@ def run(call: Call) -> Json:
     if call.args.get("reveal"):
         reach = store.read_json(job.conf / "session.json")
         if not isinstance(reach, dict):
-            raise errors.NotFound(f"session {job.spec().name} is still starting", "again in a moment")
+            raise errors.NotFound(f"session {describe(job)['name']} is still starting", "again in a moment")
         _let_in(job, [str(key) for key in call.args.get("authorized_keys", [])])
         reply["session"].update(reach)
     return reply
+
+
+def is_session(job: store.Job) -> bool:
+    """A damaged one counts as a session: it is shown, and can be ended."""
+    try:
+        return job.spec().session
+    except errors.NotFound:
+        return True
 
 
 def _tail(path: Path) -> str:
@@ -55,7 +64,7 @@ def describe(job: store.Job) -> Json:
     """Facts without secrets; `trouble` names services that have ended since."""
     state = job.state()
     try:
-        spec = job.spec()
+        spec = job.spec().work
     except errors.MlboxError:  # damaged: shown all the same, and by its id it can be ended
         spec = Spec(name=job.id.lower())
     return {

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import signal
 import threading
-import time
 from typing import IO, Any
 
 from mlbox import errors
 from mlbox.core import ids
-from mlbox.host import keeper, processes, store
-from mlbox.host.handlers.sessions import describe, pick
+from mlbox.host import keeping, store
+from mlbox.host.handlers.sessions import describe, is_session, pick
 from mlbox.host.serve import Call
+from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
 _PATIENCE = 150.0  # s; an engine's stop and removal may take 70 s each
@@ -22,7 +20,7 @@ _PATIENCE = 150.0  # s; an engine's stop and removal may take 70 s each
 def run(call: Call) -> Json:
     found = store.Store(call.root)
     wanted = str(call.args.get("session", ""))
-    live = keeper.sweep(found)
+    live = [job for job in sweep(found) if is_session(job)]
     if ids.is_ulid(wanted) and wanted not in [job.id for job in live]:
         ended = found.job(wanted)
         state = ended.state()
@@ -32,12 +30,12 @@ def run(call: Call) -> Json:
     described = describe(job)
     call.progress(text=f"ending {described['name']}")
     with job.keeper_lock.open("rb") as held:
-        _signal_keeper(job)
+        keeping.tell(job)
         _await_end(job, held)
     if job.state().live:
         raise errors.MlboxError(
             f"{described['name']} has not ended: what runs for it could not be removed",
-            f"see {job.attempt}/keeper.log on the host; any later call to it tries again",
+            f"see {job.attempt(1)}/keeper.log on the host; any later call to it tries again",
         )
     return {"session": described, "freed": described["gpus"]}
 
@@ -50,21 +48,5 @@ def _await_end(job: store.Job, held: IO[bytes]) -> None:
     if waiter.is_alive():
         raise errors.MlboxError(
             f"session {job.id} has not ended within {_PATIENCE:.0f} s",
-            f"see {job.attempt}/keeper.log on the host; it goes on ending",
-        )
-
-
-def _signal_keeper(job: store.Job) -> None:
-    """A pid alone could be a killed keeper's, given to another process since: its start time must match."""
-    deadline = time.monotonic() + 5
-    while keeper.lives(job) and time.monotonic() < deadline:
-        known = store.read_json(job.keeper_pid) or {}
-        pid = known.get("pid", 0)
-        if pid and processes.started(pid) == known.get("started"):
-            os.kill(pid, signal.SIGTERM)
-            return
-        time.sleep(0.02)
-    if keeper.lives(job):
-        raise errors.MlboxError(
-            f"the keeper of session {job.id} can't be found", f"see {job.attempt}/keeper.log on the host"
+            f"see {job.attempt(1)}/keeper.log on the host; it goes on ending",
         )

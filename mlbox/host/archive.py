@@ -1,0 +1,100 @@
+"""Ended jobs, a line each: what `jobs` shows of the past without opening every job's folder.
+
+    users/<user>/archive/<yyyy-mm-dd>.<host>.jsonl       one writer at a time: this user on that host
+
+A hint like the others: the job's own log is the truth, and a line that was torn by a crash is passed over.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlbox.core import ids
+from mlbox.core.job import JobSpec
+from mlbox.core.log import State
+from mlbox.host import store
+
+Json = dict[str, Any]
+_MOST = 64 * 1024 * 1024  # bytes read of one day's file
+
+
+def add(found: store.Store, job: store.Job, spec: JobSpec, state: State) -> None:
+    folder = found.own() / "archive"
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    line = json.dumps(summary(job, spec, state)).encode() + b"\n"
+    day = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    name = f"{day}.{found.host}.jsonl"
+    descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "ab", buffering=0) as file, (found.boot_folder() / "archive.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # local: the file has no other host's writers
+        file.write((b"" if _is_whole(folder / name) else b"\n") + line)
+        os.fsync(file.fileno())
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether its last line has its end: one that a crash tore must not take the next with it."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return not size or file.read() == b"\n"
+
+
+def summary(job: store.Job, spec: JobSpec, state: State) -> Json:
+    """What a list shows of a job."""
+    facts = state.facts
+    return {
+        "id": job.id, "owner": job.owner, "name": spec.name, "queue": facts.get("queue", spec.queue),
+        "state": state.name, "requested": state.requested, "host": facts.get("host", ""),
+        "gpus": list(facts.get("gpus", ())), "attempt": state.attempt, "submitted": facts.get("submitted", 0),
+        "at": facts.get("at", 0), "exit": facts.get("exit"), "why": facts.get("why", ""),
+        "command": list(spec.command)[:20], "array": spec.array, "array_index": spec.array_index,
+    }  # fmt: skip
+
+
+def latest(found: store.Store, owner: str, limit: int) -> list[Json]:
+    """The newest `limit` ended jobs of a user, the last first. After a crash one may have been added twice."""
+    lines: dict[str, Json] = {}
+    for line in _lines(found, owner) if limit > 0 else ():
+        lines.setdefault(line["id"], line)
+        if len(lines) >= limit:
+            break
+    return list(lines.values())
+
+
+def _lines(found: store.Store, owner: str) -> Iterator[Json]:
+    folder = found.own(owner) / "archive"
+    try:
+        names = sorted((n for n in os.listdir(folder) if n.endswith(".jsonl")), reverse=True)
+    except OSError:
+        return
+    for day in dict.fromkeys(name.split(".")[0] for name in names):
+        rows = [row for name in names if name.startswith(f"{day}.") for row in _read(folder / name)]
+        yield from sorted(rows, key=lambda row: -row["at"])
+
+
+def _read(path: Any) -> Iterator[Json]:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            content = file.read(_MOST)
+    except OSError:
+        return
+    for line in content.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and _is_sound(row):
+            yield row
+
+
+def _is_sound(row: Json) -> bool:
+    """Any user's line: no more is believed of it than that it can be shown and sorted."""
+    words, at = ("id", "owner", "name", "queue", "state", "host", "why"), row.get("at")
+    readable = all(isinstance(row.get(word, ""), str) for word in words) and ids.is_ulid(row.get("id", ""))
+    return readable and isinstance(at, (int, float)) and -1e12 < at < 1e12

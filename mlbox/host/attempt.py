@@ -1,0 +1,159 @@
+"""The process that stays with one attempt of a job while everything else may die: it runs the job's command.
+
+    <boot folder>/attempt.json   what to run (argv, environment, folder, output, limits); 0600, for it may hold secrets
+    <boot folder>/attempt.lock   inherited, and held for as long as this lives: its end can be awaited, also by a
+                                 later keeper
+    <boot folder>/exit.json      how the command ended, written whole before the lock is freed
+
+It inherits the GPU leases and nobody else holds them, so a GPU is free when the command has ended and not before,
+whatever became of the keeper. Output goes through it to the share, and what is beyond the limit, or does not fit on
+a full disk, is counted instead. SIGTERM: the command gets SIGTERM, its grace time, and SIGKILL with all its children.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlbox.host import processes, store
+from mlbox.host.run import Signals
+
+Json = dict[str, Any]
+_PR_SET_CHILD_SUBREAPER = 36
+_BLOCK = 1 << 16
+_NOTE = "\n[mlbox: {dropped} bytes of output were dropped: {why}]\n"
+
+
+class Output:
+    """The attempt's output file: appended to, never beyond `limit` bytes, and never a reason to stop the job."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.dropped, self._why = 0, ""
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            self._left = limit - os.fstat(self._file).st_size
+        except OSError as error:
+            self._file, self._left, self._why = -1, 0, str(error.strerror)
+
+    def write(self, data: bytes) -> None:
+        kept, rest = data[: max(0, self._left)], data[max(0, self._left) :]
+        if rest:
+            self._drop(len(rest), "the limit is reached")
+        while kept:
+            try:
+                written = os.write(self._file, kept)
+            except OSError as error:
+                self._drop(len(kept), str(error.strerror))
+                return
+            self._left -= written
+            kept = kept[written:]
+
+    def _drop(self, count: int, why: str) -> None:
+        self.dropped, self._why = self.dropped + count, self._why or why
+
+    def close(self) -> None:
+        with suppress(OSError):
+            if self.dropped:
+                os.write(self._file, _NOTE.format(dropped=self.dropped, why=self._why).encode())
+        with suppress(OSError):  # NFS tells of a full disk only now
+            os.close(self._file)
+
+
+def main(config_file: str) -> int:
+    folder = Path(config_file).parent
+    config: Json = json.loads(Path(config_file).read_text())
+    with suppress(AttributeError, OSError):  # macOS has none; there children are found by their mark
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signals = Signals()
+    output = Output(Path(config["output"]), config["limit"])
+    killed_before = _oom_kills()
+    try:
+        found = _run(config, signals, output)
+    except OSError as error:  # no such program, no such folder: as a shell says it
+        output.write(f"mlbox: {config['argv'][0]}: {error.strerror}\n".encode())
+        found = {"exit": 126 if error.errno == 13 else 127, "signal": 0}
+    output.close()
+    oom = found["signal"] == signal.SIGKILL and not found.get("stopped") and _oom_kills() > killed_before
+    store.write_whole(folder / "exit.json", json.dumps({**found, "oom": oom, "dropped": output.dropped}).encode())
+    return 0
+
+
+def _oom_kills() -> int:
+    """How many processes this kernel has killed for want of memory."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _run(config: Json, signals: Signals, output: Output) -> Json:
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            config["argv"], stdin=subprocess.DEVNULL, stdout=write, stderr=write, env=config["env"],
+            cwd=config["folder"], start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    stopped = _pump(config, process, signals, read, output)
+    _kill_rest(config["job"], process)
+    os.set_blocking(read, False)  # a child in some other session may hold the other end open for ever
+    with suppress(BlockingIOError):
+        while data := os.read(read, _BLOCK):
+            output.write(data)
+    os.close(read)
+    code = process.wait()
+    return {"exit": max(code, 0), "signal": max(-code, 0), "stopped": stopped}
+
+
+def _pump(config: Json, process: subprocess.Popen[bytes], signals: Signals, read: int, output: Output) -> bool:
+    """Output to the file until the command has ended; whether it was told to."""
+    deadline: float | None = None
+    with selectors.DefaultSelector() as selector:
+        for descriptor in (read, signals.wake_r, signals.stop_r):
+            selector.register(descriptor, selectors.EVENT_READ)
+        while process.poll() is None:
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = {key.fd for key, _ in selector.select(timeout)}
+            signals.drain()
+            if read in ready:
+                data = os.read(read, _BLOCK)
+                output.write(data)
+                if not data:
+                    selector.unregister(read)
+            if signals.stop_r in ready:
+                selector.unregister(signals.stop_r)
+                deadline = time.monotonic() + config["grace"]
+                _signal(process, signal.SIGTERM)
+            if deadline is not None and time.monotonic() >= deadline:
+                _signal(process, signal.SIGKILL)
+    return deadline is not None
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _kill_rest(job: str, process: subprocess.Popen[bytes]) -> None:
+    """What the command left running would hold the GPU: it ends with the job, wherever it went and whatever it did
+    to its environment."""
+    _signal(process, signal.SIGKILL)
+    for _ in range(100):
+        left = {*processes.marked(job), *processes.descendants(os.getpid())} - {os.getpid()}
+        if not left:
+            return
+        processes.send(left, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        time.sleep(0.01)  # orphans are reaped as they end; there is no one event for all

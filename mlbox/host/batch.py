@@ -1,0 +1,325 @@
+"""The keeper of a job: from its claim to the end of one attempt.
+
+    claim     by the tick (host/tick.py), which holds the GPU leases and keeper.lock, and forks this
+    prepare   image and layer as for a session; the code unpacked; output.log opened on the share
+    start     the runner (host/attempt.py) gets the leases; event `started`
+    end       the runner's record, or its lock free without one: one event, by core.job.verdict
+
+Told to stop by SIGTERM, it looks into the log for the word that explains it (cancel_requested, preempt_requested).
+A killed keeper is replaced by the next tick or call on this host (`rescue`): the runner goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import job as jobs
+from mlbox.core.job import JobSpec, Outcome
+from mlbox.core.log import State
+from mlbox.host import archive, code, engines, keeping, lease, processes, ready, slots, store, usage
+from mlbox.host.prepare import Ready, prepare, write_accounts
+from mlbox.host.run import Cancel, Cancelled, Signals
+
+Json = dict[str, Any]
+_PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)
+_PAUSE = 5.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at running a job on this host."""
+
+    found: store.Store
+    job: store.Job
+    spec: JobSpec
+    number: int
+    gpus: tuple[str, ...]
+    share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
+    time_limit: int  # s; 0: none
+    after: Callable[[], None]  # what the end of a job makes possible: a tick
+
+    @property
+    def folder(self) -> Path:
+        return self.job.attempt(self.number)
+
+    @property
+    def runner_lock(self) -> Path:
+        return self.job.boot_folder / "attempt.lock"
+
+
+class Batch:
+    def __init__(self, attempt: Attempt, leases: dict[str, int]) -> None:
+        self.attempt, self.job, self.spec, self._leases = attempt, attempt.job, attempt.spec, leases
+        self.engine = engines.by_name(self.spec.work.runtime, attempt.found)
+        self.signals = Signals()
+        keeping.sign(self.job)
+
+    # ---- from the claim ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            runner = self._start()
+        except Cancelled:
+            self._end(Outcome(stopped=True))
+            return
+        except Exception as error:  # a bug, too: without an end the job would be tried for ever
+            traceback.print_exc()
+            self._end(Outcome(error=error.message if isinstance(error, errors.MlboxError) else str(error)))
+            return
+        self._watch(runner.wait, time.monotonic())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        work = replace(self.spec.work, jupyter="no", vscode="no")
+        note = self.attempt.folder / "progress"
+        made = prepare(self.engine, self.job, work, "", self._say(note), Cancel((self.signals.stop_r,)))
+        folder = self._folder()
+        argv, environment = self._command(made, folder)
+        config = {
+            "argv": argv, "env": environment, "folder": str(folder), "job": self.job.id, "grace": self.spec.grace,
+            "output": str(self.attempt.folder / "output.log"), "limit": self.spec.output_limit << 20,
+        }  # fmt: skip
+        runner = self._launch(config)
+        with contextlib.suppress(OSError):
+            note.unlink()
+        self._say_started()
+        return runner
+
+    def _launch(self, config: Json) -> subprocess.Popen[bytes]:
+        """The runner is born with its lock: there is no moment in which a sweep could take it for dead."""
+        file = self.job.boot_folder / "attempt.json"
+        program = self.job.boot_folder / "mlbox-host.pyz"
+        program.write_bytes(Path(sys.argv[0]).read_bytes())
+        lock = os.open(self.attempt.runner_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            store.write_whole(file, json.dumps({**config, "lock": lock}).encode())
+            return subprocess.Popen(
+                (sys.executable, "-I", "-S", str(program), "attempt", str(file)), stdin=subprocess.DEVNULL,
+                stdout=2, pass_fds=(lock, *self._leases.values()), start_new_session=True, env=_unmarked(),
+            )  # fmt: skip
+        finally:
+            os.close(lock)
+
+    def _say_started(self) -> None:
+        """The share may be away or slow: that does not end what runs already."""
+        with contextlib.suppress(OSError, slots.Unsettled):
+            self.job.append("started", {"at": time.time(), "uptime": _uptime()}, self.attempt.number, patience=1)
+
+    def _say(self, note: Path) -> engines.Say:
+        said = [""]
+
+        def say(text: str, detail: str = "") -> None:
+            if text != said[0]:  # for `mlbox show`: what a job that has not started yet is doing
+                said[0] = text
+                with contextlib.suppress(OSError):
+                    note.write_text(text)
+
+        return say
+
+    def _folder(self) -> Path:
+        """Where the command runs: the host's folder that was named, or the attempt's own with the code in it."""
+        if self.spec.folder:
+            folder = Path(os.path.expanduser(self.spec.folder))
+            if not folder.is_dir():
+                raise errors.Refused(f"there is no folder {folder} on {store.host_name()}")
+            return folder
+        folder = self.attempt.folder / "work"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if self.spec.code:
+            code.unpack(self.attempt.found, self.spec.code, folder)
+        return folder
+
+    def _command(self, made: Ready, folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+        spec, work = self.spec, self.spec.work
+        home = self.attempt.found.home
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = {
+            "MLBOX_SESSION": self.job.id, "MLBOX_JOB": self.job.id, "MLBOX_ATTEMPT": str(self.attempt.number),
+            "MLBOX_ARRAY_INDEX": str(spec.array_index), "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.attempt.gpus)} if work.runtime == "process" else {}
+        at_home = self.engine.paths(self.job.boot_folder, folder, home, work).home
+        write_accounts(self.job, made.facts, at_home)
+        inside = {**own, "HOME": at_home, **devices}
+        if made.facts.path:
+            inside["PATH"] = made.facts.path
+        inside.update(work.env)
+        run = engines.Run(
+            self.job.id, work.name, made.image, work.user, self.attempt.gpus, spec.command, self.job.boot_folder,
+            folder, home, work.mounts, work.engine_args, inside,
+        )  # fmt: skip
+        return self.engine.batch(run), {**os.environ, **inside}
+
+    # ---- to the end --------------------------------------------------------------------------------------
+
+    def _watch(self, wait: Callable[[], object], since: float) -> None:
+        """Until the runner has ended; `since`: monotonic time at which the time limit began."""
+        done_r, done_w = os.pipe()
+
+        def awaited() -> None:
+            try:
+                wait()
+            finally:  # whatever became of it: its end is the end of the pipe
+                os.close(done_w)
+
+        threading.Thread(target=awaited, daemon=True).start()
+        limit = self.attempt.time_limit
+        cancel = Cancel((done_r, self.signals.stop_r))
+        cancel.wait(max(0.0, since + limit - time.monotonic()) if limit else None)
+        timeout = False
+        if not Cancel((done_r,)).wait(0):
+            timeout = not Cancel((self.signals.stop_r,)).wait(0)
+            _stop_runner(self.job)
+            Cancel((done_r,)).wait(None)
+        self._end(replace(_outcome(self.attempt, self.engine), timeout=timeout))
+
+    def adopt(self, state: State, elapsed: float) -> None:
+        """Take over from a killed keeper: the runner's end is that of its lock."""
+        if state.name == "claimed":
+            self._say_started()
+        if state.requested:  # the word came when nobody was there to hear it
+            os.kill(os.getpid(), signal.SIGTERM)
+        with open(self.attempt.runner_lock, "rb") as file:
+            self._watch(lambda: fcntl.flock(file, fcntl.LOCK_SH), time.monotonic() - elapsed)
+
+    def _end(self, outcome: Outcome) -> None:
+        """The leases are held until nothing is left that could use the GPUs, and not while a hung share is awaited."""
+        self.engine.remove(self.job.id, 0)
+        lease.drop(self._leases)
+        finish(self.attempt, outcome)
+        self.attempt.after()
+
+
+def _uptime() -> float:
+    """Seconds of this boot, asleep or not: a wall clock may be set meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _unmarked() -> dict[str, str]:
+    """This environment without the mark of another job, from whose command this one may have been submitted: the
+    runner is not that job's, and does not end with it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLBOX_")}
+
+
+def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
+    """By the runner's record. Before the engine removes what is left."""
+    record = store.read_json(attempt.job.boot_folder / "exit.json")
+    if not isinstance(record, dict):
+        return Outcome(lost="its runner was killed")
+    oom = bool(record.get("oom")) or (record.get("exit") == 137 and engine.out_of_memory(attempt.job.id))
+    code_ = int(record.get("exit", 0))
+    by_signal = code_ - 128 if attempt.spec.work.runtime != "process" and 128 < code_ < 160 else 0
+    number = int(record.get("signal", 0)) or by_signal
+    return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
+
+
+def _stop_runner(job: store.Job) -> None:
+    """SIGTERM to the runner: the process that was started with this job's attempt.json."""
+    word = str(job.boot_folder / "attempt.json").encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if word in words and b"attempt" in words:
+                os.kill(int(folder.name), signal.SIGTERM)
+
+
+def finish(attempt: Attempt, outcome: Outcome) -> None:
+    """Record the end, and let the hints follow; nothing of the attempt runs any more. The share may be away: then it
+    waits."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            _record(attempt, outcome)
+            return
+        except (OSError, slots.Unsettled) as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"the end is not on record yet: {error}", file=sys.stderr)
+            time.sleep(_PAUSE)
+
+
+def _record(attempt: Attempt, outcome: Outcome) -> None:
+    """Again after an error: what of it was done already is seen, and not done twice."""
+    job, found = attempt.job, attempt.found
+    state = job.state()
+    event = jobs.verdict(attempt.spec, state, outcome, time.time())
+    job.append(str(event.pop("event")), event, attempt.number)
+    state = job.state()
+    if state.running or state.attempt != attempt.number:
+        found.end(job)  # a later claim, somewhere: this attempt counts for nothing
+        return
+    with contextlib.suppress(OSError):  # a fraction of fairness
+        usage.add(found, state)
+    settle(found, job, attempt.spec)
+
+
+def settle(found: store.Store, job: store.Job, spec: JobSpec) -> None:
+    """The hints after an end: in line again, or in the archive."""
+    state = job.state()
+    if state.waiting:
+        ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
+    else:
+        archive.add(found, job, spec, state)
+    found.end(job)
+
+
+def rescue(found: store.Store, job: store.Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
+    """Adopt a running job without a keeper, or record its end; True when it lives on, and its new keeper has the
+    lock. -1: the folder of this boot is gone, and the lock with it."""
+    facts = state.facts
+    attempt = Attempt(
+        found, job, spec, state.attempt, tuple(facts.get("gpus", ())), int(facts.get("share", 0)),
+        int(facts.get("time_limit", 0)), lambda: _tick(found),
+    )  # fmt: skip
+    same_boot = facts.get("boot") == processes.boot_id() and facts.get("host") == found.host
+    if same_boot and keeper_lock >= 0 and _runs(attempt):
+        elapsed = max(0.0, _uptime() - float(facts.get("uptime", _uptime())))
+        log = attempt.folder / "keeper.log"
+        keeping.detach(lambda: Batch(attempt, {}).adopt(state, elapsed), log, (keeper_lock,))
+        return True
+    engine = engines.by_name(spec.work.runtime, found)
+    if same_boot and (job.boot_folder / "exit.json").exists():
+        outcome = _outcome(attempt, engine)
+    else:
+        outcome = Outcome(lost="its keeper and its runner were killed" if same_boot else "the host was restarted")
+    engine.remove(job.id, 0)
+    _record(attempt, outcome)
+    return False
+
+
+def superseded(found: store.Store, job: store.Job, spec: JobSpec) -> bool:
+    """It was claimed by another host since: what is left of it here ends, and counts for nothing."""
+    engines.by_name(spec.work.runtime, found).remove(job.id, 0)
+    found.end(job)
+    return False
+
+
+def _tick(found: store.Store) -> None:
+    from mlbox.host import tick  # which sweeps, and so imports this
+
+    tick.again(found)
+
+
+def _runs(attempt: Attempt) -> bool:
+    try:
+        with open(attempt.runner_lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,90 @@
+"""Code as it was submitted: an archive per content, unpacked anew for every attempt.
+
+Editing the files after `submit` changes nothing that waits. The archive is the laptop's; it is unpacked with its
+paths checked: nothing outside the folder, no links out of it, no devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.host import store
+
+MOST_UNPACKED = 4 << 30  # bytes
+MOST_FILES = 200_000
+
+
+def keep(found: store.Store, archive: bytes) -> str:
+    """Store it once; its sha256."""
+    digest = hashlib.sha256(archive).hexdigest()
+    path = _path(found, digest)
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store.write_whole(path, archive)
+    return digest
+
+
+def _path(found: store.Store, digest: str) -> Path:
+    return found.own() / "code" / f"{digest}.tgz"
+
+
+def unpack(found: store.Store, digest: str, folder: Path) -> None:
+    """Raises Refused where the archive is not what was submitted."""
+    path = _path(found, digest)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise errors.Refused(f"the job's code is gone: {path}: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise errors.Refused(f"the job's code is damaged: {path}")
+    try:
+        _extract(content, folder)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise errors.Refused(f"the job's code can't be unpacked: {path}: {error}") from None
+
+
+def _extract(content: bytes, folder: Path) -> None:
+    total, count = 0, 0
+    links: set[str] = set()
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+        for member in archive:
+            count += 1
+            if count > MOST_FILES:
+                raise errors.Refused(f"the job's code has more than {MOST_FILES} files")
+            total += member.size
+            if total > MOST_UNPACKED:
+                raise errors.Refused(f"the job's code is larger than {MOST_UNPACKED >> 30} GiB")
+            if not _harmless(member, links):
+                raise errors.Refused(f"the job's code holds {member.name!r}, which may not be unpacked")
+            if member.issym():
+                links.add(os.path.normpath(member.name))
+            member.mode = (member.mode | 0o600 | (0o100 if member.isdir() else 0)) & 0o777
+            archive.extract(member, folder, numeric_owner=True, **_FILTER)
+
+
+# Newer Pythons warn without one. The checks here are stricter, and the same on the oldest Python.
+_FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
+def _harmless(member: tarfile.TarInfo, links: set[str]) -> bool:
+    """A file, a folder, or a link that stays inside; never written through an earlier link."""
+    if os.path.isabs(member.name) or ".." in member.name.split("/") or "\0" in member.name:
+        return False
+    parts = os.path.normpath(member.name).split("/")
+    if any("/".join(parts[:end]) in links for end in range(1, len(parts) + 1)):
+        return False
+    if member.issym():
+        words = member.linkname.split("/")
+        up = next((at for at, word in enumerate(words) if word != ".."), len(words))
+        if ".." in words[up:]:  # behind a link, the way up leads elsewhere than it reads
+            return False
+        target = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
+        return not os.path.isabs(target) and target != ".." and not target.startswith("../")
+    return member.isreg() or member.isdir()

@@ -1,0 +1,50 @@
+"""Cancel a job. A waiting one is cancelled on return; of a running one its keeper is told, wherever it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mlbox import errors
+from mlbox.core.job import waiting
+from mlbox.core.log import State
+from mlbox.host import batch, keeping, lab, lookup, ready, store
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    rules = lab.rules(found)
+    lab.identify(found.root)
+    job = lookup.mine(found, str(call.args.get("job", "")))
+    if job.spec().session and not call.args.get("session"):
+        raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
+    state = _cancel(found, job)
+    host = str(state.facts.get("host", ""))
+    if state.running and host == found.host:
+        keeping.tell(job)
+    return {
+        "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested,
+        "why": str(state.facts.get("why", "")), "host": host,
+        "nudge": rules.lab.host(host).ssh if state.running and host != found.host else "",
+    }  # fmt: skip
+
+
+def _cancel(found: store.Store, job: store.Job) -> State:
+    """The claim and the cancellation race for the same slot: one of them wins, and the loser looks again."""
+    spec = job.spec()
+    place = waiting(job.id, job.owner, spec, job.state())
+    facts = {"at": time.time(), "by": found.user}
+    while True:
+        state = job.state()
+        if not state.live or state.requested == "cancel_requested":
+            return state
+        if state.waiting and job.append("cancelled", {**facts, "why": f"cancelled by {found.user}"}):
+            batch.settle(found, job, spec)
+            ready.withdraw(found, place)  # last: while it is there, a tick finds what a crash left undone
+            return job.state()
+        if state.running and job.append("cancel_requested", facts, state.attempt):
+            found.mark_ending(job, str(state.facts.get("host", "")))
+            return job.state()

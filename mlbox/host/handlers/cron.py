@@ -1,0 +1,67 @@
+"""One line in the user's own crontab: the tick of every minute that catches what was missed.
+
+    * * * * * sleep N; exec python3 -I -S …/mlbox-<sha>.pyz tick --root ROOT >>…/tick.log 2>&1 # mlbox ROOT-id
+
+Idempotent (the mark at its end names the ROOT), jittered by host and user, quiet (a tick prints only what is
+wrong), overlap leaves at once, and the log is cut when it is long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.host import lab, store
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+_JITTER = 20  # s over which hosts and users spread
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    what = str(call.args.get("do", "show"))
+    old = _crontab()
+    if what == "show":
+        return {"host": found.host, "lines": [line for line in old if "# mlbox " in line]}
+    mark = f"# mlbox {lab.found(found.root) if call.root is None else lab.identify(found.root)}"
+    kept = [line for line in old if not line.endswith(mark)]
+    new = [*kept, _line(found, mark)] if what == "install" else kept
+    if new != old:
+        _write(new)
+    return {"host": found.host, "lines": [line for line in new if line.endswith(mark)], "changed": new != old}
+
+
+def _line(found: store.Store, mark: str) -> str:
+    """The program is the one that answers this call: planted by content, so it stays what it is."""
+    spread = int(hashlib.sha256(f"{found.host}{found.user}".encode()).hexdigest(), 16) % _JITTER
+    log = store.cache_home() / "tick.log"
+    command = " ".join(map(shlex.quote, (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "tick",
+                                         "--root", str(found.root))))  # fmt: skip
+    if "%" in command or "\n" in command:
+        raise errors.Refused("cron can't call a path with % in it", "choose another ROOT")
+    return f"* * * * * sleep {spread}; exec {command} >>{shlex.quote(str(log))} 2>&1 {mark}"
+
+
+def _crontab() -> list[str]:
+    try:
+        done = subprocess.run(("crontab", "-l"), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise errors.HostUnready(
+            f"there is no cron on {store.host_name()}", "`mlbox queue process --watch` in a tmux does the same"
+        ) from None
+    if done.returncode != 0 and "no crontab" not in done.stderr:
+        raise errors.HostUnready(f"crontab -l failed: {done.stderr.strip()}", "may you use cron there?")
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _write(lines: list[str]) -> None:
+    content = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(("crontab", "-"), input=content, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise errors.HostUnready(f"the crontab could not be written: {done.stderr.strip()}", "may you use cron there?")

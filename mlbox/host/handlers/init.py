@@ -1,0 +1,115 @@
+"""Make a folder the lab's ROOT: its mark, its places, an example of lab.yaml; and try what the protocol needs.
+
+The trial is of this host's own mount. Asked from two hosts at once (`race`), it is of the filesystem between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import stat
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core.slots import Writer
+from mlbox.host import lab, slots, store, tick
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+_SLOTS, _WRITERS = 25, 4
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    if call.args.get("race"):
+        return {"host": found.host, "won": _race(found.root / str(call.args["race"]), found.host)}
+    made = not (found.root / "mlbox.json").exists()
+    if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
+        _only_ours(found.root)
+    root_id = lab.found(found.root)
+    found.open_users()
+    openness = stat.S_IMODE(found.root.stat().st_mode)
+    for name in ("drained", "paused"):
+        folder = found.root / name
+        with suppress(FileExistsError):
+            folder.mkdir()
+            if openness & 0o022:
+                folder.chmod(openness | stat.S_ISVTX)
+    rules = lab.rules(found)
+    ssh = str(call.args.get("ssh", ""))
+    if not rules.trouble and found.host not in rules.lab.hosts and ssh:
+        lab.add(found.root, "hosts", found.host, json.dumps({"ssh": ssh}))
+        rules = lab.rules(found)
+    tick.run(found)  # makes the host known to the others
+    return {
+        "host": found.host, "root": str(found.root), "id": root_id, "made": made, "shared": bool(openness & 0o022),
+        "trouble": rules.trouble, "hosts": sorted(rules.lab.hosts), "queues": list(rules.lab.queues),
+        "filesystem": _filesystem(found.root), "problems": _try(found.root, found.host),
+    }  # fmt: skip
+
+
+def _only_ours(root: Path) -> None:
+    strange = sorted(p.name for p in root.iterdir() if p.name not in ("users", "lab.yaml", "drained", "paused"))
+    if strange:
+        raise errors.Refused(
+            f"{root} is in use: it holds {', '.join(strange[:5])}", "name a folder of its own, such as …/mlbox"
+        )
+
+
+def _filesystem(root: Path) -> str:
+    """Its type, by the longest mount point that leads to it."""
+    best = ("", "")
+    with suppress(OSError):
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, point, kind = line.split()[:3]
+            point = point.replace("\\040", " ")
+            if (str(root.resolve()) + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best[0]):
+                best = (point, kind)
+    return best[1]
+
+
+def _try(root: Path, host: str) -> list[str]:
+    """What the protocol needs, by doing it: whole files, exclusive creation, names that others see."""
+    folder = root / f".trial-{secrets.token_hex(4)}"
+    problems = []
+    try:
+        folder.mkdir(mode=0o700)
+        store.write_whole(folder / "whole", b"content")
+        if (folder / "whole").read_bytes() != b"content":
+            problems.append("a file that was renamed into place reads differently")
+        won = _race(folder / "ev", host)
+        if len(won) != len(set(won)) or len(won) != _SLOTS:
+            problems.append(f"exclusive creation has not exactly one winner: {len(won)} of {_SLOTS}")
+    except OSError as error:
+        problems.append(f"{error.strerror}: {error.filename}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return problems
+
+
+def _race(folder: Path, host: str) -> list[int]:
+    """Several writers of this host append to one log until it has its slots; the slots that they won."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    won: list[int] = []
+
+    def append(number: int) -> None:
+        log, writer = slots.Log(folder), Writer(host, "trial", os.getpid(), f"{number}")
+        while True:
+            answer = log.append(lambda events: {"by": number} if len(events) < _SLOTS else None, writer, 10)
+            if isinstance(answer, slots.Refused):
+                return
+            won.append(answer.slot)
+            time.sleep(0)
+
+    writers = [threading.Thread(target=append, args=(number,)) for number in range(_WRITERS)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    return sorted(won)

@@ -1,0 +1,65 @@
+"""Queues: list them, make one, pause and resume."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import text
+from mlbox.host import lab, ready, store, view
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    lab.identify(found.root)
+    rules = lab.rules(found)
+    name, what = str(call.args.get("queue", "")), str(call.args.get("do", "list"))
+    if what == "create":
+        _create(found, rules, name)
+    elif what in ("pause", "resume"):
+        if name not in rules.lab.queues:
+            raise errors.NotFound(f"there is no queue {text.safe(name)}", "there are: " + ", ".join(rules.lab.queues))
+        _pause(found, name, what == "pause", str(call.args.get("why", "")))
+    return {"host": found.host, "queues": _list(found, lab.rules(found)), "trouble": rules.trouble}
+
+
+def _list(found: store.Store, rules: lab.Rules) -> list[Json]:
+    users = list(view.known_users(found))
+    running = [run for user in users for run in view.running_of(found, user)]
+    hosts = view.published(found, rules.lab, users)
+    paused = view.marks(found.root / "paused")
+    return [
+        {
+            "name": name, "waiting": sum(ready.count(found, user, name) for user in users),
+            "running": sum(run.queue == name for run in running), "paused": paused.get(name, ""),
+            "hosts": [host.name for host in hosts if name in host.queues],
+            "time_limit": queue.time_limit, "max_running": queue.max_running,
+        }
+        for name, queue in rules.lab.queues.items()
+    ]  # fmt: skip
+
+
+def _pause(found: store.Store, name: str, pause: bool, why: str) -> None:
+    path = found.root / "paused" / name
+    path.parent.mkdir(exist_ok=True)
+    if pause:
+        said = {"by": found.user, "at": time.time(), "why": why}
+        store.write_whole(path, json.dumps(said).encode(), 0o644)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _create(found: store.Store, rules: lab.Rules, name: str) -> None:
+    """A line in lab.yaml, which keeps its comments; what would break the file is not written."""
+    if not text.is_name(name):
+        raise errors.Usage(f"{text.safe(name)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
+    if rules.trouble:
+        raise errors.Refused(f"lab.yaml is broken: {rules.trouble}", "mend it first")
+    if name in rules.lab.queues:
+        raise errors.Refused(f"there is a queue {name} already")
+    lab.add(found.root, "queues", name, "{}", "" if name == "default" else "  default: {}\n")

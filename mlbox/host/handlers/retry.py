@@ -1,0 +1,29 @@
+"""Run an ended job once more: a new job from the same spec and code. What has ended stays as it ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mlbox import errors
+from mlbox.host import lab, lookup, store, tick
+from mlbox.host.handlers.submit import submit
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    lab.identify(found.root)
+    job = lookup.mine(found, str(call.args.get("job", "")))
+    spec, state = job.whole(), job.state()
+    if spec.session:
+        raise errors.Usage(f"{spec.name} is a session", "mlbox session HOST starts another")
+    if state.live:
+        raise errors.Refused(f"job {spec.name} has not ended: it is {state.name}", f"mlbox cancel {job.id} first")
+    again = submit(found, replace(spec, after=(), array="", array_index=0))
+    report = tick.run(found)
+    started = again.id in report.started
+    return {"id": again.id, "name": spec.name, "of": job.id, "started": started,
+            "waits": (report.waits or {}).get(again.id, "")}  # fmt: skip

@@ -1,0 +1,35 @@
+"""One job, whole: what was asked for, what happened, where its output is, and why it waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlbox.host import archive, lab, lookup, store, view
+from mlbox.host.handlers.jobs import why_they_wait
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    lab.identify(found.root)
+    job = lookup.job(found, str(call.args.get("job", "")))
+    spec, state = job.spec(), job.state()
+    reply: Json = {
+        "job": archive.summary(job, spec, state), "spec": spec.without_secrets().to_wire(), "events": job.events(),
+        "folder": str(job.folder), "waits": {}, "progress": "",
+    }  # fmt: skip
+    if state.waiting:
+        reply["waits"] = {host: why for host in view.names(found.own(job.owner) / "on")
+                          if (why := _told(found, host, job))}  # fmt: skip
+        reply["waits"] = reply["waits"] or {"": why_they_wait(found, [job.owner]).get(job.id, "")}
+    if state.name == "claimed" and job.owner == found.user:
+        note = job.attempt(state.attempt) / "progress"
+        reply["progress"] = note.read_text(errors="replace")[:200] if note.is_file() else ""
+    return reply
+
+
+def _told(found: store.Store, host: str, job: store.Job) -> str:
+    told = store.read_json(found.on(host, job.owner) / "waits.json")
+    return str(told.get(job.id, "")) if isinstance(told, dict) else ""

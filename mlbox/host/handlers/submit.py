@@ -1,0 +1,130 @@
+"""Put jobs in line: on return they are on disk for good, and what can start here has been started."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import ids, text
+from mlbox.core.job import JobSpec, waiting
+from mlbox.core.log import State
+from mlbox.core.resources import HostFacts, fits, would_fit
+from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+MOST_IN_ARRAY = 10_000
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    _root(call, found)
+    spec = _named(JobSpec.from_wire(call.args.get("spec", {})))
+    count = call.args.get("array", 0)
+    if type(count) is not int or not 0 <= count <= MOST_IN_ARRAY:
+        raise errors.Usage(f"an array has 1 to {MOST_IN_ARRAY} jobs")
+    rules = lab.rules(found)
+    spec = replace(spec, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
+    hosts = _check(found, rules, spec)
+    archive = call.args.get("code", "")
+    if archive:
+        spec = replace(spec, code=code.keep(found, base64.b64decode(archive)))
+    made = _submit_all(found, spec, count)
+    report = tick.run(found)
+    started = [job.id for job in made if job.id in report.started]
+    waits = {job.id: (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
+    elsewhere = [rules.lab.host(h.name).ssh for h in hosts if h.name != found.host and not fits(spec.resources, h)]
+    return {
+        "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,
+        "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble,
+    }  # fmt: skip
+
+
+def _root(call: Call, found: store.Store) -> None:
+    """A lab's ROOT is made by `init`; the user's own data home needs no ceremony."""
+    if call.root is None:
+        lab.found(found.root)
+    lab.identify(found.root)
+
+
+def _named(spec: JobSpec) -> JobSpec:
+    work = spec.work
+    if spec.session and work.extension_files:
+        raise errors.Usage("a session in a queue takes no .vsix files", "name the extensions, or a HOST")
+    runtime = work.runtime or ("docker" if work.image else "process")
+    name = work.name or text.pet_name(secrets.randbits(32))
+    return replace(spec, work=replace(work, runtime=runtime, name=name))
+
+
+def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
+    """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
+    lab.allowed(rules.lab, spec.work)
+    refusal = rules.lab.refusal(found.user, spec.queue, spec.resources)
+    if refusal:
+        raise errors.Refused(refusal, "queues: " + ", ".join(rules.lab.queues))
+    for after in spec.after:
+        if not view.state_of(found, view.known_users(found), after.job):
+            raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
+    gpus, _ = inventory.gpus()
+    here = view.facts(found, rules.lab, tuple(gpus))
+    others = view.published(found, rules.lab, view.known_users(found))
+    hosts = [here, *(host for host in others if host.name != found.host)]
+    serving = [host for host in hosts if spec.queue in host.queues]
+    if not serving and spec.queue not in {queue for host in rules.lab.hosts.values() for queue in host.queues}:
+        raise errors.Refused(f"no host serves queue {spec.queue}", "lab.yaml says who serves what")
+    hint = would_fit(spec.resources, serving)
+    unknown = set(rules.lab.hosts) - {host.name for host in hosts}  # no tick there yet: one of them may fit
+    if hint and not unknown:
+        why = fits(spec.resources, serving[0]) if len(serving) == 1 else "no host of the lab could ever run this"
+        raise errors.Refused(why, hint)
+    if not fits(spec.resources, here):
+        engines.by_name(spec.work.runtime, found).identify(spec.work)
+    return hosts
+
+
+def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[store.Job]:
+    if not count:
+        return [submit(found, spec)]
+    first = id_ = _ulid()
+    made = []
+    for index in range(count):
+        made.append(submit(found, replace(spec, array=first, array_index=index), id_))
+        id_ = ids.following(id_)
+    return made
+
+
+def _ulid() -> str:
+    return ids.ulid(int(time.time() * 1000), secrets.token_bytes(10))
+
+
+def submit(found: store.Store, spec: JobSpec, id_: str = "") -> store.Job:
+    """One job in line, acknowledged: on return a crash of anything loses nothing of it."""
+    job = found.job(id_ or _ulid())
+    found.open_users()
+    found.mark_making(job)
+    try:
+        found.create(job, spec, queued=True)
+        facts = {"at": time.time(), "submitted": time.time(), "owner": found.user, "queue": spec.queue}
+        job.append("submitted", facts)
+        ready.publish(found, waiting(job.id, found.user, spec, job.state()))
+    except (errors.MlboxError, OSError):
+        _take_back(found, job, spec)
+        raise
+    with suppress(OSError):  # whoever looks finds it in line
+        found.unmark_making(job)
+    return job
+
+
+def _take_back(found: store.Store, job: store.Job, spec: JobSpec) -> None:
+    """It is not acknowledged. Where not even this can be done, it is put in line after all, by the next sweep."""
+    with suppress(errors.MlboxError, OSError):
+        place = waiting(job.id, found.user, spec, State())
+        if not job.events() or job.append("cancelled", {"at": time.time(), "why": "it was not submitted"}, patience=0):
+            ready.withdraw(found, place)
+            found.forget(job)
+            found.unmark_making(job)

@@ -1,0 +1,27 @@
+"""Stay with a job in line until it runs or has ended: one connection, which says why it waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlbox.host import lab, lookup, store
+from mlbox.host.handlers.jobs import why_they_wait
+from mlbox.host.handlers.logs import pause
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    lab.identify(found.root)
+    job = lookup.mine(found, str(call.args.get("job", "")))
+    while True:
+        state = job.state()
+        host = str(state.facts.get("host", ""))
+        if state.name == "started" or not state.live:
+            return {"state": state.name, "host": host, "ssh": lab.rules(found).lab.host(host).ssh,
+                    "why": str(state.facts.get("why", ""))}  # fmt: skip
+        why = why_they_wait(found, [found.user]).get(job.id, "") if state.waiting else f"starting on {host}"
+        call.progress(state=state.name, why=why)
+        pause()

@@ -1,0 +1,38 @@
+"""Whether a tick has anything to do, by a few look-ups and hardly an import: what cron's minute costs on an idle lab.
+
+Nothing of this user's waits or runs on this host, and what others know of the host is young enough.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+FRESH = 600.0  # s that an inventory is good for where nothing happens
+
+
+def idle(root: str, user: str, host: str) -> bool:
+    """False also where something can't be read: the tick itself says what is wrong."""
+    own = f"{root}/users/{user}"
+    try:
+        os.stat(f"{root}/mlbox.json")
+        told = os.stat(f"{own}/on/{host}/host.json").st_mtime
+        here = f"{own}/on/{host}"
+        if not 0 <= time.time() - told < FRESH or os.listdir(f"{here}/live") or os.listdir(f"{here}/making"):
+            return False
+        return not any(os.listdir(f"{own}/ready/{queue}") for queue in os.listdir(f"{own}/ready"))
+    except OSError:
+        return False
+
+
+def main(arguments: list[str]) -> int:
+    """`tick --root ROOT`, as cron calls it."""
+    import pwd
+
+    if len(arguments) == 2 and arguments[0] == "--root":
+        user = os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
+        if idle(arguments[1], user, os.uname().nodename.split(".")[0]):
+            return 0
+    from mlbox.host import tick
+
+    return tick.main(arguments)

@@ -1,0 +1,101 @@
+"""What keeps a job or a session: a detached process that holds keeper.lock for as long as it lives.
+
+Whether a keeper lives is asked of the kernel (the lock), never of a pid file, and its end can be awaited.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Callable
+
+from mlbox import errors
+from mlbox.host import processes, store
+
+
+def lock(job: store.Job) -> int | None:
+    """Become this session's keeper; None while another lives (or where the session's folder is gone)."""
+    try:
+        descriptor = os.open(job.keeper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def lives(job: store.Job) -> bool:
+    descriptor = lock(job)
+    if descriptor is None:
+        return job.boot_folder.exists()
+    os.close(descriptor)
+    return False
+
+
+def detach(body: Callable[[], None], log: Path, keep: Iterable[int]) -> None:
+    """Run `body` in a process of its own that survives this one, the login and the terminal.
+
+    Of this process's open files it has only `keep`: another lock that came along would never be free again."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDONLY)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for source, target in ((null, 0), (out, 1), (out, 2)):
+            os.dup2(source, target)
+        _close_all_but({0, 1, 2, *keep})
+        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # whatever they were before
+        body()
+        os._exit(0)
+    except BaseException:  # the last line of defence of a process without a terminal: keep its traceback
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    for name in os.listdir(folder):
+        if name.isdigit() and int(name) not in keep:
+            with suppress(OSError):  # the one that listed them
+                os.close(int(name))
+
+
+def sign(job: store.Job) -> None:
+    """Say which process keeps it, for whoever has to signal it."""
+    identity = {"pid": os.getpid(), "started": processes.started(os.getpid())}
+    store.write_whole(job.keeper_pid, json.dumps(identity).encode())
+
+
+def tell(job: store.Job) -> None:
+    """SIGTERM to the keeper, if one lives. Raises MlboxError where it lives and can't be found.
+
+    A pid alone could be a killed keeper's, given to another process since: its start time must match."""
+    deadline = time.monotonic() + 5
+    while lives(job) and time.monotonic() < deadline:
+        known = store.read_json(job.keeper_pid) or {}
+        pid = known.get("pid", 0)
+        if pid and processes.started(pid) == known.get("started"):
+            os.kill(pid, signal.SIGTERM)
+            return
+        time.sleep(0.02)  # it has taken its lock and not signed yet
+    if lives(job):
+        raise errors.MlboxError(f"the keeper of {job.id} can't be found", f"see {job.attempt(1).parent} on the host")

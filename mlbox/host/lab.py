@@ -1,0 +1,169 @@
+"""ROOT as a lab: which one it is, and what its people decided.
+
+    mlbox.json   {"format": 1, "id": …}, written once; without it this is no ROOT (an unmounted mount point is an
+                 empty folder, and nothing may be made in it)
+    lab.yaml     core/lab.py; read again whenever it has changed. While it can't be read, the last one that could
+                 be goes on holding, and everybody is told
+
+The last good document is kept in the per-boot folder as JSON: a tick parses no YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import lab
+from mlbox.core.session import Spec
+from mlbox.host import store
+
+Json = dict[str, Any]
+FORMAT = 1
+_HEAD = "# The lab's hosts, queues and rules; conf/lab.yaml in mlbox's sources shows every key. Read at every tick.\n"
+
+
+def identify(root: Path) -> str:
+    """This ROOT's id. Raises HostUnready where it is none, or of another format."""
+    try:
+        document = store.read_json(root / "mlbox.json")
+    except OSError as error:
+        raise errors.HostUnready(f"{root} does not answer: {error.strerror}", "is its filesystem mounted?") from None
+    if isinstance(document, dict) and document.get("format", FORMAT) != FORMAT:
+        raise errors.HostUnready(
+            f"{root} is of format {document['format']!r:.40}, and this mlbox knows {FORMAT}", "use a newer mlbox"
+        )
+    if not isinstance(document, dict) or not isinstance(document.get("id"), str):
+        hint = "is its filesystem mounted? `mlbox init` makes a new one"
+        raise errors.HostUnready(f"{root} is not a folder of mlbox's: it has no mlbox.json", hint)
+    return str(document["id"])
+
+
+def found(root: Path) -> str:
+    """Make `root` a ROOT where it is none yet; its id. Once: whoever comes second takes the first one's."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = root / "mlbox.json"
+    content = json.dumps({"format": FORMAT, "id": secrets.token_hex(8)}).encode() + b"\n"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    except FileExistsError:
+        if path.is_file() and not path.is_symlink() and not path.stat().st_size:
+            store.write_whole(path, content, 0o644)  # whoever was first died, or finds this one when it looks again
+        return identify(root)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    store.sync_folder(root)
+    return identify(root)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """lab.yaml as it holds now, and what is wrong with the file, if it is another."""
+
+    lab: lab.Lab
+    trouble: str = ""
+
+
+def rules(found_: store.Store) -> Rules:
+    path = found_.root / "lab.yaml"
+    try:
+        seen = path.stat()
+    except FileNotFoundError:
+        return Rules(lab.Lab())
+    memo = _memo(found_)
+    known = store.read_json(memo)
+    known = known if isinstance(known, dict) else {}
+    mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
+    good = _still_good(known.get("document", {}))
+    if known.get("mark") == mark and good is not None:
+        return Rules(good, str(known.get("trouble", "")))
+    try:
+        document = _parsed(path)
+        checked = lab.from_document(document, str(path))
+    except errors.Usage as error:
+        # Said again only when the file changes: the cache keeps the sentence beside the last good document.
+        kept = known.get("document", {}) if good is not None else {}
+        _remember(memo, {"mark": mark, "document": kept, "trouble": error.message})
+        return Rules(good or lab.Lab(), error.message)
+    _remember(memo, {"mark": mark, "document": document})
+    return Rules(checked)
+
+
+def _still_good(document: Any) -> lab.Lab | None:
+    """What another version of mlbox remembered may be none to this one."""
+    try:
+        return lab.from_document(document) if isinstance(document, dict) else None
+    except errors.Usage:
+        return None
+
+
+def _memo(found_: store.Store) -> Path:
+    return found_.boot_folder() / f"lab-{hashlib.sha256(os.fsencode(found_.root)).hexdigest()[:16]}.json"
+
+
+def _remember(path: Path, content: Json) -> None:
+    store.write_whole(path, json.dumps(content).encode())
+
+
+def add(root: Path, section: str, name: str, value: str, first: str = "") -> None:
+    """Put `name: value` into a section of lab.yaml, as text, so that its comments stay; `first`: a line that goes
+    before it in a section that is new. What would break the file is not written: raises Usage or Refused."""
+    path = root / "lab.yaml"
+    old = path.read_text() if path.exists() else _HEAD
+    entry = f"  {name}: {value}\n"
+    head = re.search(rf"^{section}:[ \t]*(#.*)?\n", old, re.MULTILINE)
+    if head:
+        new = old[: head.end()] + entry + old[head.end() :]
+    elif re.search(rf"^{section}:", old, re.MULTILINE):
+        raise errors.Refused(f"{path} has its {section} in one line", f"add {name} there yourself")
+    else:
+        new = f"{old.rstrip()}\n\n{section}:\n{first}{entry}"
+    lab.from_document(_document(new.encode(), str(path)), str(path))
+    store.write_whole(path, new.encode(), 0o644)
+
+
+def _parsed(path: Path) -> Any:
+    """Raises Usage with line and column."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise errors.Usage(f"{path} is not a file")
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(store.MAX_FILE + 1)
+    except OSError as error:
+        raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
+    if len(content) > store.MAX_FILE:
+        raise errors.Usage(f"{path} is larger than {store.MAX_FILE >> 10} KiB")
+    return _document(content, str(path))
+
+
+def _document(content: bytes, where: str) -> Any:
+    import yaml
+
+    try:
+        document = yaml.safe_load(content)
+        return json.loads(json.dumps(document or {}, allow_nan=False))  # dates and such are not meant
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise errors.Usage(f"{where}: {at}{problem}") from None
+
+
+def allowed(rules_: lab.Lab, spec: Spec) -> None:
+    """Raises Refused where the lab's allow-list of mounts forbids one; an empty list leaves it to the file's rights."""
+    if not rules_.mounts:
+        return
+    for mount in spec.mounts:
+        real = os.path.realpath(os.path.expanduser(mount.source))
+        if not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in rules_.mounts):
+            raise errors.Refused(f"{mount.source} may not be mounted", "lab.yaml allows: " + ", ".join(rules_.mounts))

@@ -1,0 +1,60 @@
+"""Finding a job by what a person types: its id, a beginning or an end of it, or its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlbox import errors
+from mlbox.core import ids, text
+from mlbox.host import archive, ready, store, view
+
+_RECENT = 300  # ended jobs, and waiting ones per queue, that a name or a part of an id is looked for in
+
+
+def job(found: store.Store, wanted: str) -> store.Job:
+    """Raises NotFound where there is none, or more than one."""
+    wanted = wanted.strip()
+    users = list(view.known_users(found))
+    if ids.is_ulid(wanted.upper()):
+        for user in (found.user, *users):
+            made = found.job(wanted.upper(), user)
+            if (made.folder / "spec.json").exists():
+                return made
+        raise errors.NotFound(
+            f"there is no job {wanted.upper()} in {found.root}", "mlbox jobs --all shows what there is"
+        )
+    if len(wanted) < 3:
+        raise errors.NotFound(
+            f"{text.safe(wanted)!r} could be any job", "its name, or at least three letters of its id"
+        )
+    matching = {id_: made for user in users for id_, made in _known(found, user) if _is(made, id_, wanted)}
+    if not matching:
+        raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", "mlbox jobs --all shows what there is")
+    if len(matching) > 1:
+        newest = sorted(matching)[-3:]
+        raise errors.NotFound(f"{len(matching)} jobs are called {text.safe(wanted)!r}", "by id: " + ", ".join(newest))
+    return next(iter(matching.values()))
+
+
+def _known(found: store.Store, user: str) -> Iterator[tuple[str, store.Job]]:
+    seen = [run.id for run in view.running_of(found, user)]
+    seen += [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _RECENT)]
+    seen += [str(row.get("id")) for row in archive.latest(found, user, _RECENT)]
+    yield from ((id_, found.job(id_, user)) for id_ in dict.fromkeys(seen) if ids.is_ulid(id_))
+
+
+def _is(made: store.Job, id_: str, wanted: str) -> bool:
+    if id_.startswith(wanted.upper()) or id_.endswith(wanted.upper()):
+        return True
+    try:
+        return made.spec().name == wanted
+    except errors.NotFound:
+        return False
+
+
+def mine(found: store.Store, wanted: str) -> store.Job:
+    """One that this user may change."""
+    made = job(found, wanted)
+    if made.owner != found.user:
+        raise errors.Refused(f"job {made.id} is {text.safe(made.owner)}'s", "only its owner can do that")
+    return made

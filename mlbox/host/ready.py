@@ -1,0 +1,122 @@
+"""Waiting jobs in their order, as hints: what a tick finds without looking at every job.
+
+    users/<user>/ready/<queue>/<order>/<when>/<when>/<ulid>       content: core.schedule.Waiting as JSON
+                                             …/<leaf>/<ulid>       of an array, whose jobs are of one moment
+
+`order` sorts by priority and rank, the two `when` by the time of submission, so the first names are the first
+jobs, and no folder grows with the number of jobs that wait. A hint that is lost costs time, never a job
+(host/sweep.py); one that is stale is found out by the claim.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.core import ids, text
+from mlbox.core.job import waiting_from_wire, waiting_to_wire
+from mlbox.core.schedule import Waiting
+from mlbox.host import store
+
+_LEAF = 24  # letters of an id that 1024 ids in a row share
+_MIDDLE = 500_000  # ranks are counted from here, so that a name has no sign
+
+
+def _order(job: Waiting) -> str:
+    return f"{5000 - job.priority:04}.{_MIDDLE + job.rank:06}"
+
+
+def _folder(found: store.Store, job: Waiting) -> Path:
+    folder = found.own(job.owner) / "ready" / job.queue / _order(job) / job.id[:6] / job.id[6:8]
+    return folder / job.id[:_LEAF] if job.array else folder  # an array's ids are counted on from the first
+
+
+def publish(found: store.Store, job: Waiting) -> None:
+    """Make a waiting job of this user's findable; flushed on return."""
+    folder = _folder(found, job)
+    found.parts.mkdir(mode=0o755, parents=True, exist_ok=True)
+    while True:
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            store.write_whole(folder / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
+            break
+        except (FileNotFoundError, FileExistsError):  # somebody withdrew the last other job of this folder meanwhile
+            if not found.parts.is_dir():
+                raise
+    with suppress(FileNotFoundError):  # found, and started, and withdrawn already
+        store.sync_folder(folder)
+
+
+def withdraw(found: store.Store, job: Waiting) -> None:
+    """Nobody needs to find it any more; folders that are empty now go too."""
+    folder = _folder(found, job)
+    (folder / job.id).unlink(missing_ok=True)
+    for empty in (folder, *list(folder.parents)[: 3 if job.array else 2]):
+        try:
+            os.rmdir(empty)
+        except OSError:  # another job's place
+            return
+
+
+def prune(found: store.Store) -> None:
+    """Folders of this user's that a crash kept from vanishing. Where nothing waits there are few."""
+    top = found.own() / "ready"
+    for folder, _, _ in os.walk(top, topdown=False):
+        if Path(folder) != top:
+            with suppress(OSError):
+                os.rmdir(folder)
+
+
+def heads(found: store.Store, owner: str, queue: str, limit: int) -> list[Waiting]:
+    """The first `limit` jobs of one user in one queue. What is not readable, or not the user's, is passed over."""
+    top = found.own(owner) / "ready" / queue
+    # Of a million names that hold nothing, too, only the first are looked at.
+    hints = (_read(path, owner, queue) for path in islice(_names(top, 3), 4 * limit))
+    return list(islice((job for job in hints if job is not None), limit))
+
+
+def queues(found: store.Store, owner: str) -> list[str]:
+    """Queues in which this user has, or had, jobs waiting."""
+    return [name for name in _listed(found.own(owner) / "ready") if text.is_name(name)]
+
+
+def count(found: store.Store, owner: str, queue: str) -> int:
+    """How many wait. Lists them all: for people, not for ticks."""
+    return sum(1 for _ in _names(found.own(owner) / "ready" / queue, 3))
+
+
+def ranks(found: store.Store, owner: str, queue: str, priority: int) -> list[int]:
+    """The ranks in use at this priority, from the first on."""
+    prefix = f"{5000 - priority:04}."
+    orders = _listed(found.own(owner) / "ready" / queue)
+    return [int(name[len(prefix) :]) - _MIDDLE for name in orders if name.startswith(prefix)]
+
+
+def _names(folder: Path, depth: int) -> Iterator[Path]:
+    for name in _listed(folder):
+        if depth > 0 or (depth == 0 and len(name) == _LEAF):
+            yield from _names(folder / name, depth - 1)
+        elif ids.is_ulid(name):
+            yield folder / name
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name[0] != ".")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
+def _read(path: Path, owner: str, queue: str) -> Waiting | None:
+    document = store.read_json(path)
+    if not isinstance(document, dict):
+        return None
+    try:
+        return waiting_from_wire(path.name, owner, {**document, "queue": queue})
+    except errors.Usage:
+        return None

@@ -1,0 +1,92 @@
+"""Finding what was left behind on this host: jobs and sessions of this user's without a keeper."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from mlbox import errors
+from mlbox.core import job as jobs
+from mlbox.core.log import State
+from mlbox.host import archive, batch, keeper, keeping, ready, store
+
+
+def sweep(found: store.Store) -> list[store.Job]:
+    """Adopt, end or requeue what has lost its keeper; the jobs and sessions that live here."""
+    found.sweep_torn()
+    for job in found.left_in_making():
+        _guarded(_make, found, job)
+    return [job for job in found.live_jobs() if _guarded(_look_after, found, job)]
+
+
+def _guarded(act: Callable[[store.Store, store.Job], bool], found: store.Store, job: store.Job) -> bool:
+    """One job's trouble (an engine that does not answer, a disk that is full) is not the others'. It is then neither
+    ended nor kept, and counts as alive; the next call tries again."""
+    try:
+        return act(found, job)
+    except (errors.MlboxError, OSError) as error:
+        print(f"{job.id}: {error}", file=sys.stderr)
+        return True
+
+
+def _make(found: store.Store, job: store.Job) -> bool:
+    """Whoever submitted it died on the way: in line it goes, if the log has it, and else away with it."""
+    state = _settled_state(job)
+    if not state.name:
+        found.forget(job)
+    elif state.waiting:
+        ready.publish(found, jobs.waiting(job.id, job.owner, job.spec(), state))
+    found.unmark_making(job)
+    return False
+
+
+def _settled_state(job: store.Job) -> State:
+    with suppress(FileNotFoundError):
+        job.log().sweep_intents(store.is_dead)
+    return job.state()
+
+
+def _look_after(found: store.Store, job: store.Job) -> bool:
+    """Whether it lives. What its keeper was asked for while it could not be told, it is told again."""
+    if not keeping.lives(job):
+        return _rescue(found, job)
+    if job.state().requested:
+        keeping.tell(job)
+    return True
+
+
+def _rescue(found: store.Store, job: store.Job) -> bool:
+    """True when it lives on under a new keeper."""
+    held = keeping.lock(job)
+    if held is None and job.boot_folder.exists():
+        return True  # somebody else was faster
+    try:
+        state = _settled_state(job)
+        if not state.name:  # its folder is gone, or it never came to be
+            found.end(job)
+            return False
+        spec = job.spec()
+        if not state.live or state.waiting:
+            return _settle(found, job, state, spec)
+        if state.facts.get("host", found.host) != found.host:
+            return batch.superseded(found, job, spec)
+        if spec.session:
+            return keeper.rescue(found, job, state, spec.work, -1 if held is None else held)
+        return batch.rescue(found, job, state, spec, -1 if held is None else held)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _settle(found: store.Store, job: store.Job, state: State, spec: jobs.JobSpec) -> bool:
+    """A crash came between an event and its hints: they follow now."""
+    if state.waiting and "queue" in state.facts:
+        ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
+    elif state.waiting:
+        job.append("failed", {"reason": "start", "why": "it was never started"})
+    elif not spec.session:
+        archive.add(found, job, spec, state)
+    found.end(job)
+    return False

@@ -1,0 +1,47 @@
+"""GPU time that a user's jobs have used on this host: what fair share is computed from.
+
+    users/<user>/on/<host>/usage.json    {"seconds": GPU-seconds, decayed to "at", "at": this host's clock}
+
+One number per user and host, so that a tick reads no history. A crash in between forgets one job's use, which
+shifts a fraction of fairness and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from typing import Any
+
+from mlbox.core.log import State
+from mlbox.host import lab, store
+
+Json = dict[str, Any]
+_MOST = 1e12  # s
+
+
+def add(found: store.Store, state: State) -> None:
+    """Count the attempt that has just ended."""
+    gpus, claimed = state.facts.get("gpus", ()), state.facts.get("claimed_at")
+    if not gpus or state.facts.get("host") != found.host or not isinstance(claimed, (int, float)):
+        return
+    now = time.time()
+    half_life = lab.rules(found).lab.half_life
+    with (found.boot_folder() / "usage.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = found.on() / "usage.json"
+        used = decayed(store.read_json(path), now, half_life) + len(gpus) * max(0.0, now - claimed)
+        store.write_whole(path, json.dumps({"seconds": used, "at": now}).encode(), 0o644)
+
+
+def decayed(document: Any, now: float, half_life: int) -> float:
+    """What a usage.json amounts to now. Hosts' clocks may differ: age is never negative."""
+    if not isinstance(document, dict):
+        return 0.0
+    seconds, at = document.get("seconds"), document.get("at")
+    # Anybody's file: a number beyond all bounds, or none at all (NaN), would stop everybody's ticks.
+    if not isinstance(seconds, (int, float)) or not isinstance(at, (int, float)):
+        return 0.0
+    if not (0 <= seconds < _MOST and 0 <= at < _MOST):
+        return 0.0
+    return float(seconds * 0.5 ** (max(0.0, now - at) / half_life))

@@ -1,0 +1,207 @@
+"""What a tick reads: this host, the lab's rules, who waits and who runs. Everything here may be another's, or old.
+
+Hints are read of at most `LOOK` jobs per user and queue, so the cost does not grow with how many wait; nothing
+that has ended is read at all.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import ids, resources
+from mlbox.core.gpu import Gpu
+from mlbox.core.job import running_from_wire
+from mlbox.core.lab import Lab
+from mlbox.core.resources import HostFacts
+from mlbox.core.schedule import Running, View, Waiting, reserved_on
+from mlbox.host import inventory, lease, ready, store, usage
+
+Json = dict[str, Any]
+LOOK = 64  # jobs per user and queue that a tick considers
+BEAT = 180.0  # s after which a user's ticks on this host count as stopped
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A view, and what it was made of."""
+
+    view: View
+    gpus: tuple[Gpu, ...]
+    driver: str
+    hosts: tuple[HostFacts, ...]
+
+
+def read(found: store.Store, rules: Lab, now: float) -> Seen:
+    users = list(known_users(found))
+    gpus, driver = inventory.gpus()
+    running = [run for user in users for run in running_of(found, user)]
+    shares = lease.shares()
+    host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
+    served = [user for user in users if user == found.user or _ticks(found, user, now)]
+    waiting = [job for user in served for queue in host.queues for job in ready.heads(found, user, queue, LOOK)]
+    others = [h for h in published(found, rules, users) if h.name != found.host]
+    view = View(
+        host, rules, waiting, running, shares, _memory_free(), _states(found, users, waiting),
+        _usage(found, users, now, rules.half_life), marks(found.root / "paused"),
+        reserved_on(found.host, waiting, [host, *others]), found.user,
+    )  # fmt: skip
+    return Seen(view, tuple(gpus), driver, (host, *others))
+
+
+def known_users(found: store.Store) -> Iterable[str]:
+    """Whose folder in ROOT is theirs: a folder of another's making counts for nobody."""
+    try:
+        names = sorted(os.listdir(found.root / "users"))
+    except OSError:
+        return
+    for name in names:
+        try:
+            owner = os.stat(found.own(name), follow_symlinks=False).st_uid
+            if name == found.user or pwd.getpwnam(name).pw_uid == owner:
+                yield name
+        except (OSError, KeyError, ValueError):
+            continue
+
+
+def facts(found: store.Store, rules: Lab, gpus: tuple[Gpu, ...]) -> HostFacts:
+    entry = rules.host(found.host)
+    drained = (found.root / "drained" / found.host).exists()
+    return HostFacts(found.host, gpus, _cpus(), _memory(), entry.labels, entry.queues, drained)
+
+
+def _cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _meminfo() -> Mapping[str, int]:
+    """In MiB."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return {line.split(":")[0]: int(line.split()[1]) >> 10 for line in lines if line.endswith("kB")}
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+def _memory() -> int:
+    return _meminfo().get("MemTotal", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)
+
+
+def _memory_free() -> int | None:
+    return _meminfo().get("MemAvailable")
+
+
+def _without_the_jobs_own(
+    gpus: Iterable[Gpu], running: Iterable[Running], host: str, shares: Mapping[str, Mapping[str, int]]
+) -> Iterable[Gpu]:
+    """On a GPU with shares, its sharers' processes are no obstacle. NVML names a process and not its job, so it
+    goes by the user: an outsider is one who has no share there."""
+    sharers: dict[str, set[str]] = {}
+    for run in running:
+        if run.host == host and run.share:
+            for uuid in run.gpus:
+                sharers.setdefault(uuid, set()).add(run.owner)
+    for gpu in gpus:
+        known = sharers.get(gpu.uuid, set())
+        holder = None if gpu.uuid in shares else gpu.holder  # of a share; the scheduler adds them up itself
+        yield replace(gpu, holder=holder, processes=tuple(p for p in gpu.processes if p.user not in known))
+
+
+def _ticks(found: store.Store, user: str, now: float) -> bool:
+    """Whether this user's ticks run on this host. Its own clock wrote the beat, so it may be compared."""
+    beat = store.read_json(found.on(user=user) / "host.json")
+    return isinstance(beat, dict) and abs(now - _number(beat.get("at"))) < BEAT
+
+
+def _number(value: Any) -> float:
+    """Of anybody's file: 0 for what is no number, or beyond all bounds."""
+    return float(value) if isinstance(value, (int, float)) and -1e12 < value < 1e12 else 0.0
+
+
+def running_of(found: store.Store, user: str) -> Iterable[Running]:
+    for host in names(found.own(user) / "on"):
+        for name in names(found.on(host, user) / "live"):
+            document = store.read_json(found.on(host, user) / "live" / name)
+            if not ids.is_ulid(name) or not isinstance(document, dict):
+                continue
+            try:
+                yield running_from_wire(name, user, host, document)
+            except errors.Usage:
+                continue
+
+
+def names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name[0] != ".")
+    except OSError:
+        return []
+
+
+def _states(found: store.Store, users: Iterable[str], waiting: Iterable[Waiting]) -> dict[str, str]:
+    wanted = {after.job for job in waiting for after in job.after}
+    return {job: state_of(found, users, job) for job in wanted}
+
+
+def state_of(found: store.Store, users: Iterable[str], job: str) -> str:
+    """Of anybody's job; empty where there is none, or none that may be read (another user's session)."""
+    return next((s for user in users if (s := _state_name(found.job(job, user)))), "")
+
+
+def _state_name(job: store.Job) -> str:
+    try:
+        return job.state().name
+    except PermissionError:
+        return ""
+
+
+def _usage(found: store.Store, users: Iterable[str], now: float, half_life: int) -> dict[str, float]:
+    """GPU-seconds, decayed."""
+    used: dict[str, float] = {}
+    for user in users:
+        for host in names(found.own(user) / "on"):
+            document = store.read_json(found.on(host, user) / "usage.json")
+            used[user] = used.get(user, 0.0) + usage.decayed(document, now, half_life)
+    return used
+
+
+def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[HostFacts]:
+    """All hosts as they last told of themselves, whoever's tick it was."""
+    newest: dict[str, Json] = {}
+    for user in users:
+        for name in names(found.own(user) / "on"):
+            document = store.read_json(found.on(name, user) / "host.json")
+            if isinstance(document, dict) and _number(document.get("at")) >= _number(newest.get(name, {}).get("at")):
+                newest[name] = document
+    return [host for name, document in sorted(newest.items()) if (host := _host(found, rules, name, document))]
+
+
+def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFacts | None:
+    entry = rules.host(name)
+    if not resources.is_label(name):
+        return None
+    try:
+        gpus = tuple(Gpu.from_wire(gpu) for gpu in document.get("gpus", ()))
+        cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    for gpu in gpus:  # what is reckoned with and shown; the rest of it is nobody's business
+        if not all(isinstance(word, str) for word in (gpu.uuid, gpu.name, gpu.error)):
+            return None
+        if type(gpu.index) is not int or type(gpu.memory) is not int:
+            return None
+    return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, (found.root / "drained" / name).exists())
+
+
+def marks(folder: Path) -> dict[str, str]:
+    """Words that people left: name -> by whom."""
+    found = {}
+    for name in names(folder):
+        document = store.read_json(folder / name)
+        found[name] = str(document.get("by", "someone"))[:40] if isinstance(document, dict) else "someone"
+    return found

@@ -1,0 +1,192 @@
+"""The runner of one attempt, alone: what it says of an end, what it keeps of the output, and that nothing is left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from queuebox import kill, program, until
+
+from mlbox.host import attempt, processes
+
+JOB = "01ARYZ6S41TSV4RRFFQ69G5FAV"
+
+
+class Runner:
+    def __init__(self, folder: Path, *argv: str, limit: int = 1 << 20, grace: float = 5, held: int = -1) -> None:
+        self.folder = folder
+        lock = os.open(folder / "attempt.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = {
+            "argv": argv, "env": {"PATH": os.environ["PATH"], "MLBOX_SESSION": JOB}, "folder": str(folder),
+            "job": JOB, "grace": grace, "output": str(folder / "output.log"), "limit": limit, "lock": lock,
+        }  # fmt: skip
+        (folder / "attempt.json").write_text(json.dumps(config))
+        kept = (lock, held) if held >= 0 else (lock,)
+        words = (sys.executable, "-I", "-S", str(program(folder)), "attempt", str(folder / "attempt.json"))
+        self.process = subprocess.Popen(words, pass_fds=kept, start_new_session=True)
+        os.close(lock)
+
+    def end(self) -> dict[str, Any]:
+        assert self.process.wait(20) == 0
+        assert not processes.marked(JOB)
+        found: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())
+        return found
+
+    def output(self) -> str:
+        path = self.folder / "output.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def says(self, word: str) -> None:
+        until(lambda: word in self.output())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    for pid in processes.marked(JOB):
+        kill(pid)
+
+
+def sh(folder: Path, script: str, **options: Any) -> Runner:
+    return Runner(folder, "/bin/sh", "-c", script, **options)
+
+
+@pytest.mark.parametrize(
+    ("script", "exit_", "number"),
+    [("true", 0, 0), ("exit 3", 3, 0), ("exit 255", 255, 0), ("exit 137", 137, 0), ("kill -9 $$", 0, 9),
+     ("kill -SEGV $$", 0, 11), ("kill -TERM $$", 0, 15)],
+)  # fmt: skip
+def test_exit_codes_and_signals(tmp_path: Path, script: str, exit_: int, number: int) -> None:
+    found = sh(tmp_path, script).end()
+    assert (found["exit"], found["signal"], found["stopped"], found["oom"]) == (exit_, number, False, False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "exit_", "words"),
+    [(("no-such-program",), 127, "no-such-program: No such file"), (("/etc/passwd",), 126, "Permission denied"),
+     (("/etc",), 126, "Permission denied")],
+)  # fmt: skip
+def test_what_is_no_command(tmp_path: Path, argv: tuple[str, ...], exit_: int, words: str) -> None:
+    runner = Runner(tmp_path, *argv)
+    assert runner.end()["exit"] == exit_
+    assert words in runner.output()
+
+
+def test_all_output_in_its_order_and_of_children_that_outlive_the_command(tmp_path: Path) -> None:
+    runner = sh(tmp_path, "echo a; echo b >&2; (echo c; sleep 0.1; exec sleep 77078) & sleep 0.3; echo d")
+    assert runner.end()["exit"] == 0
+    assert runner.output() == "a\nb\nc\nd\n"
+
+
+def test_a_lot_of_output_arrives(tmp_path: Path) -> None:
+    runner = sh(tmp_path, "head -c 8000000 /dev/zero", limit=1 << 30)
+    assert runner.end()["dropped"] == 0
+    assert (tmp_path / "output.log").stat().st_size == 8_000_000
+
+
+def test_output_beyond_the_limit_is_counted_and_said(tmp_path: Path) -> None:
+    runner = sh(tmp_path, "head -c 100000 /dev/zero | tr '\\0' x; exit 4", limit=1000)
+    found = runner.end()
+    assert (found["exit"], found["dropped"]) == (4, 99_000)
+    assert runner.output().startswith("x" * 1000 + "\n[mlbox: 99000 bytes of output were dropped: the limit")
+
+
+def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
+    (tmp_path / "output.log").symlink_to("/dev/full")
+    linked = attempt.Output(tmp_path / "output.log", 100)
+    linked.write(b"x")
+    assert (linked.dropped, linked._why) == (1, "Too many levels of symbolic links")  # none is followed
+    linked.close()
+    output = attempt.Output(Path("/dev/full"), 100)
+    output.write(b"x" * 10)
+    output.write(b"y" * 5)
+    assert (output.dropped, output._why) == (15, "No space left on device")
+    output.close()
+
+
+def test_output_that_cannot_be_opened_is_no_reason_to_lose_the_job(tmp_path: Path) -> None:
+    (tmp_path / "output.log").mkdir()
+    runner = sh(tmp_path, "echo x; exit 3")
+    found = runner.end()
+    assert (found["exit"], found["dropped"]) == (3, 2)
+
+
+def test_sigterm_ends_in_order(tmp_path: Path) -> None:
+    runner = sh(tmp_path, "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done")
+    runner.says("up")
+    runner.process.send_signal(signal.SIGTERM)
+    found = runner.end()
+    assert (found["exit"], found["stopped"]) == (5, True)
+    assert runner.output().endswith("bye\n")
+
+
+HIDING = """
+trap '' TERM
+sleep 77079 &
+setsid sleep 77079 &
+setsid env -i /bin/sleep 77079 &
+(setsid sh -c 'trap "" TERM; env -i /bin/sleep 77079' &)
+python3 -c 'import os,time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", "77079"], {})
+    os._exit(0)
+os.wait()'
+echo up
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("how", ["told to stop", "by itself"])
+def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
+    """Also those in other sessions, without the mark in their environment, and whose parents are gone."""
+    runner = sh(tmp_path, HIDING if how == "told to stop" else HIDING.replace("while :;", "for n in 1 2;"), grace=0.5)
+    runner.says("up")
+    sleepers = ("pgrep", "-f", "sleep 77079")
+    assert len(subprocess.run(sleepers, capture_output=True, text=True).stdout.split()) >= 5
+    before = time.monotonic()
+    if how == "told to stop":
+        runner.process.send_signal(signal.SIGTERM)
+    found = runner.end()
+    assert subprocess.run(sleepers, capture_output=True, text=True).stdout == ""
+    assert found["signal"] == (9 if how == "told to stop" else 0)
+    assert how == "by itself" or 0.4 <= time.monotonic() - before < 5
+
+
+def test_the_lock_is_held_from_birth_to_end_and_never_by_the_command(tmp_path: Path) -> None:
+    runner = sh(tmp_path, "ls -l /proc/$$/fd; exec sleep 77080")
+    with (tmp_path / "attempt.lock").open("rb") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        runner.says("-> ")
+        time.sleep(0.1)
+        assert "attempt.lock" not in runner.output()
+        kill(runner.process.pid)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed though the command lives on
+    assert processes.marked(JOB)
+
+
+def test_leases_are_held_until_the_command_has_ended(tmp_path: Path) -> None:
+    lease = os.open(tmp_path / "lease", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lease, fcntl.LOCK_EX)
+    runner = sh(tmp_path, f"ls -l /proc/$$/fd; echo up; while ! test -e {tmp_path}/go; do sleep 0.02; done", held=lease)
+    runner.says("up")
+    os.close(lease)  # the keeper is gone
+    assert f"{tmp_path}/lease" not in runner.output()
+    with (tmp_path / "lease").open("rb") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        (tmp_path / "go").touch()
+        assert runner.end()["exit"] == 0
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

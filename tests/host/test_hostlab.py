@@ -1,0 +1,239 @@
+"""ROOT as a lab: which one it is, and lab.yaml, read while people edit it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlbox import errors
+from mlbox.core.session import Mount, Spec
+from mlbox.host import lab
+from mlbox.host.store import Store
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    lab.found(tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def found(root: Path) -> Iterator[Store]:
+    made = Store(root)
+    yield made
+    lab._memo(made).unlink(missing_ok=True)
+
+
+# ---- mlbox.json ----------------------------------------------------------------------------------
+
+
+def test_a_root_is_founded_once(tmp_path: Path) -> None:
+    first = lab.found(tmp_path / "a/b")
+    assert lab.found(tmp_path / "a/b") == lab.identify(tmp_path / "a/b") == first
+    assert len(first) == 16
+
+
+def _text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "not a folder of mlbox's"),
+        (_text("{"), "not a folder of mlbox's"),
+        (_text("[]"), "not a folder of mlbox's"),
+        (_text('{"format": 1}'), "not a folder of mlbox's"),
+        (_text('{"format": 1, "id": 5}'), "not a folder of mlbox's"),
+        (_text('{"format": 2, "id": "x"}'), "of format 2"),
+        (_text('{"format": 2, "ident": "x"}'), "of format 2"),
+        (_text('{"format": "\\u001b[2J", "id": "x"}'), "of format"),
+        (_text("[" * 100_000), "not a folder of mlbox's"),
+        (lambda path: path.symlink_to("/etc/hostname"), "not a folder of mlbox's"),
+        (lambda path: path.mkdir(), "not a folder of mlbox's"),
+        (lambda path: os.mkfifo(path), "not a folder of mlbox's"),
+    ],
+    ids=["absent", "torn", "list", "no id", "odd id", "newer", "other", "escape", "deep", "link", "folder", "fifo"],
+)  # fmt: skip
+def test_what_is_no_root(root: Path, make: Callable[[Path], object], words: str) -> None:
+    (root / "mlbox.json").unlink()
+    make(root / "mlbox.json")
+    with pytest.raises(errors.HostUnready, match=words) as caught:
+        lab.identify(root)
+    assert "\x1b" not in caught.value.message
+    if "format" in words:
+        assert "newer" in caught.value.hint
+
+
+def test_a_founder_that_died_in_the_middle(root: Path) -> None:
+    """An empty mlbox.json is nobody's; a foreign one is left alone."""
+    (root / "mlbox.json").write_text("")
+    assert lab.found(root) == lab.identify(root)
+    (root / "mlbox.json").write_text('{"format": 9, "id": "x"}')
+    with pytest.raises(errors.HostUnready, match="format 9"):
+        lab.found(root)
+
+
+def test_many_found_at_once(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    for _ in range(6):
+        if os.fork() == 0:
+            try:
+                os.write(write, lab.found(tmp_path / "new").encode())
+            finally:
+                os._exit(0)
+    for _ in range(6):
+        os.wait()
+    told = os.read(read, 4096).decode()
+    assert told == lab.identify(tmp_path / "new") * 6
+
+
+# ---- lab.yaml ------------------------------------------------------------------------------------
+
+GOOD = "queues:\n  night: {max_running: 2}\n"
+
+
+def write(root: Path, text: str) -> None:
+    (root / "lab.yaml").write_text(text)
+
+
+def test_no_file_is_a_lab_with_one_queue(found: Store) -> None:
+    assert list(lab.rules(found).lab.queues) == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("queues:\n  night: {max_running: 2\nhosts: {}\n", "line 3, column 6"),
+        ("queues:\n\tnight: {}\n", "line 2, column 1"),
+        ("a: [1, 2\n", "line 2, column 1"),
+        ("a: b: c\n", "line 1, column 5"),
+        ("queues: [night]\n", "queues must map"),
+        ("queues:\n  night: {max_runing: 2}\n", "did you mean max_running"),
+        ("queue: {}\n", "did you mean queues"),
+        ("when: 2026-11-25\n", "JSON"),
+        ("x: .nan\n", "JSON"),
+        ("!!python/object/apply:os.system ['touch /tmp/owned']\n", "could not determine a constructor"),
+        ("a: &a [1]\nb: *c\n", "undefined alias"),
+        ("\x00", "special characters"),
+        ("- a\n", "must map names"),
+        ("[" * 10_000, ""),
+    ],
+)
+def test_a_broken_lab_yaml_keeps_the_last_good_one(root: Path, found: Store, text: str, words: str) -> None:
+    write(root, GOOD)
+    assert lab.rules(found) == lab.Rules(lab.rules(found).lab)
+    good = lab.rules(found).lab
+    write(root, text)
+    for _ in range(2):  # the second time from the memo
+        rules = lab.rules(found)
+        assert rules.lab == good
+        assert str(root / "lab.yaml") in rules.trouble and words in rules.trouble
+    write(root, GOOD.replace("2", "3"))
+    assert lab.rules(found).trouble == ""
+    assert lab.rules(found).lab.queues["night"].max_running == 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "link", "large"])
+def test_a_hostile_lab_yaml_keeps_the_last_good_one(root: Path, found: Store, kind: str) -> None:
+    write(root, GOOD)
+    good = lab.rules(found).lab
+    path = root / "lab.yaml"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/etc/passwd")
+    else:
+        path.write_text("# " + "x" * 2_000_000)
+    rules = lab.rules(found)
+    assert rules.lab == good and rules.trouble
+
+
+def test_a_bomb_of_aliases_is_refused_in_no_time(root: Path, found: Store) -> None:
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 9))
+    write(root, "l0: &l0 x\n" + levels)
+    assert lab.rules(found).trouble
+
+
+def test_a_memo_that_an_older_mlbox_left_is_not_believed(root: Path, found: Store) -> None:
+    write(root, GOOD)
+    lab.rules(found)
+    memo = lab._memo(found)
+    kept = json.loads(memo.read_text())
+    documents: list[object] = [{"queues": {"x": {"no_such_key": 1}}}, [], None]
+    for document in documents:
+        memo.write_text(json.dumps({**kept, "document": document}))
+        assert list(lab.rules(found).lab.queues) == ["night"]
+
+
+# ---- add -----------------------------------------------------------------------------------------
+
+COMMENTED = """# our lab
+hosts:  # two of them
+  gpu1: {ssh: a}   # the old one
+
+queues:
+  # at night only
+  night: {}
+"""
+
+
+def test_add_keeps_comments(root: Path) -> None:
+    write(root, COMMENTED)
+    lab.add(root, "hosts", "gpu2", '{"ssh": "me@gpu2"}')
+    lab.add(root, "queues", "day", "{}")
+    lines = (root / "lab.yaml").read_text().splitlines()
+    assert set(COMMENTED.splitlines()) <= set(lines)
+    assert len(lines) == len(COMMENTED.splitlines()) + 2
+    made = lab.rules(Store(root)).lab
+    assert set(made.hosts) == {"gpu1", "gpu2"} and made.hosts["gpu2"].ssh == "me@gpu2"
+    assert set(made.queues) == {"night", "day"}
+
+
+def test_add_makes_file_and_section(root: Path) -> None:
+    lab.add(root, "queues", "day", "{}", "  default: {}\n")
+    lab.add(root, "hosts", "gpu1", "{}")
+    made = lab.rules(Store(root)).lab
+    assert (set(made.queues), set(made.hosts)) == ({"day", "default"}, {"gpu1"})
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "value"),
+    [
+        ("queues: {night: {}}\n", "day", "{}"),
+        (COMMENTED, "day", "{max_runing: 1}"),
+        (COMMENTED, "day", "{"),
+        (COMMENTED, "Day Time", "{}"),
+        (COMMENTED, "x: {}\nhosts: {}\n  y", "{}"),
+    ],
+)
+def test_add_does_not_break_the_file(root: Path, old: str, name: str, value: str) -> None:
+    write(root, old)
+    with pytest.raises((errors.Usage, errors.Refused)):
+        lab.add(root, "queues", name, value)
+    assert (root / "lab.yaml").read_text() == old
+
+
+# ---- the allow-list of mounts --------------------------------------------------------------------
+
+
+def test_mounts_are_of_the_allowed_folders(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "data/x").mkdir(parents=True)
+    (tmp_path / "data-private").mkdir()
+    (tmp_path / "data/out").symlink_to(tmp_path / "data-private")
+    write(root, f"allow: {{mounts: [{tmp_path}/data]}}\n")
+    rules = lab.rules(Store(root)).lab
+    for inside in ("data", "data/x"):
+        lab.allowed(rules, Spec(mounts=(Mount(str(tmp_path / inside), "/a"),)))
+    for outside in ("data-private", "data/out", "data/../data-private", ""):
+        with pytest.raises(errors.Refused, match="may not be mounted"):
+            lab.allowed(rules, Spec(mounts=(Mount(f"{tmp_path}/{outside}", "/a"),)))
+    shutil.rmtree(tmp_path / "data")

@@ -1,0 +1,939 @@
+"""The queue end to end on one host, in this process, with real keepers, runners and commands."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labkit import gpus as false
+from queuebox import Box, hint, kill, until
+from users import nobody
+
+from mlbox import errors
+from mlbox.core import ids
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
+from mlbox.core.schedule import Start, Waiting
+from mlbox.core.session import Spec
+from mlbox.host import keeping, lease, lookup, processes, ready, store, tick
+from mlbox.host.handlers import host as host_handler
+from mlbox.host.handlers import jobs as jobs_handler
+from mlbox.host.handlers import move, queue, retry, show
+
+TRUE = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
+
+# ---- the main path -------------------------------------------------------------------------------
+
+
+def test_submit_runs_at_once_and_leaves_nothing(box: Box) -> None:
+    job = box.sh('echo "hello from $MLBOX_JOB $MLBOX_ATTEMPT"; pwd; echo oops >&2', env={"SECRET": "s3cret"})
+    state = box.end(job)
+    assert (state.name, state.facts["exit"], state.attempt) == ("finished", 0, 1)
+    assert box.output(job) == f"hello from {job.id} 1\n{job.attempt(1) / 'work'}\noops\n"
+    assert [e["event"] for e in job.events()] == ["submitted", "claimed", "started", "finished"]
+    assert box.archived() == {job.id: "finished"}
+    box.tick()
+    box.assert_nothing_leaks()
+    readable = [p for p in box.root.rglob("*") if p.is_file() and p.stat().st_mode & 0o044]
+    assert not [p for p in readable if b"s3cret" in p.read_bytes()]
+
+
+def test_the_environment_reaches_the_command(box: Box) -> None:
+    job = box.sh('test "$KEY" = "a b\nc" && test "$MLBOX_ARRAY_INDEX" = 0', env={"KEY": "a b\nc"})
+    assert box.end(job).name == "finished"
+
+
+@pytest.mark.parametrize(
+    ("command", "facts"),
+    [
+        (("/bin/sh", "-c", "exit 3"), {"exit": 3, "signal": 0, "reason": "exit"}),
+        (("/bin/sh", "-c", "kill -SEGV $$"), {"exit": 0, "signal": 11, "reason": "signal"}),
+        (("no-such-program-here",), {"exit": 127, "signal": 0, "reason": "exit"}),
+        (("/etc/passwd",), {"exit": 126, "signal": 0, "reason": "exit"}),
+    ],
+    ids=["exit", "signal", "not found", "not a program"],
+)
+def test_how_a_command_failed_is_told_apart(box: Box, command: tuple[str, ...], facts: dict[str, object]) -> None:
+    state = box.end(box.submit(*command))
+    assert state.name == "failed"
+    assert {key: state.facts[key] for key in facts} == facts
+
+
+def test_a_job_s_end_starts_the_next(box: Box) -> None:
+    box.lab("queues: {default: {max_running: 1}}\n")
+    jobs = [box.sh("true") for _ in range(4)]
+    assert [box.end(job).name for job in jobs] == ["finished"] * 4  # without another tick
+    starts = [job.state().facts["claimed_at"] for job in jobs]
+    assert starts == sorted(starts)
+
+
+def test_the_first_tick_of_a_user_and_the_next_find_nothing_to_do(box: Box) -> None:
+    for _ in range(3):
+        report = box.tick()
+        assert (report.started, report.busy, report.trouble) == ((), False, "")
+
+
+# ---- cancel and time -----------------------------------------------------------------------------
+
+
+def test_cancel_a_waiting_job(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    assert box.hints() == [job.id]
+    assert box.cancel(job)["state"] == "cancelled"
+    assert (job.state().name, box.hints(), box.archived()) == ("cancelled", [], {job.id: "cancelled"})
+    assert box.cancel(job)["state"] == "cancelled"  # twice does no harm
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    assert job.state().name == "cancelled"
+    box.assert_nothing_leaks()
+
+
+def test_cancel_a_running_job_ends_all_that_it_started(box: Box) -> None:
+    job = box.sh("setsid env -i /bin/sleep 77077 & setsid sleep 77077 & echo up; trap 'echo bye; exit 0' TERM; wait")
+    box.started(job, "up")
+    reply = box.cancel(job)
+    assert (reply["state"], reply["requested"]) == ("started", "cancel_requested")
+    assert box.end(job).name == "cancelled"
+    assert box.output(job) == "up\nbye\n"
+    sleeping = subprocess.run(("pgrep", "-f", "sleep 77077"), capture_output=True).stdout
+    assert sleeping == b""
+    box.assert_nothing_leaks()
+
+
+def test_a_command_that_ignores_sigterm_is_killed_after_its_grace_time(box: Box) -> None:
+    job = box.sh("trap '' TERM; echo up; while :; do sleep 0.1; done", grace=1)
+    box.started(job, "up")
+    before = time.monotonic()
+    box.cancel(job)
+    state = box.end(job)
+    assert (state.name, state.facts["signal"]) == ("cancelled", 9)
+    assert 1 <= time.monotonic() - before < 6
+
+
+def test_a_cancellation_that_the_keeper_did_not_hear_is_told_again(box: Box) -> None:
+    """Another host appends the word, and cannot signal this one's keeper."""
+    job = box.sh("sleep 60")
+    box.started(job)
+    assert job.append("cancel_requested", {"by": "ada"}, 1)
+    box.tick()
+    assert box.end(job).name == "cancelled"
+
+
+def test_a_cancellation_while_nobody_keeps_the_job(box: Box) -> None:
+    job = box.sh("sleep 60")
+    box.started(job)
+    box.kill_keeper(job)
+    box.cancel(job)
+    box.tick()
+    assert box.end(job).name == "cancelled"
+    box.assert_nothing_leaks()
+
+
+def test_time_limit(box: Box) -> None:
+    job = box.sh("sleep 60", resources={"time_limit": 1})
+    state = box.end(job)
+    assert (state.name, state.facts["reason"]) == ("failed", "timeout")
+
+
+def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
+    job = box.sh("sleep 60", resources={"time_limit": 2})
+    box.started(job)
+    box.kill_keeper(job)
+    box.tick()
+    assert box.end(job).facts["reason"] == "timeout"
+
+
+# ---- again, in numbers, in order -----------------------------------------------------------------
+
+
+def test_retry_with_back_off_then_success(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"echo x >>{tmp_path}/tries; test $(wc -l <{tmp_path}/tries) = 3", retries=5, backoff=1)
+    for attempt in (1, 2):
+        state = box.wait(job, "retry")
+        assert (state.attempt, state.facts["reason"], state.facts["exit"]) == (attempt, "exit", 1)
+        assert box.hints() == [job.id]
+        assert box.tick().started == ()
+        assert "retry not before" in (box.tick().waits or {})[job.id]
+        until(lambda: box.tick().started == (job.id,), patience=5)
+    assert box.end(job).attempt == 3
+    assert box.claims(job) == [1, 2, 3]
+    assert job.state().name == "finished"
+    assert [box.output(job, n) for n in (1, 2, 3)] == ["", "", ""]
+
+
+def test_an_array_with_a_limit(box: Box, tmp_path: Path) -> None:
+    jobs = box.submit_all(
+        "/bin/sh", "-c", f"echo + >>{tmp_path}/log; sleep 0.2; echo - >>{tmp_path}/log", array=6, array_limit=2
+    )
+    assert [box.end(job).name for job in jobs] == ["finished"] * 6
+    running, most = 0, 0
+    for line in (tmp_path / "log").read_text().split():
+        running += 1 if line == "+" else -1
+        most = max(most, running)
+    assert most == 2
+    assert [job.id for job in jobs] == sorted(job.id for job in jobs)
+    assert [job.spec().array_index for job in jobs] == list(range(6))
+
+
+def test_dependencies(box: Box) -> None:
+    good, bad = box.sh("sleep 0.3"), box.sh("sleep 0.3; exit 1")
+    ok, failing = {"job": good.id}, {"job": bad.id}
+    after = [[ok], [{**failing, "end": "any"}], [failing], [ok, failing]]
+    waiters = [box.submit_after(those) for those in after]
+    assert not any(job.state().running for job in waiters)
+    assert [box.end(job).name for job in (good, bad)] == ["finished", "failed"]
+    states = [box.end(job) for job in waiters]
+    assert [state.name for state in states] == ["finished", "finished", "failed", "failed"]
+    assert states[2].facts["reason"] == "dependency" and "failed" in states[2].facts["why"]
+    assert box.claims(waiters[2]) == []
+    box.tick()
+    box.assert_nothing_leaks()
+
+
+def test_a_dependency_that_is_none_is_refused(box: Box) -> None:
+    with pytest.raises(errors.NotFound, match="no job"):
+        box.submit_after([{"job": "01ARYZ6S41TSV4RRFFQ69G5FAV"}])
+
+
+def test_move_and_priority_order_the_line(box: Box) -> None:
+    box.lab("queues: {default: {max_running: 1}, other: {}}\nhosts: {}\n")
+    box.call(queue, do="pause", queue="default")
+    first, second, third = (box.sh("true") for _ in range(3))
+    urgent = box.sh("true", priority=5)
+    box.call(move, job=third.id, where="top")
+    box.call(move, job=first.id, where="bottom")
+    order = [w.id for w in ready.heads(box.found, box.found.user, "default", 10)]
+    assert order == [urgent.id, third.id, second.id, first.id]
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    for job in (urgent, third, second, first):
+        box.end(job)
+    claimed = sorted((urgent, third, second, first), key=lambda j: float(j.state().facts["claimed_at"]))
+    assert [job.id for job in claimed] == order
+    box.assert_nothing_leaks()
+
+
+def test_retry_makes_a_new_job_of_an_ended_one(box: Box) -> None:
+    job = box.sh('test -n "$KEY" && exit 4', env={"KEY": "s3cret"})
+    assert box.end(job).facts["exit"] == 4
+    again = box.found.job(box.call(retry, job=job.id)["id"])
+    box.jobs.append(again)
+    assert box.end(again).facts["exit"] == 4
+    assert job.state().name == "failed"
+
+
+# ---- killed --------------------------------------------------------------------------------------
+
+
+def test_a_killed_keeper_is_replaced_and_the_right_end_recorded(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"echo up; while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
+    box.started(job, "up")
+    box.kill_keeper(job)
+    box.tick()
+    assert keeping.lives(job) and job.state().name == "started"
+    (tmp_path / "go").touch()
+    state = box.end(job)
+    assert (state.name, state.facts["exit"], box.claims(job)) == ("failed", 3, [1])
+    box.assert_nothing_leaks()
+
+
+def test_a_job_that_ended_while_nobody_kept_it(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"echo up; while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
+    box.started(job, "up")
+    box.kill_keeper(job)
+    (tmp_path / "go").touch()
+    until(lambda: (job.boot_folder / "exit.json").exists())
+    box.tick()
+    assert box.end(job).facts["exit"] == 3
+    box.assert_nothing_leaks()
+
+
+def test_an_adopted_job_s_end_starts_the_next(box: Box, tmp_path: Path) -> None:
+    box.lab("queues: {default: {max_running: 1}}\n")
+    job, following = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done"), box.sh("true")
+    box.started(job)
+    box.kill_keeper(job)
+    box.tick()
+    (tmp_path / "go").touch()
+    assert box.end(following).name == "finished"
+
+
+def test_a_killed_runner_is_a_lost_attempt_and_the_command_ends(box: Box) -> None:
+    job = box.sh("test $MLBOX_ATTEMPT = 2 || exec sleep 60")
+    box.started(job)
+    box.kill_runner(job)
+    assert box.end(job).name == "finished"  # its keeper records it, and ticks
+    assert box.claims(job) == [1, 2]
+    assert [e["event"] for e in job.events()][3] == "lost"
+    box.assert_nothing_leaks()
+
+
+def test_killed_keeper_and_runner_are_a_lost_attempt(box: Box) -> None:
+    job = box.sh("test $MLBOX_ATTEMPT = 2 || exec sleep 60")
+    box.started(job)
+    box.kill_keeper(job)
+    box.kill_runner(job)
+    assert processes.marked(job.id)
+    report = box.tick()
+    assert report.started == (job.id,)
+    assert box.end(job).attempt == 2
+    box.assert_nothing_leaks()
+
+
+def test_on_host_loss_hold_is_a_failure(box: Box) -> None:
+    job = box.sh("sleep 60", on_host_loss="hold")
+    box.started(job)
+    box.kill_keeper(job)
+    box.kill_runner(job)
+    box.tick()
+    state = job.state()
+    assert (state.name, state.facts["reason"]) == ("failed", "lost")
+    box.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize(("policy", "end"), [("requeue", "finished"), ("hold", "failed")])
+def test_a_reboot(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, end: str) -> None:
+    job = box.sh("test $MLBOX_ATTEMPT = 2 || exec sleep 60", on_host_loss=policy)
+    box.started(job)
+    box.kill_keeper(job)
+    box.kill_runner(job)
+    for pid in processes.marked(job.id):
+        kill(pid)
+    shutil.rmtree(job.boot_folder)
+    (tmp_path / "boot").write_text("another-boot\n")
+    monkeypatch.setattr(processes, "BOOT_ID", tmp_path / "boot")
+    box.tick()
+    state = box.end(job)
+    assert state.name == end
+    lost = next(e for e in job.events() if e.get("reason") == "lost")
+    assert "restarted" in lost["why"]
+    box.assert_nothing_leaks()
+
+
+def test_a_keeper_that_could_not_start_the_job_says_why(box: Box) -> None:
+    job = box.sh("true", folder="/no/such/folder")
+    state = box.end(job)
+    assert (state.name, state.facts["reason"]) == ("failed", "start")
+    assert "/no/such/folder" in state.facts["why"]
+
+
+def test_a_bug_in_the_keeper_is_a_failure_and_no_endless_loop(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("mlbox.host.batch.prepare", broken)
+    state = box.end(box.sh("true"))
+    assert (state.name, state.facts["reason"], state.facts["why"]) == ("failed", "start", "a bug")
+
+
+def test_a_job_that_is_claimed_elsewhere_since_is_left_to_that_host(box: Box) -> None:
+    """A host that was thought dead, and fenced, comes back: its hint is old, the claim is another's."""
+    job = box.sh("sleep 60")
+    box.started(job)
+    assert job.append("lost", {"why": "fenced"}, 1)
+    assert job.append("claimed", {"host": "gpu2", "boot": "b", "attempt": 2, "gpus": []})
+    box.kill_keeper(job)
+    box.kill_runner(job)
+    box.tick()
+    state = job.state()
+    assert (state.name, state.facts["host"], state.attempt) == ("claimed", "gpu2", 2)
+    assert not processes.marked(job.id) and not box.is_live(job) and not job.boot_folder.exists()
+
+
+def test_a_living_keeper_whose_job_is_claimed_elsewhere_discards_its_end(box: Box) -> None:
+    job = box.sh("sleep 60")
+    box.started(job)
+    assert job.append("lost", {"why": "fenced"}, 1)
+    assert job.append("claimed", {"host": "gpu2", "boot": "b", "attempt": 2, "gpus": []})
+    keeping.tell(job)
+    until(lambda: not box.is_live(job))
+    assert (job.state().name, job.state().attempt) == ("claimed", 2)
+    assert not job.boot_folder.exists() and not processes.marked(job.id)
+
+
+def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box) -> None:
+    """The keeper dies in the moment after the runner's start: the lock is held since before it."""
+    job = box.sh("sleep 0.5; exit 3")
+    until(lambda: (job.boot_folder / "attempt.json").exists())
+    box.kill_keeper(job)
+    box.tick()
+    state = box.end(job)
+    assert state.name in ("failed", "finished")
+    runs = sum(e["event"] == "claimed" for e in job.events())
+    if runs == 1:
+        assert state.facts["exit"] == 3
+
+
+def test_a_job_submitted_by_a_job_outlives_it(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runner carries no mark of the first one's, by which that one's processes are ended."""
+    monkeypatch.setenv("MLBOX_SESSION", "01ARYZ6S41TSV4RRFFQ69G5FAV")
+    job = box.sh("sleep 60")
+    box.started(job)
+    assert box.runner(job) not in processes.marked("01ARYZ6S41TSV4RRFFQ69G5FAV")
+
+
+# ---- words of people -----------------------------------------------------------------------------
+
+
+def test_a_drained_host_starts_nothing_and_lets_run(box: Box) -> None:
+    running = box.sh("sleep 0.5")
+    box.started(running)
+    box.call(host_handler, do="drain", name="")
+    job = box.sh("true")
+    assert "drained" in (box.tick().waits or {})[job.id]
+    assert box.end(running).name == "finished"
+    assert job.state().name == "submitted"
+    box.call(host_handler, do="resume", name="")
+    box.tick()
+    assert box.end(job).name == "finished"
+
+
+def test_a_paused_queue(box: Box) -> None:
+    box.call(queue, do="pause", queue="default", why="maintenance")
+    job = box.sh("true")
+    assert "is paused" in (box.tick().waits or {})[job.id]
+    assert box.call(jobs_handler)["jobs"][0]["waits"]
+    box.call(queue, do="resume", queue="default")
+    assert box.tick().started == (job.id,)
+    box.end(job)
+
+
+def test_show_tells_a_job_whole(box: Box) -> None:
+    job = box.sh("true", env={"KEY": "s3cret"})
+    box.end(job)
+    told = box.call(show, job=job.id)
+    assert told["job"]["state"] == "finished" and "s3cret" not in json.dumps(told)
+    assert lookup.job(box.found, job.id[-6:].lower()).id == job.id
+    assert lookup.job(box.found, job.spec().name).id == job.id
+
+
+# ---- stale and damaged ---------------------------------------------------------------------------
+
+
+def test_stale_hints_are_found_out_and_go(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    gone = box.submit("true")
+    box.cancel(gone)
+    box.call(queue, do="resume", queue="default")
+    hint(box.found, TRUE, gone.id)  # cancelled
+    hint(box.found, TRUE)  # never was
+    half = hint(box.found, TRUE)  # its folder was made, and no more
+    (half.folder / "ev").mkdir(parents=True)
+    good = box.sh("true")
+    assert box.end(good).name == "finished"
+    box.tick()
+    assert box.hints() == []
+    assert gone.state().name == "cancelled"
+    box.jobs = [gone, good]
+    box.assert_nothing_leaks()
+
+
+def test_a_stale_hint_of_a_running_job_does_not_end_it(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done")
+    box.started(job)
+    hint(box.found, TRUE, job.id)
+    box.tick()
+    assert keeping.lives(job) and box.is_live(job)
+    box.kill_keeper(job)
+    tick.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0))  # before a sweep could adopt it
+    assert job.state().running
+    box.tick()
+    (tmp_path / "go").touch()
+    assert box.end(job).name == "finished"
+    box.tick()
+    box.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize("damage", ["spec", "spec is a fifo", "secret", "folder", "log"])
+def test_a_damaged_job_is_not_the_others_trouble(box: Box, damage: str) -> None:
+    box.call(queue, do="pause", queue="default")
+    bad, good = box.submit("true"), box.submit("true")
+    if damage == "folder":
+        shutil.rmtree(bad.folder)
+    elif damage == "log":
+        shutil.rmtree(bad.folder / "ev")
+    elif damage == "secret":
+        (bad.folder / "secret.json").write_text('{"env": 5}')
+    else:
+        (bad.folder / "spec.json").unlink()
+        if damage == "spec is a fifo":
+            os.mkfifo(bad.folder / "spec.json")
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    assert box.end(good).name == "finished"
+    box.tick()
+    assert box.hints() == []
+    if damage in ("spec", "spec is a fifo", "secret"):
+        assert (bad.state().name, bad.state().facts["reason"]) == ("failed", "start")
+
+
+def test_a_torn_claim_of_a_dead_process_is_stepped_over(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    (job.folder / "ev/000002").write_text("")
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    assert box.end(job).name == "finished"
+
+
+def test_a_claim_in_doubt_is_found_again(box: Box) -> None:
+    """Another process is in the middle of a slot: nothing is started, nothing lost."""
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    writer = replace(store.this_writer(), host="gpu2")
+    words = (f".000002.{writer.host}.{writer.boot}.{writer.pid}.{writer.started}.{'a' * 16}", "000002")
+    for word in words:
+        (job.folder / "ev" / word).write_text("")
+    box.call(queue, do="resume", queue="default")
+    report = box.tick()
+    assert report.started == () and "being written" in (report.waits or {})[job.id]
+    (job.folder / "ev" / words[0]).unlink()  # its host is back, and swept
+    box.tick()
+    box.tick()
+    assert box.end(job).name == "finished"
+    box.assert_nothing_leaks()
+
+
+def test_a_submitter_that_died_on_the_way(box: Box) -> None:
+    """After its log's first slot the job is in line by the next sweep; before, it is no job."""
+    writer = json.dumps([box.found.host, "an-old-boot", 1, "1"])
+    acknowledged = box.found.job(ids.ulid(1, b"0123456789"))
+    nothing = box.found.job(ids.ulid(2, b"0123456789"))
+    for job in (acknowledged, nothing):
+        box.found.open_users()
+        box.found.mark_making(job)
+        box.found.create(job, TRUE, queued=True)
+        (box.found.making / job.id).write_text(writer)
+    acknowledged.append("submitted", {"queue": "default"})
+    box.jobs.append(acknowledged)
+    box.tick()
+    assert box.end(acknowledged).name == "finished"
+    assert not nothing.folder.exists()
+    box.assert_nothing_leaks()
+
+
+# ---- together ------------------------------------------------------------------------------------
+
+
+def test_ticks_at_once_claim_each_job_once(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    jobs = [box.submit("true") for _ in range(12)]
+    box.call(queue, do="resume", queue="default")
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            try:
+                for _ in range(3):
+                    tick.run(box.found)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    box.tick()
+    assert [box.end(job).name for job in jobs] == ["finished"] * 12
+    assert [box.claims(job) for job in jobs] == [[1]] * 12
+    box.tick()
+    box.assert_nothing_leaks()
+
+
+def test_cancel_and_tick_race_for_one_slot(box: Box) -> None:
+    for _ in range(6):
+        box.call(queue, do="pause", queue="default")
+        job = box.sh("sleep 5")
+        (box.root / "paused/default").unlink()
+        child = os.fork()
+        if child == 0:
+            try:
+                tick.run(box.found)
+            finally:
+                os._exit(0)
+        box.cancel(job)
+        os.waitpid(child, 0)
+        box.tick()
+        assert box.end(job).name == "cancelled"
+    box.tick()
+    box.assert_nothing_leaks()
+
+
+def test_a_tick_that_is_at_work_takes_the_newcomer_s_word(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first one is busy a job comes, and its tick leaves at once: the first looks again."""
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    (box.root / "paused/default").unlink()
+    real = tick._publish
+    reports: list[tick.Report] = []
+
+    def late(*arguments: Any) -> None:
+        if not reports:
+            reports.append(tick.run(box.found))  # as another process would: the lock is held
+        real(*arguments)
+
+    monkeypatch.setattr(tick, "_publish", late)
+    box.tick()
+    assert reports[0].busy
+    assert box.end(job).name == "finished"
+
+
+# ---- hostile neighbours --------------------------------------------------------------------------
+
+
+def other(box: Box, name: str = "nobody") -> store.Store:
+    """Another user's place in the same ROOT."""
+    for folder in (box.root, *box.root.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    box.found.open_users()
+    theirs = store.Store(box.root)
+    theirs.user = name
+    (box.root / "users" / name).mkdir()
+    os.chown(box.root / "users" / name, 65534, 65534)
+    return theirs
+
+
+def _hostile_hint(content: str) -> Callable[[store.Store], None]:
+    def make(theirs: store.Store) -> None:
+        folder = theirs.own() / "ready/default/0000.000000/01ARYZ/6S"
+        folder.mkdir(parents=True)
+        (folder / "01ARYZ6S41TSV4RRFFQ69G5FAV").write_text(content)
+        beat = theirs.on() / "host.json"
+        beat.parent.mkdir(parents=True)
+        beat.write_text(json.dumps({"at": time.time()}))
+
+    return make
+
+
+def _hostile_file(path: str, content: str) -> Callable[[store.Store], None]:
+    def make(theirs: store.Store) -> None:
+        file = theirs.own() / path.replace("HOST", theirs.host)
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+
+    return make
+
+
+def _hostile_gpu(**change: object) -> Callable[[store.Store], None]:
+    gpu = {"index": 0, "uuid": "GPU-u", "name": "A100", "memory": 40960, **change}
+    document = {"at": 1, "cpus": 1, "memory": 1, "gpus": [gpu]}
+    return _hostile_file("on/gpu9/host.json", json.dumps(document))
+
+
+def _loop(theirs: store.Store) -> None:
+    (theirs.own() / "on").symlink_to("on")
+    (theirs.own() / "ready").symlink_to("/proc/self/fd")
+    (theirs.own() / "jobs").symlink_to("/")
+
+
+def _fifos(theirs: store.Store) -> None:
+    (theirs.on() / "live").mkdir(parents=True)
+    for name in ("host.json", "usage.json", "waits.json", "live/01ARYZ6S41TSV4RRFFQ69G5FAV"):
+        os.mkfifo(theirs.on() / name)
+    (theirs.own() / "archive").mkdir()
+    os.mkfifo(theirs.own() / "archive/2026-01-01.x.jsonl")
+
+
+HUGE = "1" + "0" * 400
+LIVE = "on/HOST/live/01ARYZ6S41TSV4RRFFQ69G5FAV"
+ROW = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": %s}\n'
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+@pytest.mark.parametrize(
+    "make",
+    [
+        _hostile_hint("{"), _hostile_hint("[]"), _hostile_hint('{"priority": 999999999}'),
+        _hostile_hint('{"after": [{"job": "../../../etc/passwd"}]}'), _hostile_hint("[" * 100_000),
+        _hostile_hint('{"after": [{"job": "01ARYZ6S41TSV4RRFFQ69G5FAW"}]}'), _hostile_hint('{"not_before": NaN}'),
+        _hostile_hint('{"queue": "no-such", "resources": {"cpus": 4096}}'), _hostile_hint('{"kind": "\\u001b[2J"}'),
+        _hostile_file(LIVE, '{"cpus": -1000, "gpus": []}'), _hostile_file(LIVE, f'{{"started": {HUGE}}}'),
+        _hostile_file(LIVE, '{"gpus": [[]]}'),
+        _hostile_file("on/HOST/usage.json", f'{{"seconds": {HUGE}, "at": {HUGE}}}'),
+        _hostile_file("on/HOST/usage.json", '{"seconds": NaN, "at": Infinity}'),
+        _hostile_file("on/HOST/host.json", f'{{"at": {HUGE}}}'),
+        _hostile_file("on/gpu9/host.json", '{"at": 1, "cpus": Infinity, "memory": 1}'),
+        _hostile_file("on/gpu9/host.json", '{"at": 1, "cpus": 1, "memory": 1, "gpus": "abc"}'),
+        _hostile_gpu(name=5), _hostile_gpu(memory="lots"), _hostile_gpu(index=None), _hostile_gpu(uuid=["u"]),
+        _hostile_gpu(processes=[5]), _hostile_gpu(holder="x"), _hostile_gpu(colour="red"),
+        _hostile_file("on/\x1b[2J/host.json", '{"at": 1, "cpus": 9, "memory": 9}'),
+        _hostile_file("on/HOST/waits.json", '{"x": {"y": [1]}, "01ARYZ6S41TSV4RRFFQ69G5FAV": "\\u001b[2J"}'),
+        _hostile_file("archive/2026-11-25.x.jsonl", "[" * 100_000 + '\n{"at": []}\n' + ROW % '"x"' + ROW % HUGE),
+        _loop, _fifos,
+    ],
+)  # fmt: skip
+def test_a_hostile_neighbour_stops_nobody(box: Box, make: Callable[[store.Store], None]) -> None:
+    theirs = other(box)
+    make(theirs)
+    for folder, _, names in os.walk(theirs.own()):
+        for path in (Path(folder), *(Path(folder) / name for name in names)):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+    job = box.sh("true")
+    assert box.end(job).name == "finished"
+    after = box.submit_after([{"job": job.id}])
+    assert box.end(after).name == "finished"
+    listed = box.call(jobs_handler, all=True)["jobs"]
+    assert {job.id, after.id} <= {row["id"] for row in listed}
+    assert "\x1b" not in json.dumps(listed).replace("\\u001b", "\x1b")
+    assert box.call(show, job=job.spec().name)["job"]["id"] == job.id
+    box.call(queue, do="list")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+def test_a_place_that_somebody_else_made_for_us_is_not_used(box: Box) -> None:
+    other(box, box.found.user)
+    with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+        box.submit("true")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")
+def test_another_user_s_job_is_theirs(box: Box) -> None:
+    theirs = other(box)
+    job = box.sh("true")
+    box.end(job)
+    with pytest.raises(errors.Refused, match="is root's"):
+        lookup.mine(theirs, job.id)
+    assert lookup.job(theirs, job.id).id == job.id
+    with nobody():
+        assert job.state().name == "finished" and job.spec().command
+        assert store.read_json(job.folder / "secret.json") is None
+        with pytest.raises(PermissionError):
+            (job.attempt(1) / "output.log").read_bytes()
+
+
+# ---- ROOT has a bad day --------------------------------------------------------------------------
+
+
+def test_an_unmounted_root_is_not_made(box: Box, tmp_path: Path) -> None:
+    box.tick()
+    (tmp_path / "root").rename(tmp_path / "away")
+    (tmp_path / "root").mkdir()  # the mount point, empty
+    with pytest.raises(errors.HostUnready, match="no mlbox"):
+        box.tick()
+    with pytest.raises(errors.HostUnready):
+        box.submit("true")
+    assert os.listdir(tmp_path / "root") == []
+    assert tick.main(["--root", str(tmp_path / "root")]) == 1
+    (tmp_path / "root").rmdir()
+    with pytest.raises(errors.HostUnready):
+        box.tick()
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_job_that_ends_while_root_is_away_is_recorded_when_it_is_back(box: Box, tmp_path: Path) -> None:
+    job = box.sh("sleep 0.5; exit 3")
+    box.started(job)
+    (tmp_path / "root").rename(tmp_path / "away")
+    time.sleep(1.5)
+    (tmp_path / "away").rename(tmp_path / "root")
+    state = box.end(job)
+    assert (state.name, state.facts["exit"], box.claims(job)) == ("failed", 3, [1])
+    box.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize("code", ["EROFS", "ENOSPC", "EDQUOT", "EIO", "ESTALE"])
+def test_a_root_that_cannot_be_written(box: Box, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    import errno
+
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    (box.root / "paused/default").unlink()
+    real, real_mkdir, number = os.open, os.mkdir, getattr(errno, code)
+
+    def failing(path: object, flags: int, *arguments: object, **names: object) -> int:
+        if flags & os.O_CREAT and str(path).startswith(str(box.root)):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, flags, *arguments, **names)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", failing)
+        with pytest.raises((OSError, errors.MlboxError)):
+            box.submit("true")
+        try:
+            assert box.tick().started == ()
+        except OSError as error:
+            assert error.errno == number
+        assert tick.main(["--root", str(box.root)]) == 1
+    assert real_mkdir is os.mkdir and job.state().name == "submitted"
+    box.tick()
+    assert box.end(job).name == "finished"
+    box.tick()
+    box.assert_nothing_leaks()
+
+
+def test_a_broken_lab_yaml_changes_nothing_meanwhile(box: Box) -> None:
+    box.lab("queues: {default: {max_running: 1}}\n")
+    box.tick()
+    box.lab("queues: {default: {max_running: 5\n")
+    first, second = box.sh("sleep 0.4"), box.sh("true")
+    report = box.tick()
+    assert "line 2, column 1" in report.trouble
+    assert first.state().running and second.state().waiting
+    assert box.end(second).name == "finished"
+
+
+def test_cron_s_line_is_quiet_when_all_is_well(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tick.main(["--root", str(box.root)]) == 0
+    assert capsys.readouterr() == ("", "")
+    box.call(queue, do="pause", queue="default")
+    box.submit("true")
+    box.lab("queues: [")
+    assert tick.main(["--root", str(box.root)]) == 0
+    assert "lab.yaml" in capsys.readouterr().err
+
+
+# ---- GPUs, by the false driver -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Loaded once: whoever asks for libnvidia-ml.so.1 in this process, and in keepers forked from it, has it."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to build the false driver with")
+    library = tmp_path_factory.mktemp("driver") / "libnvidia-ml.so.1"
+    source = Path(__file__).resolve().parents[2] / "scripts/labkit/nvml.c"
+    flags = ("-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-Wl,-soname,libnvidia-ml.so.1")
+    subprocess.run(("gcc", *flags, "-o", str(library), str(source)), check=True)
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+
+
+GPUS = [false.Gpu(f"GPU-{n}", "NVIDIA A100-SXM4-40GB", f"00000000:{n:02}:00.0", 40960, 400, "8.0", n) for n in range(2)]
+WAIT = "echo $CUDA_VISIBLE_DEVICES; while ! test -e {go}; do sleep 0.05; done"
+
+
+class Gpus:
+    """A host's GPUs as the driver tells of them."""
+
+    def __init__(self, box: Box, folder: Path) -> None:
+        self.box, self.file, self.go = box, folder / "gpus", folder / "go"
+        self.show(*GPUS)
+
+    def show(self, *gpus: false.Gpu) -> None:
+        self.file.write_text(false.render(gpus))
+
+    def job(self, **resources: object) -> store.Job:
+        """One that stays until `go`, and says what it has."""
+        return self.box.sh(WAIT.format(go=self.go), resources=resources)
+
+    def has(self, job: store.Job) -> list[str]:
+        self.box.started(job, "\n")
+        words = self.box.output(job).split()
+        assert sorted((words or [""])[0].split(",")) == sorted(job.state().facts["gpus"] or [""])
+        return list(job.state().facts["gpus"])
+
+    def why(self, job: store.Job) -> str:
+        return str((self.box.tick().waits or {})[job.id])
+
+
+@pytest.fixture
+def gpus(box: Box, driver: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpus:
+    monkeypatch.setenv("FALSE_NVML_GPUS", str(tmp_path / "gpus"))
+    return Gpus(box, tmp_path)
+
+
+def test_each_gpu_is_one_job_s_and_the_third_waits(gpus: Gpus) -> None:
+    first, second, third = (gpus.job(gpus="1") for _ in range(3))
+    assert {*gpus.has(first), *gpus.has(second)} == {"GPU-0", "GPU-1"}
+    assert third.state().name == "submitted" and "asks for 1 GPU, 0 are free" in gpus.why(third)
+    assert set(lease.held_by(["GPU-0", "GPU-1"])) == {"GPU-0", "GPU-1"}
+    gpus.go.touch()
+    assert [gpus.box.end(job).name for job in (first, second, third)] == ["finished"] * 3
+    assert lease.held_by(["GPU-0", "GPU-1"]) == {}
+    usage = store.read_json(gpus.box.found.on() / "usage.json")
+    assert usage["seconds"] > 0
+    gpus.box.tick()
+    gpus.box.assert_nothing_leaks()
+
+
+def test_all_gpus_or_none(gpus: Gpus) -> None:
+    one, both = gpus.job(gpus="1"), gpus.job(gpus="2")
+    gpus.has(one)
+    assert both.state().name == "submitted"
+    gpus.go.touch()
+    assert sorted(gpus.box.end(both).facts["gpus"]) == ["GPU-0", "GPU-1"]
+
+
+def test_two_shares_fit_a_third_waits_and_a_whole_lease_excludes_shares(gpus: Gpus) -> None:
+    gpus.show(GPUS[0])
+    first, second, third = (gpus.job(gpus="auto", gpu_share=16384) for _ in range(3))
+    whole = gpus.job(gpus="1")
+    assert gpus.has(first) == gpus.has(second) == ["GPU-0"]
+    assert lease.shares() == {"GPU-0": {first.id: 16384, second.id: 16384}}
+    assert "no GPU has so much left" in gpus.why(third)
+    assert whole.state().name == "submitted"
+    small = gpus.job(gpus="auto", gpu_share=4096)
+    gpus.box.cancel(third)
+    gpus.go.touch()
+    for job in (first, second, whole, small):
+        assert gpus.box.end(job).name == "finished"
+    gpus.box.tick()
+    assert lease.shares() == {}
+    gpus.box.assert_nothing_leaks()
+
+
+def test_a_share_waits_for_a_whole_lease(gpus: Gpus) -> None:
+    gpus.show(GPUS[0])
+    whole, share = gpus.job(gpus="1"), gpus.job(gpus="auto", gpu_share=1024)
+    gpus.has(whole)
+    assert share.state().name == "submitted"
+    gpus.go.touch()
+    assert gpus.box.end(share).name == "finished"
+
+
+def test_a_gpu_that_an_outsider_uses_is_left_alone(gpus: Gpus) -> None:
+    gpus.show(replace(GPUS[0], procs=(false.Proc(os.getpid(), 2048),)), GPUS[1])
+    first, second = gpus.job(gpus="1"), gpus.job(gpus="1")
+    assert gpus.has(first) == ["GPU-1"]
+    assert f"pid {os.getpid()}" in gpus.why(second)
+    gpus.show(*GPUS)
+    gpus.box.tick()
+    assert gpus.has(second) == ["GPU-0"]
+    gpus.go.touch()
+
+
+def test_a_lost_gpu_is_taken_out_and_said(gpus: Gpus) -> None:
+    gpus.show(replace(GPUS[0], lost=True))
+    job = gpus.job(gpus="auto")
+    assert "out of order" in gpus.why(job)
+    gpus.show(*GPUS)
+    gpus.box.tick()
+    gpus.has(job)
+    gpus.go.touch()
+
+
+def test_a_killed_keeper_frees_no_gpu(gpus: Gpus) -> None:
+    gpus.show(GPUS[0])
+    job = gpus.job(gpus="1")
+    gpus.has(job)
+    gpus.box.kill_keeper(job)
+    assert "GPU-0" in lease.held_by(["GPU-0"])
+    following = gpus.job(gpus="1")  # its tick adopts the first
+    assert following.state().name == "submitted" and keeping.lives(job)
+    gpus.box.kill_keeper(job)
+    gpus.go.touch()
+    until(lambda: (job.boot_folder / "exit.json").exists())
+    gpus.box.tick()
+    assert [gpus.box.end(j).name for j in (job, following)] == ["finished"] * 2
+
+
+def test_a_killed_runner_frees_its_gpu_only_when_the_command_has_ended(gpus: Gpus) -> None:
+    """Intervals of one GPU never overlap: the next job's first word comes after the killed one's last."""
+    gpus.show(GPUS[0])
+    log = gpus.file.with_name("log")
+    beat = f"while :; do echo $MLBOX_JOB >>{log}; sleep 0.01; done"
+    job = gpus.box.sh(beat, resources={"gpus": "1"}, on_host_loss="hold")
+    until(log.exists)
+    following = gpus.box.sh(f"echo $MLBOX_JOB >>{log}", resources={"gpus": "1"})
+    gpus.box.kill_runner(job)
+    assert gpus.box.end(job).facts["reason"] == "lost"
+    assert gpus.box.end(following).name == "finished"
+    lines = log.read_text().split()
+    assert lines == [job.id] * (len(lines) - 1) + [following.id]

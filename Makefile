@@ -2,6 +2,7 @@
 # make test       as root on a bare Debian 12: install what is needed, check everything, clean up the lab
 # make check      what CI checks, where the packages are there already
 # make unit       the tests that need no lab: seconds
+# make faults     crashes and errors at every call of the queue that touches a file: minutes
 # make pyz        dist/mlbox.pyz and build/mlbox-host.pyz
 # make bench      measurements (scripts/bench.py)
 
@@ -12,7 +13,7 @@ REPORTS := build/reports
 # The lab installs for itself what it needs beyond this (scripts/labkit).
 PACKAGES := ca-certificates chromium faketime gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv
 
-.PHONY: pyz session unit lint types check lab-test lab-down test bench clean packages
+.PHONY: pyz session unit faults lint types check lab-test lab-down test bench clean packages
 .DEFAULT_GOAL := pyz
 
 pyz:
@@ -36,7 +37,12 @@ types: $(VENV)/.stamp
 # The import rule (tests/test_imports.py) and the single files, built twice, compared and run
 # (tests/test_pyz.py), are among these.
 unit: pyz $(VENV)/.stamp
-	$(RUN) pytest tests --ignore=tests/lab --junitxml=$(REPORTS)/unit.xml
+	$(RUN) pytest tests --ignore=tests/lab --ignore=tests/faults --junitxml=$(REPORTS)/unit.xml
+
+# SIGKILL, and errors, at every call that touches a file (EVERY=7: at each seventh).
+EVERY ?= 1
+faults: pyz $(VENV)/.stamp
+	MLBOX_FAULTS_EVERY=$(EVERY) $(RUN) pytest tests/faults --junitxml=$(REPORTS)/faults.xml
 
 lab-test: pyz $(VENV)/.stamp
 	$(PYTHON) scripts/lab up
@@ -50,6 +56,7 @@ check:
 	$(MAKE) lint
 	$(MAKE) types
 	$(MAKE) unit
+	$(MAKE) faults EVERY=7
 	$(MAKE) lab-test
 
 test: packages

@@ -1,0 +1,24 @@
+"""As in tests/host: neither the real home, nor this machine's leases."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from queuebox import program
+
+from mlbox.host import batch, lease
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+    monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
+    monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
+    monkeypatch.setattr(batch, "_PAUSE", 0.05)
+    return folder

@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
     )
     _common(status)
+    for name, words in QUEUE_VERBS.items():
+        verbs.add_parser(name, help=words)
     return parser
 
 
@@ -92,6 +94,9 @@ def _add_session(verbs: Any) -> None:
     )
     how = parser.add_argument_group("the command")
     how.add_argument("-f", "--file", metavar="session.yaml", help="settings from a file; flags win")
+    how.add_argument(
+        "--queue", metavar="Q", help="wait in the lab's queue for the first host that fits, instead of HOST"
+    )
     how.add_argument("--new", action="store_true", help="start another one even if one is running")
     how.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
     how.add_argument("--detach", action="store_true", help="start it and leave")
@@ -119,12 +124,40 @@ def _session_verbs() -> argparse.ArgumentParser:
 SESSION_VERBS = ("list", "info", "attach", "shutdown")
 
 
+# Each is a file in client/commands with `parser(make)` and `main(arguments)`, imported when it is called.
+QUEUE_VERBS = {
+    "init": "make a folder that hosts share a lab",
+    "submit": "put a job in line",
+    "run": "submit, and follow to the end",
+    "jobs": "what runs, what waits and why, what ended",
+    "show": "one job, whole",
+    "logs": "a job's output",
+    "cancel": "end jobs",
+    "retry": "run an ended job once more",
+    "move": "another queue, priority, top or bottom",
+    "queue": "list, create, pause, resume, process",
+    "cron": "install, show or remove the line that works the queue off",
+    "host": "drain, resume or fence a host",
+}
+
+
+def _run_queue_verb(verb: str, argv: Sequence[str]) -> int:
+    import importlib
+    from functools import partial
+
+    command = importlib.import_module(f"mlbox.client.commands.{verb}")
+    make = partial(_Parser, prog=f"mlbox {verb}", allow_abbrev=False)
+    return int(command.main(command.parser(make).parse_args(argv)))
+
+
 def _dispatch(argv: Sequence[str]) -> int:
     if list(argv) == ["--version"]:
         print(f"mlbox {__version__}")
         return 0
     if list(argv[:1]) == ["session"] and argv[1:2] and argv[1] in SESSION_VERBS:
         return _run_session_verb(_session_verbs().parse_args(argv[1:]))
+    if argv and argv[0] in QUEUE_VERBS:
+        return _run_queue_verb(argv[0], argv[1:])
     arguments = _parser().parse_args(argv)
     if arguments.verb == "session":
         return _run_session(arguments)
@@ -179,7 +212,13 @@ def _run_session(arguments: argparse.Namespace) -> int:
     from_flags = answers.Answers(**said)
     from_file = answers.from_yaml(Path(arguments.file)) if arguments.file else answers.Answers()
     options = session.Options(
-        arguments.new, arguments.detach, arguments.yes, arguments.json, arguments.dry_run, arguments.fresh
+        arguments.new,
+        arguments.detach,
+        arguments.yes,
+        arguments.json,
+        arguments.dry_run,
+        arguments.fresh,
+        arguments.queue or "",
     )
     return session.run(from_flags.over(from_file), _config(arguments), options)
 

@@ -48,9 +48,12 @@ def test_version() -> None:
 
 
 VERBS = [[], ["session"], ["status"], *(["session", verb] for verb in cli.SESSION_VERBS)]
+QUEUE_VERBS = [[verb] for verb in cli.QUEUE_VERBS if verb not in ("queue", "host")]
+GROUPS = [["queue", what] for what in ("list", "create", "pause", "resume", "process")]
+GROUPS += [["host", what] for what in ("drain", "resume", "fence")]
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda v: " ".join(v) or "mlbox")
+@pytest.mark.parametrize("verb", [*VERBS, *QUEUE_VERBS, *GROUPS], ids=lambda v: " ".join(v) or "mlbox")
 def test_help_of_every_verb(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([*verb, "--help"])
@@ -104,6 +107,23 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["sesion"], "invalid choice: 'sesion'"),
         (["--no-such-flag"], "required"),
         *(([*verb, "--no-such-flag"], "unrecognized arguments: --no-such-flag") for verb in VERBS[1:]),
+        (["queue"], "required: WHAT"),
+        (["queue", "paws"], "invalid choice: 'paws'"),
+        (["host", "drain"], "required: NAME"),
+        (["logs"], "required: ID|NAME"),
+        (["cron", "instal"], "invalid choice: 'instal'"),
+        (["move", "x", "--top", "--bottom"], "not allowed with argument"),
+        (["move", "x"], "move it where?"),
+        (["submit", "--dry-run"], "what is to be run?"),
+        (["submit", "--dry-run", "--time-limit", "soon", "--", "true"], "is no duration"),
+        (["submit", "--dry-run", "--gpu-memory", "big", "--", "true"], "is no amount of memory"),
+        (["submit", "--dry-run", "--array", "x", "--", "true"], "--array x can't be read"),
+        (["submit", "--dry-run", "--after", "x", "--", "true"], "is not a job's id"),
+        (["submit", "--dry-run", "--gpus", "2", "--gpu-share", "8G", "--", "true"], "a share is of one GPU"),
+        (["submit", "--dry-run", "--retry-on", "mondays", "--", "true"], "nothing ends by 'mondays'"),
+        (["submit", "--dry-run", "--queue", "No Queue", "--", "true"], "can't be a queue's name"),
+        (["run", "--array", "3", "--", "true"], "run follows one job"),
+        (["submit", "--host", "local", "--code", "nowhere", "--", "true"], "there is no folder nowhere"),
         (["session", "gpu1", "gpu2"], "unrecognized arguments: gpu2"),
         (["session", "info", "a", "b"], "unrecognized arguments: b"),
         (["session", "attach", "--host"], "expected one argument"),
@@ -149,6 +169,37 @@ def test_a_bad_flag_hints_at_the_help_of_its_verb(verb: list[str], capsys: pytes
 def test_a_comma_of_a_package_s_own(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["session", "local", "--dry-run", "--json", "--packages", f"einops,{package}"])
     assert json.loads(capsys.readouterr().out)["spec"]["packages"] == ["einops", package]
+
+
+def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--gpus A100:2 --gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m"
+    words += " --queue night --priority -3 --after 01ARYZ6S41TSV4RRFFQ69G5FAV --array 20%4 --retries 2 --backoff 1m"
+    words += (
+        " --retry-on oom,lost --grace 30s --output-limit 1G --on-host-loss hold --env TOKEN=s3cret --dry-run --json"
+    )
+    assert cli.main(["submit", *words.split(), "--", "python", "train.py", "--lr", "3e-4"]) == 0
+    said = capsys.readouterr().out
+    assert "s3cret" not in said
+    found = json.loads(said)
+    spec = found["spec"]
+    assert (found["array"], found["code"]) == (20, ".")
+    assert spec["command"] == ["python", "train.py", "--lr", "3e-4"]
+    assert spec["resources"] == {
+        "gpus": "A100:2", "gpu_memory": 40960, "gpu_share": 0, "cpus": 4, "memory": 1 << 20, "hosts": ["gpu1", "gpu2"],
+        "labels": ["nvlink"], "time_limit": 5400,
+    }  # fmt: skip
+    kept = (
+        "queue",
+        "priority",
+        "array_limit",
+        "retries",
+        "backoff",
+        "retry_on",
+        "grace",
+        "output_limit",
+        "on_host_loss",
+    )
+    assert [spec[key] for key in kept] == ["night", -3, 4, 2, 60, ["oom", "lost"], 30, 1024, "hold"]
 
 
 def test_a_dry_run_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,9 +28,14 @@ class Options:
     json: bool = False
     dry_run: bool = False
     fresh: bool = False
+    queue: str = ""  # wait in it, instead of starting on a host that was named
 
 
 def run(said: Answers, config: state.Config, options: Options) -> int:
+    if options.queue:
+        from mlbox.client.commands import session_queue
+
+        return session_queue.run(said, config, options)
     host_name = said.host or _only_host(config)
     answers = _complete(said, host_name, config, options.fresh)
     transport = transports.make(host_name, config)

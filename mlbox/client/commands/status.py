@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,6 +47,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
             if number:
                 print()
             _print(name, reply)
+        _print_queues([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     return failed[0].exit_code if len(failed) == len(found) else 0
 
 
@@ -62,13 +64,36 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     free = sum(not g.obstacle for g in gpus)
     summary = f"{free} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
-    print(f"{output.bold(name)}  {summary} · load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}")
+    drained = f" · drained by {text.safe(reply['drained'])}" if reply.get("drained") else ""
+    load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
+    print(f"{output.bold(name)}  {summary} · {load}{drained}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
     for session in reply["sessions"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
         print(f"session {text.safe(session['name'])}  {session['state']}" + (f" on GPU {where}" if where else ""))
+
+    for job in reply["jobs"]:
+        where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])
+        age = text.duration(time.time() - job["since"])
+        print(f"job {job['id']}  {text.safe(job['owner'])}'s, {age}" + (f", on GPU {where}" if where else ""))
+
+
+def _print_queues(replies: Sequence[Json]) -> None:
+    """Of ROOT, which the hosts of a lab share: one answer is enough, and hosts with nothing to tell are passed over."""
+    told: dict[str, Json] = {}
+    for reply in replies:
+        for queue in reply["queues"]:
+            known = told.setdefault(queue["name"], queue)
+            if queue["waiting"] + queue["running"] > known["waiting"] + known["running"]:
+                told[queue["name"]] = queue
+    busy = [q for q in told.values() if q["waiting"] or q["running"] or q["paused"]]
+    if busy:
+        print()
+    for queue in busy:
+        paused = f", paused by {text.safe(queue['paused'])}" if queue["paused"] else ""
+        print(f"queue {text.safe(queue['name'])}  {queue['running']} running, {queue['waiting']} waiting{paused}")
 
 
 def _row(gpu: Gpu) -> tuple[str, ...]:

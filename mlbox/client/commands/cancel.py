@@ -1,0 +1,45 @@
+"""mlbox cancel: end jobs that wait or run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output
+from mlbox.core import text
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="Cancel jobs. A running one gets SIGTERM, its grace, SIGKILL.")
+    made.add_argument("jobs", metavar="ID|NAME", nargs="+")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = lab.config(arguments)
+    host = lab.entry(arguments, settings)
+    replies, failed = [], None
+    for job in arguments.jobs:
+        try:
+            replies.append(host.call("cancel", {"job": job}))
+        except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
+            output.failure(error.message, error.hint)
+            failed = failed or error
+    lab.nudge([reply["nudge"] for reply in replies if reply["nudge"]], settings)
+    if arguments.json:
+        output.facts(replies)
+    else:
+        for reply in replies:
+            print(_told(reply))
+    return failed.exit_code if failed else 0
+
+
+def _told(reply: Json) -> str:
+    name = f"{text.safe(reply['name'])}  {reply['id']}  "
+    if reply["requested"]:
+        return f"{name}is being ended on {text.safe(reply['host'])}"
+    return name + (reply["state"] if reply["state"] == "cancelled" else f"had ended already: {reply['state']}")

@@ -1,0 +1,35 @@
+"""mlbox cron: the line that works the queue off, in your own crontab on each host."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output
+from mlbox.client.commands.status import ask_all, known_hosts
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="One line in your crontab on each host: a pass every minute.")
+    made.add_argument("do", choices=("install", "show", "remove"))
+    made.add_argument("hosts", nargs="*", metavar="HOST", help="default: the hosts that are configured or known")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = lab.config(arguments)
+    hosts = arguments.hosts or ([arguments.host] if arguments.host else known_hosts(settings))
+    replies = ask_all(hosts, "cron", {"do": arguments.do}, settings)
+    failed = {host: reply for host, reply in replies.items() if isinstance(reply, errors.MlboxError)}
+    good = {host: reply for host, reply in replies.items() if not isinstance(reply, errors.MlboxError)}
+    if arguments.json:
+        output.facts(good)
+    else:
+        for host, reply in good.items():
+            for line in reply["lines"] or ["no line of mlbox's"]:
+                print(f"{host}: {line}")
+    for host, error in failed.items():
+        output.failure(f"{host}: {error.message}", error.hint)
+    return next(iter(failed.values())).exit_code if failed else 0

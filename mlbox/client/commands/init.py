@@ -1,0 +1,66 @@
+"""mlbox init: make a folder that the hosts share the lab's, and try what the queue needs of it."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output
+from mlbox.client.commands.status import ask_all
+from mlbox.client.remote import connect
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        usage="mlbox init HOST… --root DIR",
+        description="Make DIR, a folder that all these hosts share, a lab; asked again, it checks and adds hosts.",
+    )
+    made.add_argument("hosts", nargs="+", metavar="HOST", help="as `ssh` knows them")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = lab.config(arguments)
+    replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in dict.fromkeys(arguments.hosts)}
+    ids = {reply["id"] for reply in replies.values()}
+    if len(ids) > 1:
+        raise errors.Refused(
+            f"{settings.root or 'the default ROOT'} is not the same folder on these hosts", "is it mounted on all?"
+        )
+    problems = [f"{host}: {p}" for host, reply in replies.items() for p in reply["problems"]]
+    if len(replies) > 1:
+        problems += _race(list(replies), settings)
+    if arguments.json:
+        output.facts({"hosts": replies, "problems": problems})
+    else:
+        _told(replies, problems)
+    return 3 if problems else 0
+
+
+def _race(hosts: list[str], settings: Any) -> list[str]:
+    """All hosts append to one log at once: every slot has exactly one winner, or this filesystem won't do."""
+    answers = ask_all(hosts, "init", {"race": f".trial-{secrets.token_hex(4)}"}, settings)
+    failed = [f"{host}: {a.message}" for host, a in answers.items() if isinstance(a, errors.MlboxError)]
+    won = sorted(slot for a in answers.values() if not isinstance(a, errors.MlboxError) for slot in a["won"])
+    if not failed and len(won) != len(set(won)):
+        return [f"two hosts won the same name: {len(won) - len(set(won))} of {len(won)} times"]
+    return failed
+
+
+def _told(replies: dict[str, Json], problems: list[str]) -> None:
+    first = next(iter(replies.values()))
+    print(f"{first['root']} is a lab ({first['filesystem'] or 'unknown filesystem'}); lab.yaml in it is yours to edit")
+    print(f"  hosts: {', '.join(reply['host'] for reply in replies.values())} · queues: {', '.join(first['queues'])}")
+    if not first["shared"]:
+        print("  it is yours alone; for several people: chmod 1777 on it, and mlbox init again")
+    for problem in problems:
+        output.warn(problem)
+    if not problems:
+        print("  exclusive creation, renaming and flushing work there" + (", between these hosts too"
+              if len(replies) > 1 else ""))  # fmt: skip
+        print(f'next: root = "{first["root"]}" and hosts = […] in config.toml; mlbox cron install')

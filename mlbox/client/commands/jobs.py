@@ -1,0 +1,55 @@
+"""mlbox jobs: what runs, what waits and why, what ended lately."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from mlbox.client import lab, output
+from mlbox.core import text
+from mlbox.core.log import RUNNING, WAITING
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="Your jobs: running, waiting (and why), and ended lately.")
+    made.add_argument("--all", action="store_true", help="everybody's")
+    made.add_argument("--queue", metavar="Q", default="", help="of one queue")
+    made.add_argument("-n", "--ended", type=int, default=20, metavar="N", help="ended ones to show (default: 20)")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    host = lab.entry(arguments, lab.config(arguments))
+    reply = host.call("jobs", {"all": arguments.all, "queue": arguments.queue, "ended": max(0, arguments.ended)})
+    if arguments.json:
+        output.facts(reply["jobs"])
+        return 0
+    if not reply["jobs"]:
+        output.note("no jobs; mlbox submit -- COMMAND makes one")
+        return 0
+    owner = ("OWNER",) if arguments.all else ()
+    rows = [((job["owner"],) if owner else ()) + _row(job) for job in reply["jobs"]]
+    output.table((*owner, "ID", "NAME", "STATE", "WHERE", "GPUS", "AGE", "WHY"), rows)
+    return 0
+
+
+def _row(job: Json) -> tuple[str, ...]:
+    state = str(job["state"])
+    where = job["host"] if state in RUNNING or state not in WAITING else f"({job['queue']})"
+    shown = {"started": "running", "claimed": "starting", "submitted": "waiting", "retry": "waiting", "lost": "waiting",
+             "preempted": "waiting"}.get(state, state)  # fmt: skip
+    if job.get("requested"):
+        shown = "ending"
+    index = f"[{job['array_index']}]" if job.get("array") else ""
+    why = job.get("waits") or (job["why"] if state not in RUNNING and state != "finished" else "")
+    gpus = str(len(job["gpus"])) if state not in WAITING else ""
+    return (job["id"], job["name"] + index, shown, where or "-", gpus, _age(job), why)
+
+
+def _age(job: Json) -> str:
+    since = job["at"] if job["state"] in RUNNING or job["state"] not in WAITING else job["submitted"] or job["at"]
+    return text.duration(time.time() - since) if since else "-"

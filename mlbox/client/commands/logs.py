@@ -1,0 +1,57 @@
+"""mlbox logs: a job's output, now and (-f) as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from mlbox.client import lab, output
+from mlbox.client.remote import Host
+from mlbox.core import text
+
+Json = dict[str, Any]
+_ENDS = {"finished": 0, "cancelled": 130}
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="A job's output. With -f the exit code is the job's.")
+    made.add_argument("job", metavar="ID|NAME")
+    made.add_argument("-f", "--follow", action="store_true", help="and what comes, until the job has ended")
+    made.add_argument("-n", "--tail", type=int, default=0, metavar="N", help="only the last N lines of what is there")
+    made.add_argument("--attempt", type=int, default=0, metavar="N", help="of that attempt (default: the latest)")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    host = lab.entry(arguments, lab.config(arguments))
+    if arguments.follow:
+        return follow(host, arguments.job, arguments.tail)
+    args = {"job": arguments.job, "tail": arguments.tail, "attempt": arguments.attempt}
+    reply = host.call("logs", args, _print)
+    sys.stdout.flush()
+    if not reply["attempt"]:
+        output.note(f"it has not run yet: it is {reply['state']}")
+    return 0
+
+
+def follow(host: Host, job: str, tail: int) -> int:
+    """To the end; the exit code is the job's, or 1 where it had none."""
+    reply = host.call("logs", {"job": job, "follow": True, "tail": tail}, _print)
+    sys.stdout.flush()
+    output.note(f"  {reply['state']}: {text.safe(reply['why'])}" if reply["why"] else f"  {reply['state']}")
+    if reply["state"] in _ENDS:
+        return _ENDS[reply["state"]]
+    code, signal = reply.get("exit") or 0, reply.get("signal") or 0
+    return 128 + signal if signal else code or 1
+
+
+def _print(facts: Json) -> None:
+    """A job's output is its owner's own, colours and all; what an outsider wrote never comes this way."""
+    if "output" in facts:
+        sys.stdout.write(facts["output"])
+        sys.stdout.flush()
+    elif "state" in facts:
+        why = f": {text.safe(facts['why'])}" if facts.get("why") else ""
+        output.note(f"  {facts['state']}{why}")

@@ -1,0 +1,35 @@
+"""mlbox move: another queue, another priority, the top or the bottom."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output
+from mlbox.core import text
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="Move a waiting job.")
+    made.add_argument("job", metavar="ID|NAME")
+    made.add_argument("--queue", metavar="Q", default="", help="to another queue")
+    made.add_argument("--priority", type=int, metavar="N", help="to another priority")
+    ends = made.add_mutually_exclusive_group()
+    ends.add_argument("--top", dest="where", action="store_const", const="top", default="", help="before your others")
+    ends.add_argument("--bottom", dest="where", action="store_const", const="bottom", help="behind your others")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if not arguments.queue and arguments.priority is None and not arguments.where:
+        raise errors.Usage("move it where?", "--queue Q, --priority N, --top or --bottom")
+    args = {"job": arguments.job, "queue": arguments.queue, "priority": arguments.priority, "where": arguments.where}
+    reply = lab.entry(arguments, lab.config(arguments)).call("move", args)
+    if arguments.json:
+        output.facts(reply)
+        return 0
+    state = "; it has started" if reply["started"] else ""
+    print(f"{text.safe(reply['name'])}  {reply['id']}  in queue {reply['queue']}, priority {reply['priority']}{state}")
+    return 0

@@ -1,0 +1,89 @@
+"""mlbox queue: list, create, pause, resume; process it once, or (--watch) for as long as this stands."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output, state
+from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.core import text
+
+Json = dict[str, Any]
+_EVERY = 15.0  # s between two passes of --watch
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="The lab's queues.")
+    verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
+    for name, words in (
+        ("list", "the queues: who waits, what runs"), ("create", "a new queue (a line in lab.yaml)"),
+        ("pause", "start nothing from it"), ("resume", "start again"),
+        ("process", "one pass now: what cron does every minute"),
+    ):  # fmt: skip
+        one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        if name in ("create", "pause", "resume"):
+            one.add_argument("queue", metavar="QUEUE")
+        if name == "pause":
+            one.add_argument("--why", default="", help="for the others")
+        if name == "process":
+            one.add_argument("--watch", action="store_true", help="again and again, until ^C")
+        lab.options(one)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = lab.config(arguments)
+    if arguments.do == "process":
+        return _process(arguments, settings)
+    args = {"do": arguments.do, "queue": getattr(arguments, "queue", ""), "why": getattr(arguments, "why", "")}
+    reply = lab.entry(arguments, settings).call("queue", args)
+    if arguments.json:
+        output.facts(reply["queues"])
+        return 0
+    lab.trouble(reply)
+    head = ("QUEUE", "WAITING", "RUNNING", "HOSTS", "STATE")
+    output.table(head, [_row(queue) for queue in reply["queues"]])
+    return 0
+
+
+def _row(queue: Json) -> tuple[str, ...]:
+    limit = f" of {queue['max_running']}" if queue["max_running"] else ""
+    paused = f"paused by {queue['paused']}" if queue["paused"] else "open"
+    return (
+        queue["name"],
+        str(queue["waiting"]),
+        f"{queue['running']}{limit}",
+        ", ".join(queue["hosts"]) or "-",
+        paused,
+    )
+
+
+def _process(arguments: argparse.Namespace, settings: state.Config) -> int:
+    hosts = [arguments.host] if arguments.host else known_hosts(settings)
+    while True:
+        replies = ask_all(hosts, "tick", {}, settings)
+        for host, reply in replies.items():
+            if isinstance(reply, errors.MlboxError):
+                output.warn(f"{host}: {reply.message}")
+            elif not arguments.json:
+                _told(host, reply, quiet=arguments.watch)
+        if arguments.json:
+            output.facts([r for r in replies.values() if not isinstance(r, errors.MlboxError)])
+        if not arguments.watch:
+            failed = [r for r in replies.values() if isinstance(r, errors.MlboxError)]
+            return failed[0].exit_code if len(failed) == len(replies) else 0
+        threading.Event().wait(_EVERY)
+
+
+def _told(host: str, reply: Json, quiet: bool) -> None:
+    lab.trouble(reply)
+    parts = [f"{len(reply[key])} {key}" for key in ("started", "preempted", "failed") if reply[key]]
+    parts += [f"{text.count(len(reply['waits']), 'job')} waiting"] if reply["waits"] else []
+    if reply["busy"]:
+        parts = ["another pass is at work"]
+    if parts or not quiet:
+        print(f"{time.strftime('%H:%M:%S')} {host}: {', '.join(parts) or 'nothing to do'}", flush=True)

@@ -1,0 +1,28 @@
+"""mlbox retry: run an ended job once more, as a new one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mlbox.client import lab, output
+from mlbox.core import text
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        description="Run an ended job once more: a new job, the same code and settings."
+    )
+    made.add_argument("job", metavar="ID|NAME")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    reply = lab.entry(arguments, lab.config(arguments)).call("retry", {"job": arguments.job})
+    if arguments.json:
+        output.facts(reply)
+        return 0
+    where = "started" if reply["started"] else "in line" + (f": {text.safe(reply['waits'])}" if reply["waits"] else "")
+    print(f"{output.bold(text.safe(reply['name']))}  {reply['id']}  {where}")
+    return 0

@@ -1,0 +1,34 @@
+"""mlbox run: submit, and follow to the end; its exit code is the job's."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output
+from mlbox.client.commands import logs, submit
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made = submit.parser(make)
+    made.usage = "mlbox run [options] -- COMMAND …"
+    made.description = "Submit a job and follow it: its output, and its exit code. ^C leaves it running."
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.array:
+        raise errors.Usage("run follows one job", "mlbox submit --array, then mlbox logs -f ID")
+    if arguments.dry_run or arguments.json:
+        return submit.main(arguments)
+    settings = lab.config(arguments)
+    host = lab.entry(arguments, settings)
+    reply = submit.send(host, submit.prepare(arguments, settings), settings)
+    submit.told(reply)
+    job = reply["jobs"][0]
+    try:
+        return logs.follow(host, job["id"], 0)
+    except KeyboardInterrupt:
+        output.note(f"\n  {job['name']} goes on (mlbox logs -f {job['id']}; mlbox cancel {job['id']})")
+        raise

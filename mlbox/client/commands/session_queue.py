@@ -1,0 +1,57 @@
+"""mlbox session --queue: the first host of the lab that fits, in its turn; then as any other session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output, state
+from mlbox.client.answers import Answers, to_spec
+from mlbox.client.commands import attach
+from mlbox.client.commands.session import Options
+from mlbox.client.commands.status import known_hosts
+from mlbox.client.remote import Host, connect
+from mlbox.core import text
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
+
+Json = dict[str, Any]
+
+
+def run(said: Answers, config: state.Config, options: Options) -> int:
+    if said.host:
+        raise errors.Usage(f"either a queue or a host: {options.queue} or {said.host}", "leave one of them out")
+    entry = connect(known_hosts(config)[0], config)
+    work = to_spec(said.over(Answers(image=config.image or None)), entry.transport.public_keys())
+    spec = JobSpec(work=work, resources=Resources(gpus=work.gpus), queue=options.queue)
+    if options.dry_run:
+        output.facts({"spec": spec.without_secrets().to_wire()})
+        return 0
+    reply = entry.call("submit", {"spec": spec.to_wire()})
+    lab.trouble(reply)
+    lab.nudge(reply["elsewhere"], config)
+    job = reply["jobs"][0]
+    found = _await(entry, job)
+    # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
+    host = entry if found["host"] == reply["host"] else connect(found["ssh"], config)
+    state.remember_session(job["id"], job["name"], host.name, entry.root)
+    return attach.join(host, job["id"], config, detach=options.detach, as_json=options.json)
+
+
+def _await(entry: Host, job: Json) -> Json:
+    """Where it has started. ^C takes it out of the line again. Raises StartFailed."""
+    with output.Progress() as progress:
+        progress.keep(f"{job['name']} is in line (job {job['id']})")
+
+        def on_progress(facts: Json) -> None:
+            progress.say(str(facts.get("why") or facts.get("state", "")))
+
+        try:
+            found = entry.call("wait", {"job": job["id"]}, on_progress)
+        except KeyboardInterrupt:
+            reply = entry.call("cancel", {"job": job["id"], "session": True})
+            progress.keep("stopped; it is out of the line" if reply["state"] == "cancelled" else f"{job['name']} ends")
+            raise
+    if found["state"] != "started":
+        raise errors.StartFailed(f"{job['name']} did not start: {text.safe(found['why'])}", f"mlbox show {job['id']}")
+    return found

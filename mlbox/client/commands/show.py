@@ -1,0 +1,62 @@
+"""mlbox show: one job, whole."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from typing import Any
+
+from mlbox.client import lab, output
+from mlbox.core import text
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="One job: what was asked for, what happened, why it waits.")
+    made.add_argument("job", metavar="ID|NAME")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    reply = lab.entry(arguments, lab.config(arguments)).call("show", {"job": arguments.job})
+    if arguments.json:
+        output.facts(reply)
+        return 0
+    job, spec = reply["job"], reply["spec"]
+    print(f"{output.bold(text.safe(job['name']))}  {job['id']}  {job['state']}" + (
+        f" (attempt {job['attempt']})" if job["attempt"] > 1 else ""))  # fmt: skip
+    work = spec["work"]
+    facts = {
+        "command": " ".join(spec["command"]), "image": work["image"] or "none (process)", "queue": job["queue"],
+        "host": job["host"], "gpus": ", ".join(job["gpus"]), "asked for": _resources(spec["resources"]),
+        "code": ", ".join(f"{k} {v}" for k, v in spec["provenance"].items() if k in ("repository", "commit")),
+        "folder": reply["folder"], "doing": reply["progress"],
+    }  # fmt: skip
+    for key, value in facts.items():
+        if value:
+            print(f"  {key + ':':<11}{text.safe(str(value))}")
+    for host, why in reply["waits"].items():
+        if why:
+            print(f"  waits:     {text.safe(why)}" + (f"  [{text.safe(host)}]" if host else ""))
+    for event in reply["events"]:
+        print(f"  {_when(event)}  {text.safe(str(event.get('event')))}{_detail(event)}")
+    return 0
+
+
+def _resources(asked: Json) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asked.items() if value and (name, value) != ("gpus", "auto"))
+
+
+def _when(event: Json) -> str:
+    at = event.get("at")
+    if not isinstance(at, (int, float)):
+        return " " * 19
+    return datetime.datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _detail(event: Json) -> str:
+    kept = [event.get("why"), event.get("host") and f"on {event['host']}", event.get("for")]
+    words = ", ".join(text.safe(str(word)) for word in kept if word)
+    return f": {words}" if words else ""

@@ -1,0 +1,184 @@
+"""mlbox submit: put a job in line. mlbox run: and follow it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import answers, lab, output, state
+from mlbox.client.remote import Host
+from mlbox.core import text
+from mlbox.core.job import REASONS, JobSpec
+from mlbox.core.resources import Resources, parse_duration, parse_memory
+from mlbox.core.schedule import After
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        usage="mlbox submit [options] -- COMMAND …",
+        description="Put a job in line: it runs once, on the first host that fits, in the code as it is now.",
+    )
+    what = made.add_argument_group("the job")
+    what.add_argument("--name", help="its name (default: one is made up)")
+    what.add_argument("--image", metavar="I", help="container image; without one the job runs in no container")
+    what.add_argument("--code", metavar="DIR", help="the folder to send (default: this one); --no-code sends nothing")
+    what.add_argument("--no-code", dest="code", action="store_const", const="")
+    what.add_argument("--folder", metavar="DIR", help="run in this folder of the host's, as it is, and send no code")
+    what.add_argument("--env", action="append", metavar="K=V", help="a variable; repeat (K alone: its value here)")
+    what.add_argument("--packages", action="append", metavar="P", help="pip packages to add; comma or repeat")
+    what.add_argument("--requirements", metavar="F", help="a pip requirements file to add")
+    what.add_argument("--init-script", metavar="F", help="a script to run once, when the image's layer is built")
+    what.add_argument("--mount", action="append", metavar="H:C[:ro]", help="a host folder in the container; repeat")
+    what.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
+    what.add_argument("--runtime", choices=("docker", "process"), help="container engine, or process (no container)")
+    what.add_argument("--user", choices=("uid", "root"), help="the user inside: yours, or the container's root")
+    need = made.add_argument_group("what it needs")
+    need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
+    need.add_argument("--gpu-memory", metavar="24G", help="memory that each GPU has at least")
+    need.add_argument("--gpu-share", metavar="8G", help="memory of one GPU, shared with others that ask for a share")
+    need.add_argument("--cpus", type=int, metavar="N", help="CPUs (default: 1)")
+    need.add_argument("--memory", metavar="16G", help="memory of the host's")
+    need.add_argument("--on", action="append", metavar="HOST", help="only on this host; repeat for any of several")
+    need.add_argument("--label", action="append", metavar="L", help="only on hosts with this label; repeat")
+    need.add_argument("--time-limit", metavar="4h", help="after which it is ended (default: the queue's)")
+    policy = made.add_argument_group("when and how")
+    policy.add_argument("--queue", metavar="Q", help="default: default")
+    policy.add_argument("--priority", type=int, metavar="N", help="higher goes first (default: 0)")
+    policy.add_argument("--after", action="append", metavar="ID", help="wait until that job has succeeded; repeat")
+    policy.add_argument("--after-any", action="append", metavar="ID", help="wait until that job has ended; repeat")
+    policy.add_argument("--array", metavar="N[%M]", help="N jobs that differ in $MLBOX_ARRAY_INDEX; M at once")
+    policy.add_argument("--retries", type=int, metavar="N", help="try again after a failure (default: 0)")
+    policy.add_argument("--retry-on", metavar="R,…", help="only after these: " + ", ".join(REASONS))
+    policy.add_argument("--backoff", metavar="10s", help="wait before the second attempt; doubles with each")
+    policy.add_argument("--grace", metavar="10s", help="between SIGTERM and SIGKILL")
+    policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt")
+    policy.add_argument("--on-host-loss", choices=("requeue", "hold"), help="a host that was lost: run again, or fail")
+    policy.add_argument("--dry-run", action="store_true", help="say what would be submitted")
+    made.add_argument("command", nargs="*", metavar="COMMAND")
+    lab.options(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = lab.config(arguments)
+    prepared = prepare(arguments, settings)
+    if arguments.dry_run:
+        return _dry_run(prepared, arguments.json)
+    host = lab.entry(arguments, settings)
+    reply = send(host, prepared, settings)
+    if arguments.json:
+        output.facts(reply)
+    else:
+        told(reply)
+    return 0
+
+
+def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
+    """The job asked for, how many of it, and the folder whose code goes along (empty: none). Raises Usage."""
+    command = tuple(arguments.command)
+    if not command:
+        raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND")
+    count, limit = _array(arguments.array)
+    spec = JobSpec(
+        command=command, work=_work(arguments, settings), resources=_resources(arguments), array_limit=limit,
+        after=(*_after(arguments.after, "ok"), *_after(arguments.after_any, "any")), folder=arguments.folder or "",
+        **_policy(arguments),
+    )  # fmt: skip
+    code = "" if spec.folder else "." if arguments.code is None else arguments.code
+    return spec, count, code
+
+
+def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
+    given = {name: getattr(arguments, name) for name in ("name", "image", "runtime", "user", "requirements",
+                                                         "init_script")}  # fmt: skip
+    packages = [item for word in arguments.packages or () for item in answers.split_list(word)]
+    asked = answers.Answers(
+        **given, packages=tuple(packages), env=tuple(arguments.env or ()), mount=tuple(arguments.mount or ()),
+        engine_args=tuple(answers.split_words(arguments.engine_args or "", "--engine-args")), jupyter=False,
+        vscode=False,
+    )  # fmt: skip
+    image = settings.image if given["image"] is None and given["runtime"] != "process" else None
+    return answers.to_spec(asked.over(answers.Answers(image=image or None)), ())
+
+
+def _resources(arguments: argparse.Namespace) -> Resources:
+    said: Json = {
+        "gpus": arguments.gpus, "cpus": arguments.cpus,
+        "hosts": tuple(arguments.on) if arguments.on else None,
+        "labels": tuple(arguments.label) if arguments.label else None,
+        "gpu_memory": parse_memory(arguments.gpu_memory) if arguments.gpu_memory else None,
+        "gpu_share": parse_memory(arguments.gpu_share) if arguments.gpu_share else None,
+        "memory": parse_memory(arguments.memory) if arguments.memory else None,
+        "time_limit": parse_duration(arguments.time_limit) if arguments.time_limit else None,
+    }  # fmt: skip
+    return Resources(**{name: value for name, value in said.items() if value is not None})
+
+
+def _policy(arguments: argparse.Namespace) -> Json:
+    said = {
+        "queue": arguments.queue, "priority": arguments.priority, "retries": arguments.retries,
+        "retry_on": tuple(answers.split_list(arguments.retry_on)) if arguments.retry_on else None,
+        "backoff": parse_duration(arguments.backoff) if arguments.backoff else None,
+        "grace": parse_duration(arguments.grace) if arguments.grace else None,
+        "output_limit": parse_memory(arguments.output_limit) if arguments.output_limit else None,
+        "on_host_loss": arguments.on_host_loss,
+    }  # fmt: skip
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _array(value: str | None) -> tuple[int, int]:
+    number, _, limit = (value or "0").partition("%")
+    if not number.isdecimal() or not (limit or "0").isdecimal():
+        raise errors.Usage(f"--array {text.safe(value or '')} can't be read", "write --array 20, or 20%4 for 4 at once")
+    return int(number), int(limit or 0)
+
+
+def _after(jobs: Sequence[str] | None, end: str) -> tuple[After, ...]:
+    return tuple(After(job.upper(), end) for job in jobs or ())
+
+
+def send(host: Host, prepared: tuple[JobSpec, int, str], settings: state.Config) -> Json:
+    """The reply to a submission, and the other hosts' when this one could not start it."""
+    spec, count, folder = prepared
+    args: Json = {"array": count}
+    if folder:
+        from mlbox.client import code
+
+        archive, seen = code.pack(folder)
+        args["code"], spec = archive, code.with_provenance(spec, seen)
+    args["spec"] = spec.to_wire()
+    reply = host.call("submit", args)
+    for name, ticked in lab.nudge(reply["elsewhere"], settings).items():
+        for job in ticked["started"]:
+            if job in reply["waits"]:
+                del reply["waits"][job]
+                reply["started"].append(job)
+                reply["host"] = name
+    return reply
+
+
+def told(reply: Json) -> None:
+    lab.trouble(reply)
+    for job in reply["jobs"][:5]:
+        where = f"started on {reply['host']}" if job["id"] in reply["started"] else "in line"
+        waits = reply["waits"].get(job["id"], "")
+        print(f"{output.bold(job['name'])}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
+    if len(reply["jobs"]) > 5:
+        print(f"… and {len(reply['jobs']) - 5} more; {len(reply['started'])} started")
+
+
+def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
+    spec, count, folder = prepared
+    wire = spec.without_secrets().to_wire()
+    if as_json:
+        output.facts({"spec": wire, "array": count, "code": folder})
+        return 0
+    print(f"would submit: {' '.join(spec.command)}")
+    for key, value in {**wire.pop("work"), **wire, "array": count, "code": folder}.items():
+        if value and key not in ("command", "authorized_keys", "work"):
+            print(f"  {key}: {text.safe(str(value))}")
+    return 0

@@ -1,0 +1,59 @@
+"""The lab as a laptop sees it: whom to ask, and whom to tell that something changed.
+
+Any host of a lab can answer for all of it, since the state is in ROOT; the first that is configured is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import output, state
+from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.remote import Host, connect
+
+Json = dict[str, Any]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What every command of the queue takes."""
+    parser.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)"
+    )
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+
+
+def config(arguments: argparse.Namespace) -> state.Config:
+    found = state.config()
+    if arguments.ssh_config:
+        found = replace(found, ssh_config=os.path.expanduser(arguments.ssh_config))
+    return replace(found, root=arguments.root) if arguments.root else found
+
+
+def entry(arguments: argparse.Namespace, settings: state.Config) -> Host:
+    """Raises Usage where it is not clear which host is meant."""
+    if arguments.host:
+        return connect(arguments.host, settings)
+    known = known_hosts(settings)
+    if len(known) > 1 and not settings.hosts:
+        raise errors.Usage("which host?", f"--host HOST (known: {', '.join(known)}), or hosts = […] in config.toml")
+    return connect(known[0], settings)
+
+
+def nudge(hosts: Iterable[str], settings: state.Config) -> dict[str, Json]:
+    """Have these hosts look at the queue now, all at once. One that can't be reached catches up by its cron."""
+    names = list(dict.fromkeys(hosts))
+    replies = ask_all(names, "tick", {}, settings) if names else {}
+    return {name: reply for name, reply in replies.items() if not isinstance(reply, errors.MlboxError)}
+
+
+def trouble(reply: Json) -> None:
+    """lab.yaml's, which concerns everybody."""
+    if reply.get("trouble"):
+        output.warn(f"{reply['trouble']}; the last good lab.yaml holds")

@@ -16,6 +16,9 @@ from .inventory import (
     NODE,
     OLD_PACKAGES,
     SERVER_PACKAGES,
+    SHARE_PACKAGES,
+    STORE_IMAGE,
+    STORE_PACKAGES,
 )
 from .shell import LabError
 
@@ -36,11 +39,14 @@ def _packages(packages: str) -> tuple[tuple[str, str], ...]:
     return (("PACKAGES", packages),)
 
 
-SUITES = {"base-bullseye": "bullseye", "base-bookworm": "bookworm"}
+HOST_PACKAGES = f"{SERVER_PACKAGES} {DOCKER_PACKAGES} {SHARE_PACKAGES}"
+SUITES = {"base-bullseye": "bullseye", "base-bookworm": "bookworm", "base-trixie": "trixie"}
 RECIPES: dict[str, Recipe] = {
-    "host-bullseye": Recipe("base-bullseye", "packages.sh", _packages(f"{SERVER_PACKAGES} {DOCKER_PACKAGES}")),
-    "host-bookworm": Recipe("base-bookworm", "packages.sh", _packages(f"{SERVER_PACKAGES} {DOCKER_PACKAGES}")),
+    "host-bullseye": Recipe("base-bullseye", "packages.sh", _packages(HOST_PACKAGES)),
+    "host-bookworm": Recipe("base-bookworm", "packages.sh", _packages(HOST_PACKAGES)),
+    "host-trixie": Recipe("base-trixie", "packages.sh", _packages(f"{HOST_PACKAGES} docker-cli")),
     "host-old": Recipe("base-bullseye", "old.sh", _packages(OLD_PACKAGES)),
+    STORE_IMAGE: Recipe("base-bookworm", "packages.sh", _packages(STORE_PACKAGES)),
     "python": Recipe("base-bookworm", "packages.sh", _packages("python3 python3-venv python3-pip")),
     "session": Recipe(
         "python",

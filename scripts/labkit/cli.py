@@ -1,4 +1,4 @@
-"""scripts/lab: up, down, status, ssh, exec, gpu.
+"""scripts/lab: up, down, status, ssh, exec, reboot, gpu.
 
 For example:
 
@@ -21,10 +21,10 @@ from dataclasses import asdict, replace
 from typing import Callable, Optional
 
 from . import engine as engines
-from . import gpus, hosts, machine, sshfiles
+from . import gpus, hosts, machine, share, sshfiles
 from .engine import Engine
 from .images import Store
-from .inventory import BARE_IMAGES, CACHE, HOSTS, NETWORK, RUN, SESSION_IMAGE, Host
+from .inventory import BARE_IMAGES, CACHE, HOSTS, NETWORK, RUN, SESSION_IMAGE, STORE, STORE_ADDRESS, STORE_IMAGE, Host
 from .shell import LabError, say
 
 PACKAGES = {
@@ -38,6 +38,7 @@ PACKAGES = {
     "/usr/include/stdlib.h": "libc6-dev",
     "ssh": "openssh-client",
     "ip": "iproute2",
+    "/sbin/mount.glusterfs": "glusterfs-client",
 }
 
 
@@ -67,11 +68,10 @@ def up(args: argparse.Namespace) -> int:
         names = list(BARE_IMAGES) + ([] if args.without_session_image else [SESSION_IMAGE])
         _make(engine, chosen, names, with_sources=not args.without_session_image)
         hosts.ensure_network(engine)
-        if not args.without_session_image:
-            hosts.mount_sources()
+        store = share.ensure(engine) if any(host.share for host in chosen) else ""
         sshfiles.write_all(HOSTS.values())
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda host: _bring_up(engine, host, names), chosen))
+            list(pool.map(lambda host: _bring_up(engine, host, store, names), chosen))
         Store(engine).drop_old()
     _table(status_facts())
     print(f"export MLBOX_SSH_CONFIG={sshfiles.CONFIG}")
@@ -84,14 +84,16 @@ def _make(engine: Engine, chosen: list[Host], names: list[str], with_sources: bo
     wanted = [host.image for host in chosen]
     if any(host.engine for host in chosen):
         wanted += names
+    if any(host.share for host in chosen):
+        wanted.append(STORE_IMAGE)
     if with_sources:
         wanted.insert(1, "sources")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(store.ensure, dict.fromkeys(wanted)))
 
 
-def _bring_up(engine: Engine, host: Host, names: list[str]) -> None:
-    fresh = hosts.start(engine, host)
+def _bring_up(engine: Engine, host: Host, store: str, names: list[str]) -> None:
+    fresh = hosts.start(engine, host, store)
     hosts.wait_ready(engine, host)
     if host.engine:
         hosts.fill(engine, host, names, fresh)
@@ -106,6 +108,7 @@ def down(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise LabError("the lab was started by root; only root can take it down")
     with _alone():
+        share.unmount()
         engine = engines.known()
         if engine:
             names = engine.containers()
@@ -136,7 +139,8 @@ def status_facts() -> dict[str, object]:
         "up": bool(running),
         "engine": {"socket": engine.socket, "started_by_lab": engine.started_by_lab} if engine else None,
         "ssh_config": str(sshfiles.CONFIG),
-        "share": str(RUN / "share"),
+        "share": str(share.SHARE),
+        "store": {"up": STORE in running, "address": STORE_ADDRESS, "container": STORE},
         "cache": str(CACHE),
         "hosts": {
             host.name: {
@@ -175,6 +179,10 @@ def _table(facts: dict[str, object]) -> None:
         state = "up" if entry["up"] else "down"
         docker = "Docker" if entry["engine"] else "no engine"
         print(f"{name:6} {state:5} {entry['address']:15} {docker:10} {entry['about']}; {cards}")
+    store = facts["store"]
+    assert isinstance(store, dict)
+    state = "up" if store["up"] else "down"
+    print(f"{'store':6} {state:5} {store['address']:15} {'GlusterFS':10} /share of the hosts; {facts['share']} here")
 
 
 def ssh(args: argparse.Namespace) -> int:
@@ -191,6 +199,17 @@ def execute(args: argparse.Namespace) -> int:
     tty = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else []
     host = _host(args.host)
     os.execvp("docker", ["docker", "exec", "-i", *tty, host.container, *args.command])
+
+
+def reboot(args: argparse.Namespace) -> int:
+    """Power off and on: all processes gone, /run and /tmp's locks too, the share mounted anew, a new boot id."""
+    engine = engines.known()
+    if not engine:
+        raise LabError("the lab is not up; start it with: scripts/lab up")
+    host = _host(args.host)
+    engine.docker("restart", "--time", "0", host.container)
+    hosts.wait_ready(engine, host)
+    return 0
 
 
 def gpu(args: argparse.Namespace) -> int:
@@ -253,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("exec", execute, "run a command as root inside a host")
     sub.add_argument("host")
     sub.add_argument("command", nargs=argparse.REMAINDER)
+    verb("reboot", reboot, "power a host off and on").add_argument("host")
     sub = verb("gpu", gpu, "show or change a host's false GPUs; GPU is a UUID or an index")
     sub.add_argument("host")
     sub.add_argument("--reset", action="store_true", help="idle, as at the start")

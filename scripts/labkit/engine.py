@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Optional
 
 from .footprint import Footprint
-from .inventory import CACHE, CGROUP, RUN
+from .inventory import CACHE, CGROUP, NAME, RUN
 from .shell import LabError, run, say, wait_for, write
 
 STATE = RUN / "state.json"
@@ -54,7 +54,7 @@ class Engine:
     def containers(self, *filters: str) -> list[str]:
         """Names of the lab's containers, running or not."""
         args = [part for item in filters for part in ("--filter", item)]
-        done = self.docker("ps", "-a", "--filter", "label=mlbox-lab", *args, "--format", "{{.Names}}")
+        done = self.docker("ps", "-a", "--filter", f"label={NAME}", *args, "--format", "{{.Names}}")
         return done.stdout.split()
 
 

@@ -5,6 +5,9 @@ An OCI prestart hook: the container's state comes as JSON on stdin; root and env
 bundle's config.json. Like the real one it acts on NVIDIA_VISIBLE_DEVICES (all, none, void, UUIDs or
 indices) and mounts into the container's own mount namespace: the library, and the host's gpus file,
 seen through a list of the visible UUIDs, so that a GPU that is lost on the host is lost inside too.
+
+With CDI (`docker run --device nvidia.com/gpu=UUID`) the specification that `spec` prints makes it a hook of
+each device, `cdi UUID`; each of them does the whole work for all.
 """
 
 import json
@@ -12,7 +15,9 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
+HOOK = "/usr/bin/nvidia-container-runtime-hook"
 LIBRARY = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
 GPUS = "/etc/mlbox-lab"
 
@@ -29,7 +34,7 @@ def visible(wish: str) -> list[str]:
         if uuid not in have:
             sys.exit(f"nvidia-container-cli: device error: {name}: unknown device")
         found.append(uuid)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def bind(pid: int, source: str, target: str) -> None:
@@ -39,14 +44,38 @@ def bind(pid: int, source: str, target: str) -> None:
     subprocess.run([*enter, "-o", "remount,bind,ro", target], check=False)
 
 
+def specification() -> "dict[str, object]":
+    """A CDI specification: each GPU by UUID and by index, and all of them."""
+    uuids = visible("all")
+    devices = []
+    for name in (*uuids, *map(str, range(len(uuids))), "all"):
+        hook = {"hookName": "prestart", "path": HOOK, "args": [HOOK, "cdi", name]}
+        devices.append({"name": name, "containerEdits": {"hooks": [hook]}})
+    # As nvidia-ctk's own: --gpus's hook then has nothing to do.
+    edits = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
+    return {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": edits}
+
+
+def wished(config: "dict[str, Any]") -> str:
+    """What the container is to see; as a CDI hook, the devices of all the hooks there are."""
+    if sys.argv[1:2] == ["cdi"]:
+        hooks = [hook.get("args", []) for hook in config["hooks"]["prestart"]]
+        names = [args[2] for args in hooks if args[:2] == [HOOK, "cdi"]]
+        return "all" if "all" in names else ",".join(names)
+    env = dict(item.split("=", 1) for item in config["process"]["env"] if "=" in item)
+    return str(env.get("NVIDIA_VISIBLE_DEVICES", ""))
+
+
 def main() -> None:
-    if sys.argv[1:] not in ([], ["prestart"]):
+    if sys.argv[1:] == ["spec"]:
+        print(json.dumps(specification(), indent=1))
+        return
+    if sys.argv[1:] not in ([], ["prestart"]) and sys.argv[1:2] != ["cdi"]:
         return
     state = json.load(sys.stdin)
     with open(os.path.join(state.get("bundle") or state["bundlePath"], "config.json")) as file:
         config = json.load(file)
-    env = dict(item.split("=", 1) for item in config["process"]["env"] if "=" in item)
-    wish = env.get("NVIDIA_VISIBLE_DEVICES", "")
+    wish = wished(config)
     if wish in ("", "void", "none"):
         return
     root = config["root"]["path"]

@@ -10,35 +10,32 @@ from . import machine, sshfiles
 from .catalog import sources, tag_of
 from .engine import Engine, unmount
 from .gpus import default_gpus, gpus_file, set_gpus
-from .inventory import BRIDGE, CACHE, CGROUP, DATA, HOSTS, NETWORK, RUN, SUBNET, USERS, Host
+from .inventory import (
+    BRIDGE,
+    CACHE,
+    CGROUP,
+    DATA,
+    HOSTS,
+    NAME,
+    NETWORK,
+    RUN,
+    STORE_ADDRESS,
+    SUBNET,
+    USERS,
+    VOLUME,
+    Host,
+)
 from .shell import pipe, run, say, wait_for, write
 
 FILES = ("init.sh", "hook.py", "sshd.conf", "banner", "noisy.bashrc")
 
 
 def prepare() -> None:
-    """Folders and files that all hosts share: certificates, the share, the false driver."""
+    """Files that all hosts share: certificates, the false driver."""
     machine.copy_certificates(RUN / "certs")
-    share = RUN / "share"
-    share.mkdir(parents=True, exist_ok=True)
-    share.chmod(0o1777)
     library = RUN / "libnvidia-ml.so.1"
     flags = ("-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-Wl,-soname,libnvidia-ml.so.1")
     run(("gcc", *flags, "-o", str(library), str(DATA / "nvml.c")))
-
-
-SOURCES = RUN / "share" / "sources"
-
-
-def mount_sources() -> None:
-    """Show the cache's sources at RUN/share/sources, read-only; the hosts see them with the share."""
-    SOURCES.mkdir(parents=True, exist_ok=True)
-    if SOURCES.samefile(sources()):
-        return
-    if SOURCES.is_mount():
-        run(("umount", "--lazy", str(SOURCES)))
-    run(("mount", "--bind", str(sources()), str(SOURCES)))
-    run(("mount", "-o", "remount,bind,ro", str(SOURCES)))
 
 
 def ensure_network(engine: Engine) -> None:
@@ -48,7 +45,7 @@ def ensure_network(engine: Engine) -> None:
             f"com.docker.network.driver.mtu={machine.mtu()}",
         )
         args = [part for option in options for part in ("--opt", option)]
-        subnet = ("--subnet", f"{SUBNET}.0/24", "--gateway", f"{SUBNET}.1", "--label", "mlbox-lab")
+        subnet = ("--subnet", f"{SUBNET}.0/24", "--gateway", f"{SUBNET}.1", "--label", NAME)
         engine.docker("network", "create", *args, *subnet, NETWORK)
 
 
@@ -69,23 +66,22 @@ def _furnish(host: Host) -> None:
     gpus_file(host.name).parent.mkdir(parents=True, exist_ok=True)
 
 
-def start(engine: Engine, host: Host) -> bool:
-    """Have the host's container running; True when it was (re)started just now."""
+def start(engine: Engine, host: Host, store: str) -> bool:
+    """Have the host's container running; True when it was (re)started just now. `store`: the share's server, by id."""
     _furnish(host)
     argv = _arguments(host)
     lab = host.folder / "lab"
-    shown = SOURCES.stat().st_ino if host.share and SOURCES.is_mount() else None
-    digest = hashlib.sha256(repr((argv, shown)).encode())
+    digest = hashlib.sha256(repr((argv, store if host.share else "")).encode())
     for path in sorted(lab.iterdir()):
         digest.update(path.read_bytes())
     mark = digest.hexdigest()[:16]
-    form = '{{.State.Running}} {{index .Config.Labels "mlbox-lab"}}'
+    form = '{{.State.Running}} {{index .Config.Labels "' + NAME + '"}}'
     seen = engine.docker("inspect", "-f", form, host.container, check=False)
     if seen.stdout.split() == ["true", mark]:
         return False
     engine.docker("rm", "-f", "-v", host.container, check=False)
     set_gpus(host.name, default_gpus(host.name))
-    engine.docker("run", "--detach", "--label", f"mlbox-lab={mark}", *argv)
+    engine.docker("run", "--detach", "--label", f"{NAME}={mark}", *argv)
     return True
 
 
@@ -99,13 +95,15 @@ def _arguments(host: Host) -> list[str]:
     argv += ["-v", f"{host.folder / 'lab'}:/lab:ro", "-v", f"{host.folder / 'gpus'}:/etc/mlbox-lab"]
     argv += ["-v", f"{RUN / 'certs'}:/lab-certs:ro"]
     argv += ["-v", f"{machine.resolv_conf()}:/etc/resolv.conf:ro"]
-    argv += ["-e", f"LAB_USERS={users}", "-e", f"LAB_ENGINE={int(host.engine)}"]
+    argv += ["-e", f"LAB_USERS={users}", "-e", f"LAB_ENGINE={int(host.engine)}", "-e", f"LAB_CDI={int(host.cdi)}"]
     argv += ["-e", f"LAB_MTU={machine.mtu()}", "-e", f"LAB_CGROUP=/{CGROUP}/{host.name}"]
     for other in HOSTS.values():
         if other is not host:
             argv += ["--add-host", f"{other.name}:{other.address}"]
     if host.share:
-        argv += ["-v", f"{RUN / 'share'}:/share"]
+        argv += ["-e", f"LAB_SHARE={STORE_ADDRESS}:/{VOLUME}"]
+        if sources().is_dir():
+            argv += ["-v", f"{sources()}:/lab-sources:ro"]
     if host.engine:
         docker = CACHE / f"docker-{host.name}"
         docker.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # PID 1 of a lab host: sets the host up from /lab (read-only), starts its daemons, reaps orphans.
 # Restarting the container is a reboot: /run is emptied and the boot id is a new one.
-# Environment: LAB_ENGINE=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP.
+# Environment: LAB_ENGINE=1|0, LAB_CDI=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP, LAB_SHARE=server:/volume or none.
 set -u
 
 find /run -mindepth 1 -maxdepth 1 -exec rm -rf {} + 2>/dev/null
@@ -45,14 +45,34 @@ install -m 644 /lab/ssh_host_ed25519_key.pub /etc/ssh/
 install -D -m 644 /lab/sshd.conf /etc/ssh/sshd_config.d/lab.conf
 install -m 644 /lab/banner /etc/ssh/banner.noisy
 
+if [ -n "${LAB_SHARE:-}" ]; then
+  mkdir -p /share
+  for _ in $(seq 20); do
+    mount -t glusterfs "$LAB_SHARE" /share && break
+    sleep 0.5
+  done
+  if [ -d /lab-sources ] && mountpoint -q /share; then
+    mkdir -p /share/sources
+    mount --bind /lab-sources /share/sources
+  fi
+fi
+
 /usr/sbin/sshd
 command -v cron >/dev/null && cron
 
 if [ "$LAB_ENGINE" = 1 ]; then
   install -m 755 /lab/hook.py /usr/bin/nvidia-container-runtime-hook
+  features={}
+  if [ "$LAB_CDI" = 1 ] && [ -s /etc/mlbox-lab/gpus ]; then
+    features='{"cdi": true}'
+    mkdir -p /etc/cdi
+    /usr/bin/nvidia-container-runtime-hook spec >/etc/cdi/nvidia.json
+  fi
   mkdir -p /etc/docker
-  printf '{"mtu": %s, "cgroup-parent": "%s", "storage-driver": "overlay2"}\n' \
-    "$LAB_MTU" "$LAB_CGROUP" >/etc/docker/daemon.json
+  printf '{"mtu": %s, "cgroup-parent": "%s", "storage-driver": "overlay2", "features": %s}\n' \
+    "$LAB_MTU" "$LAB_CGROUP" "$features" >/etc/docker/daemon.json
+  # Docker 26 refuses a network without IPv6's sysctls, which are read-only here.
+  export DOCKER_ALLOW_IPV6_ON_IPV4_INTERFACE=1
   dockerd >/var/log/dockerd.log 2>&1 &
 fi
 

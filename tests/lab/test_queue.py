@@ -1,0 +1,343 @@
+"""The queue on real hosts: two of them share a folder, real Docker runs the jobs, real cron works it off."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labbox import PYTHON_IMAGE, Attached, Laptop, Result, as_root, left_behind, ssh
+from labkit import gpus as false_gpus
+from labkit.inventory import HOSTS
+
+pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
+
+Json = dict[str, Any]
+HOSTS_OF_LAB = ("gpu1", "gpu2")
+NVML = """
+import ctypes, os
+nvml = ctypes.CDLL("libnvidia-ml.so.1"); nvml.nvmlInit_v2()
+count = ctypes.c_uint(); nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+for i in range(count.value):
+    d, n = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(d)); nvml.nvmlDeviceGetUUID(d, n, 96)
+    print("GPU", n.value.decode(), flush=True)
+"""
+
+
+class Lab:
+    """A ROOT of its own on the share, and a laptop that knows of it."""
+
+    def __init__(self, laptop: Laptop, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB) -> None:
+        self.laptop, self.root = laptop, root
+        config = laptop.home / ".config/mlbox/config.toml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(f"hosts = {json.dumps(hosts)}\nroot = {json.dumps(root)}\n")
+        self.code = laptop.home / "project"
+        self.code.mkdir(exist_ok=True)
+        (self.code / "train.py").write_text(NVML + 'print("from", os.uname().nodename, os.getcwd())\n')
+
+    def run(self, *words: str, code: int = 0, **kind: Any) -> Result:
+        done = self.laptop.run(*words, **kind)
+        assert done.code == code, done.all
+        return done
+
+    def submit(self, *words: str) -> list[Json]:
+        done = self.run("submit", "--json", "--code", str(self.code), *words)
+        reply = done.json()
+        assert isinstance(reply, dict)
+        return list(reply["jobs"])
+
+    def one(self, *words: str) -> str:
+        return str(self.submit(*words)[0]["id"])
+
+    def show(self, job: str) -> Json:
+        found = self.run("show", job, "--json").json()
+        assert isinstance(found, dict)
+        return found
+
+    def state(self, job: str) -> str:
+        return str(self.show(job)["job"]["state"])
+
+    def until(self, job: str, *states: str, timeout: float = 90) -> Json:
+        """Its summary, once it is in one of these states."""
+        found: Json = awaited(lambda: next((j for j in [self.show(job)["job"]] if j["state"] in states), None), timeout)
+        return found
+
+    def output(self, job: str) -> str:
+        return self.run("logs", job).out
+
+
+def awaited(look: Callable[[], Any], timeout: float = 90) -> Any:
+    """What `look` finds in the end. Another host's work has no event here, so it is looked for."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "never came"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    name = re.sub(r"\W", "", request.node.name)[:40]
+    root = f"/share/lab-{name}"
+    as_root("gpu1", "rm", "-rf", root)
+    made = Lab(Laptop(tmp_path / "home"), root)
+    made.run("init", *HOSTS_OF_LAB)
+    yield made
+    for host in HOSTS_OF_LAB:
+        false_gpus.set_gpus(host, false_gpus.default_gpus(host))
+        ssh(host, "crontab -r 2>/dev/null; true")
+    jobs = made.run("jobs", "--json", "-n", "0").json()
+    assert isinstance(jobs, list)
+    live = [job["id"] for job in jobs]
+    if live:
+        made.run("cancel", *live)
+    awaited(lambda: made.run("jobs", "--json", "-n", "0").json() == [])
+    for host in HOSTS_OF_LAB:  # a keeper's last act is a tick; its folder goes before
+        awaited(lambda h=host: left_behind(h) == [])  # type: ignore[misc]
+    made.laptop.close()
+    as_root("gpu1", "rm", "-rf", root)
+
+
+def test_two_minutes_lab(lab: Lab) -> None:
+    """init, submit, follow, jobs, status: on the GPU that was leased, with the code as it was."""
+    done = lab.run("run", "--image", PYTHON_IMAGE, "--gpus", "1", "--on", "gpu2", "--code", str(lab.code), "--",
+                   "python3", "train.py")  # fmt: skip
+    assert re.search(rf"GPU {HOSTS['gpu2'].gpu_uuid(0)}\n", done.out)
+    assert "from" in done.out and "finished" in done.err
+    jobs = lab.run("jobs").out
+    assert "finished" in jobs and "gpu2" in jobs
+    assert "2 of 2 GPUs free" in lab.run("status").out
+
+
+def test_editing_after_submit_changes_nothing(lab: Lab) -> None:
+    lab.run("queue", "pause", "default")
+    job = lab.one("--gpus", "0", "--", "python3", "-c", "print(open('said').read())")
+    (lab.code / "said").write_text("too late")
+    early = lab.one("--gpus", "0", "--", "python3", "-c", "print(open('said').read())")
+    (lab.code / "said").write_text("even later")
+    assert "paused by ada" in lab.run("jobs").out
+    lab.run("queue", "resume", "default")
+    lab.run("queue", "process")
+    assert lab.until(early, "finished")["exit"] == 0
+    assert lab.output(early) == "too late\n"
+    assert lab.until(job, "failed")["why"] == "exit code 1"
+
+
+def test_jobs_spread_over_hosts_and_say_why_they_wait(lab: Lab) -> None:
+    jobs = lab.submit("--gpus", "1", "--cpus", "0", "--array", "7", "--", "sleep", "1000")
+    running = awaited(lambda: [j for j in _jobs(lab) if j["state"] == "started" and len(_running(lab)) == 6])
+    assert {job["host"] for job in running} == {"gpu1", "gpu2"}
+    leased = [uuid for job in running for uuid in job["gpus"]]
+    assert len(leased) == len(set(leased)) == 6
+    waiting = next(job for job in _jobs(lab) if job["state"] == "submitted")
+    assert "GPU" in waiting["waits"] and waiting["id"] == jobs[-1]["id"]
+    lab.run("cancel", running[0]["id"])
+    lab.until(waiting["id"], "started")  # a job's end starts the next one, without cron
+
+
+def _jobs(lab: Lab) -> list[Json]:
+    found = lab.run("jobs", "--json").json()
+    assert isinstance(found, list)
+    return found
+
+
+def _running(lab: Lab) -> list[Json]:
+    return [job for job in _jobs(lab) if job["state"] == "started"]
+
+
+def test_cancel_ends_the_whole_container(lab: Lab) -> None:
+    job = lab.one("--image", PYTHON_IMAGE, "--gpus", "1", "--grace", "1s", "--", "sh", "-c",
+                  "trap '' TERM; echo up; while :; do sleep 1; done")  # fmt: skip
+    host = lab.until(job, "started")["host"]
+    awaited(lambda: "up" in lab.output(job))
+    assert "is being ended" in lab.run("cancel", job).out
+    assert lab.until(job, "cancelled")["why"] == "cancelled by ada"
+    awaited(lambda: ssh(host, f"docker ps -aq --filter label=mlbox.session={job}") == "")
+    assert lab.run("cancel", job).out.endswith("had ended already: cancelled\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--time-limit", "2s", "--grace", "1s", "--", "sleep", "1000"), "its time limit was reached"),
+        (("--", "sh", "-c", "kill -9 $$"), "ended by signal 9"),
+        (("--", "sh", "-c", "exit 3"), "exit code 3"),
+        (("--", "no-such-program"), "exit code 127"),
+    ],
+    ids=["time limit", "signal", "exit", "no program"],
+)
+@pytest.mark.parametrize("image", [(), ("--image", PYTHON_IMAGE)], ids=["process", "docker"])
+def test_distinct_endings(lab: Lab, image: tuple[str, ...], words: tuple[str, ...], why: str) -> None:
+    job = lab.one("--gpus", "0", *image, *words)
+    assert lab.until(job, "failed", "finished")["why"] == why
+
+
+def test_cron_starts_what_nobody_else_does(lab: Lab) -> None:
+    lab.run("queue", "pause", "default")
+    job = lab.one("--gpus", "0", "--", "true")
+    first = lab.run("cron", "install").out
+    assert lab.run("cron", "install").out == first
+    assert ssh("gpu1", "crontab -l").count("# mlbox ") == 1
+    lab.run("queue", "resume", "default")
+    lab.until(job, "finished", timeout=150)  # nobody has asked any host since
+    lab.run("cron", "remove")
+    assert "mlbox" not in ssh("gpu1", "crontab -l 2>&1 || true").replace("no crontab", "")
+    assert ssh("gpu1", "cat ~/.cache/mlbox/tick.log 2>/dev/null || true") == ""  # quiet
+
+
+def test_the_keeper_is_killed_and_the_job_goes_on(lab: Lab) -> None:
+    job = lab.one("--image", PYTHON_IMAGE, "--gpus", "1", "--on", "gpu1", "--", "sh", "-c",
+                  "until [ -e /workspace/go ]; do sleep 0.1; done; echo done")  # fmt: skip
+    found = lab.until(job, "started")
+    pid = ssh("gpu1", f"cat /tmp/mlbox-1001/{job[-8:].lower()}/keeper.pid")
+    as_root("gpu1", "kill", "-9", str(json.loads(pid)["pid"]))
+    assert f"leased to ada's session {job}" in lab.run("status", "gpu1").out  # the runner holds the GPU
+    lab.run("queue", "process")
+    folder = lab.show(job)["folder"]
+    ssh("gpu1", f"touch {folder}/attempts/1/work/go")
+    assert lab.until(job, "finished")["gpus"] == found["gpus"]
+    assert lab.output(job) == "done\n"
+
+
+def test_keeper_and_container_killed_is_lost_and_runs_again(lab: Lab) -> None:
+    job = lab.one("--image", PYTHON_IMAGE, "--gpus", "1", "--on", "gpu1", "--", "sh", "-c",
+                  "[ $MLBOX_ATTEMPT = 2 ] || sleep 1000")  # fmt: skip
+    lab.until(job, "started")
+    as_root("gpu1", "pkill", "-9", "-u", "ada", "-f", "mlbox")
+    awaited(lambda: lab.run("queue", "process") and lab.state(job) == "finished")
+    events = [event["event"] for event in lab.show(job)["events"]]
+    assert events == ["submitted", "claimed", "started", "lost", "claimed", "started", "finished"]
+
+
+def test_a_drained_host_starts_nothing(lab: Lab) -> None:
+    lab.run("host", "drain", "gpu1", "--why", "new disks")
+    job = lab.one("--gpus", "0", "--", "true")
+    assert lab.until(job, "finished")["host"] == "gpu2"
+    only = lab.one("--gpus", "0", "--on", "gpu1", "--", "true")
+    assert "drained" in lab.run("show", only).out
+    lab.run("host", "resume", "gpu1")
+    lab.run("queue", "process")
+    lab.until(only, "finished")
+
+
+def test_an_outsiders_gpu_is_left_alone(lab: Lab) -> None:
+    process = ssh("gpu2", "nohup sleep 300 >/dev/null 2>&1 & echo $!").strip()
+    try:
+        for gpu in ("0", "1"):
+            subprocess.run((sys.executable, "scripts/lab", "gpu", "gpu2", "--busy", f"{gpu}={process}"), check=True)
+        job = lab.one("--gpus", "1", "--on", "gpu2", "--", "true")
+        assert "ada's sleep" in lab.run("show", job).out
+    finally:
+        ssh("gpu2", f"kill {process}")
+    false_gpus.set_gpus("gpu2", false_gpus.default_gpus("gpu2"))
+    lab.run("queue", "process")
+    lab.until(job, "finished")
+
+
+def test_follow_prints_as_it_comes_and_ends_with_the_jobs_code(lab: Lab) -> None:
+    (lab.code / "slow.sh").write_text("echo one; until [ -e go ]; do sleep 0.1; done; echo two; exit 5\n")
+    running: Attached = lab.laptop.attach("run", "--gpus", "0", "--code", str(lab.code), "--", "sh", "slow.sh")
+    running.wait_for("^one$")
+    job = running.wait_for(r"(01[0-9A-Z]{24})")[1]
+    ssh("gpu1", f"touch {lab.show(job)['folder']}/attempts/1/work/go")
+    running.wait_for("^two$")
+    assert running.process.wait(60) == 5
+
+
+def test_an_interrupted_run_leaves_the_job(lab: Lab) -> None:
+    running = lab.laptop.attach("run", "--gpus", "0", "--code", str(lab.code), "--", "sh", "-c", "echo up; sleep 1000")
+    running.wait_for("^up$")
+    assert running.stop(signal.SIGINT) == 130
+    job = running.wait_for(r"(01[0-9A-Z]{24})")[1]
+    running.wait_for(f"goes on .*mlbox cancel {job}")
+    assert lab.state(job) == "started"
+
+
+def test_a_colleague_sees_and_can_not_touch(lab: Lab, tmp_path: Path) -> None:
+    as_root("gpu1", "chmod", "1777", lab.root)
+    as_root("gpu1", "chmod", "1777", f"{lab.root}/users")
+    job = lab.one("--gpus", "0", "--env", "TOKEN=s3cret", "--", "sh", "-c", "echo private; sleep 1000")
+    lab.until(job, "started")
+    bob = Lab(Laptop(tmp_path / "bob"), lab.root, ("gpu1-bob",))
+    assert job in bob.run("jobs", "--all").out
+    done = bob.run("cancel", job, code=3)
+    assert "is ada's" in done.err
+    assert "is ada's" in bob.run("logs", job, code=3).err
+    folder = lab.show(job)["folder"]
+    for name in ("secret.json", "attempts/1/output.log"):
+        assert ssh("gpu1-bob", f"cat {folder}/{name} 2>&1 || true").endswith("Permission denied\n")
+    assert "s3cret" not in ssh("gpu1-bob", f"cat {folder}/spec.json {folder}/ev/*")
+    mine = bob.one("--gpus", "0", "--runtime", "process", "--", "id", "-un")
+    bob.until(mine, "finished")
+    assert bob.output(mine) == "bob\n"
+    bob.laptop.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("submit", "--gpus", "9", "--", "true"), 3, "what would fit: gpu1: up to"),
+        (("submit", "--gpus", "A10:1", "--", "true"), 3, "what would fit"),
+        (("submit", "--queue", "nigth", "--", "true"), 3, "there is no queue nigth"),
+        (("submit", "--after", "01ARYZ6S41TSV4RRFFQ69G5FAV", "--", "true"), 6, "no job 01ARYZ6S41TSV4RRFFQ69G5FAV"),
+        (("submit", "--time-limit", "soon", "--", "true"), 2, "is no duration"),
+        (("submit",), 2, "what is to be run?"),
+        (("cancel", "no-such-job"), 6, "there is no job"),
+        (("queue", "pause", "no-such-queue"), 6, "there is no queue"),
+        (("move", "no-such-job", "--top"), 6, "there is no job"),
+        (("host", "fence", "gpu1"), 2, "-y"),
+    ],
+    ids=lambda v: " ".join(v)[:30] if isinstance(v, tuple) else "",
+)
+def test_bad_words(lab: Lab, words: tuple[str, ...], code: int, said: str) -> None:
+    done = lab.run(*words, code=code)
+    assert said in done.err and "Traceback" not in done.all
+
+
+def test_a_root_that_is_not_mounted(lab: Lab) -> None:
+    done = lab.run("submit", "--root", "/share", "--gpus", "0", "--", "true", code=5)
+    assert "has no mlbox.json" in done.err and "mounted" in done.err
+    assert ssh("gpu1", "ls /share/users 2>/dev/null || true") == ""
+
+
+def test_a_broken_lab_yaml_changes_nothing_and_is_said(lab: Lab) -> None:
+    lab.run("queue", "create", "night")
+    ssh("gpu1", f"echo 'queues: [broken' >>{lab.root}/lab.yaml")
+    done = lab.run("submit", "--queue", "night", "--gpus", "0", "--", "true")
+    assert re.search(r"lab\.yaml: line \d+, column \d+", done.err)
+    job = re.search(r"01[0-9A-Z]{24}", done.out)
+    assert job is not None
+    lab.until(job[0], "finished")
+
+
+def test_dependencies_and_retries(lab: Lab) -> None:
+    first = lab.one("--gpus", "0", "--", "sh", "-c", "exit 1")
+    doomed = lab.one("--gpus", "0", "--after", first, "--", "true")
+    anyway = lab.one("--gpus", "0", "--after-any", first, "--", "true")
+    lab.until(anyway, "finished")
+    assert "was to run after job" in lab.until(doomed, "failed")["why"]
+    again = lab.run("retry", first, "--json").json()
+    assert isinstance(again, dict)
+    lab.until(again["id"], "failed")
+
+
+def test_a_host_that_reboots_runs_its_jobs_again(lab: Lab) -> None:
+    job = lab.one("--gpus", "1", "--on", "gpu2", "--", "sh", "-c", "[ $MLBOX_ATTEMPT = 2 ] || sleep 1000")
+    kept = lab.one("--gpus", "1", "--on", "gpu2", "--on-host-loss", "hold", "--", "sleep", "1000")
+    lab.until(job, "started")
+    lab.until(kept, "started")
+    subprocess.run((sys.executable, "scripts/lab", "reboot", "gpu2"), check=True)
+    lab.run("queue", "process")
+    lab.until(job, "finished")
+    assert lab.until(kept, "failed")["why"] == "the host was restarted"

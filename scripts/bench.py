@@ -5,8 +5,10 @@
     b  a session's start, image cached   beside docker run by hand, and asking Jupyter until it answers
     c  a warm status                     beside `ssh HOST true`; and how often each command uses the network
     d  the tunnel                        beside `ssh -L`
+    e  the queue, on this machine        beside nq, task-spooler and Slurm; and how its cost grows
 
 b, c and d need the lab (scripts/lab up), or any host with --host, MLBOX_SSH_CONFIG and the lab's session image.
+e installs its peers' Debian packages where they are missing and it is root.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from benchkit import sessions, starts, trips, tunnels
+from benchkit import queue, sessions, starts, trips, tunnels
 from benchkit.laptop import PYZ, ROOT, NoLab
 from benchkit.measure import Row, keep, note, table
 
 KEPT = ROOT / "bench.json"
 ON_HOST = {"b": sessions.run, "c": trips.run, "d": tunnels.run}
-PARTS = ("a", *ON_HOST)
+HERE = {"a": starts.run, "e": queue.run}
+PARTS = sorted((*HERE, *ON_HOST))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(part: str, host: str, runs: int | None) -> tuple[list[Row], list[str]]:
-    return starts.run(runs) if part == "a" else ON_HOST[part](host, runs)
+    return HERE[part](runs) if part in HERE else ON_HOST[part](host, runs)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=_parts, default=PARTS, metavar="a,b,c,d", help="these parts (default: all)")
+    parser.add_argument("--only", type=_parts, default=PARTS, metavar="a,b,c,d,e", help="these parts (default: all)")
     parser.add_argument("--runs", type=int, metavar="N", help="turns a comparison (default: the part's own)")
     parser.add_argument("--host", default="gpu2", help="a host with GPUs, Docker and the image (default: gpu2)")
     arguments = parser.parse_args(argv)

@@ -8,6 +8,7 @@ from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.host import archive, ready, store, view
 
+_LEAST = 3  # letters of an id that may stand for it
 _RECENT = 300  # ended jobs, and waiting ones per queue, that a name or a part of an id is looked for in
 
 
@@ -22,10 +23,6 @@ def job(found: store.Store, wanted: str) -> store.Job:
                 return made
         raise errors.NotFound(
             f"there is no job {wanted.upper()} in {found.root}", "mlbox jobs --all shows what there is"
-        )
-    if len(wanted) < 3:
-        raise errors.NotFound(
-            f"{text.safe(wanted)!r} could be any job", "its name, or at least three letters of its id"
         )
     matching = {id_: made for user in users for id_, made in _known(found, user) if _is(made, id_, wanted)}
     if not matching:
@@ -44,7 +41,7 @@ def _known(found: store.Store, user: str) -> Iterator[tuple[str, store.Job]]:
 
 
 def _is(made: store.Job, id_: str, wanted: str) -> bool:
-    if id_.startswith(wanted.upper()) or id_.endswith(wanted.upper()):
+    if len(wanted) >= _LEAST and (id_.startswith(wanted.upper()) or id_.endswith(wanted.upper())):
         return True
     try:
         return made.spec().name == wanted

@@ -10,8 +10,10 @@ jobs, and no folder grows with the number of jobs that wait. A hint that is lost
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -24,6 +26,9 @@ from mlbox.core.schedule import Waiting
 from mlbox.host import store
 
 _LEAF = 24  # letters of an id that 1024 ids in a row share
+# ESTALE: a folder that another host has removed and made anew, while this one still holds its old handle.
+_VANISHED = (errno.ENOENT, errno.EEXIST, errno.ESTALE)
+_AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # s; a client's view of a folder may be a second old
 _MIDDLE = 500_000  # ranks are counted from here, so that a name has no sign
 
 
@@ -40,16 +45,20 @@ def publish(found: store.Store, job: Waiting) -> None:
     """Make a waiting job of this user's findable; flushed on return."""
     folder = _folder(found, job)
     found.parts.mkdir(mode=0o755, parents=True, exist_ok=True)
-    while True:
+    for pause in (0.0, *_AGAIN, None):
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             store.write_whole(folder / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
             break
-        except (FileNotFoundError, FileExistsError):  # somebody withdrew the last other job of this folder meanwhile
-            if not found.parts.is_dir():
+        except OSError as error:  # somebody withdrew the last other job of this folder meanwhile, perhaps elsewhere
+            if error.errno not in _VANISHED or pause is None or not found.parts.is_dir():
                 raise
-    with suppress(FileNotFoundError):  # found, and started, and withdrawn already
+            time.sleep(pause)
+    try:
         store.sync_folder(folder)
+    except OSError as error:
+        if error.errno not in _VANISHED:  # found, and started, and withdrawn already
+            raise
 
 
 def withdraw(found: store.Store, job: Waiting) -> None:
@@ -108,12 +117,19 @@ def _names(folder: Path, depth: int) -> Iterator[Path]:
 def _listed(folder: Path) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if name[0] != ".")
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except OSError as error:
+        if error.errno not in (*_VANISHED, errno.ENOTDIR, errno.EACCES, errno.EPERM):
+            raise
         return []
 
 
 def _read(path: Path, owner: str, queue: str) -> Waiting | None:
-    document = store.read_json(path)
+    try:
+        document = store.read_json(path)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return None  # withdrawn by another host
     if not isinstance(document, dict):
         return None
     try:

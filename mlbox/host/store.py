@@ -112,10 +112,21 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None =
         raise
 
 
+def _open_fresh(path: Path) -> int:
+    """ESTALE is an old handle of what another host has replaced: asked again, its name is looked up anew."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return os.open(path, flags)
+
+
 def read_json(path: Path) -> Any:
     """A small regular file of JSON; None where it is absent, torn, too large or something else."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = _open_fresh(path)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES):
             return None

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aftermath import all_processes, own_processes, traces, watched
+from aftermath import all_processes, own_processes, watched
 from gate import gate_at
-from labbox import SESSION_IMAGE, SSH_CONFIG, START, Laptop, ssh
+from labbox import SESSION_IMAGE, SSH_CONFIG, START, Laptop, left_behind, ssh
 from terminal import Terminal, at_terminal
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1")]
@@ -79,7 +79,7 @@ def test_while_a_layer_is_built(laptop: Laptop, tmp_path: Path, host: str, place
     with at_terminal(laptop, "session", host, *place, "--init-script", str(script)) as terminal:
         terminal.wait_for(r"1/1 running the init script", START)
         terminal.wait_for(r"it takes its time")
-        assert traces(host) != []  # what is looked at does see something of it
+        assert left_behind(host) != []  # what is looked at afterwards does see something of it
         assert_stops(terminal)
     assert ssh(host, environments) == before
     assert ssh(host, "pgrep -fc '^sleep 4711$' || true").strip() == "0"
@@ -98,7 +98,7 @@ def hanging_image() -> Iterator[str]:
 def test_while_the_guest_starts(hanging_image: str, laptop: Laptop) -> None:
     with at_terminal(laptop, "session", HOST, "--image", hanging_image, "--no-vscode", "--gpus", "1") as terminal:
         terminal.wait_for(r"waiting for Jupyter\b")
-        assert traces(HOST) != []
+        assert left_behind(HOST) != []
         assert_stops(terminal)
 
 
@@ -117,7 +117,7 @@ def test_while_the_tunnel_comes_up(laptop: Laptop) -> None:
     """The session is ready on the host by then, and nobody has seen it: it goes again."""
     with at_terminal(laptop, "session", HOST, *CONTAINER) as terminal:
         terminal.wait_for("connecting the tunnels")
-        assert traces(HOST) != []
+        assert left_behind(HOST) != []
         assert_stops(terminal)
         assert "session is running" not in terminal.text
 

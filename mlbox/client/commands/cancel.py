@@ -40,6 +40,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _told(reply: Json) -> str:
     name = f"{text.safe(reply['name'])}  {reply['id']}  "
+    if reply["already"]:
+        return f"{name}had ended already: {reply['state']}"
     if reply["requested"]:
         return f"{name}is being ended on {text.safe(reply['host'])}"
-    return name + (reply["state"] if reply["state"] == "cancelled" else f"had ended already: {reply['state']}")
+    return name + str(reply["state"])

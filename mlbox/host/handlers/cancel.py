@@ -21,12 +21,13 @@ def run(call: Call) -> Json:
     job = lookup.mine(found, str(call.args.get("job", "")))
     if job.spec().session and not call.args.get("session"):
         raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
+    already = not job.state().live
     state = _cancel(found, job)
     host = str(state.facts.get("host", ""))
     if state.running and host == found.host:
         keeping.tell(job)
     return {
-        "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested,
+        "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested, "already": already,
         "why": str(state.facts.get("why", "")), "host": host,
         "nudge": rules.lab.host(host).ssh if state.running and host != found.host else "",
     }  # fmt: skip

@@ -170,7 +170,7 @@ _LEFT = """
 docker ps -aq --filter label=mlbox.session 2>/dev/null
 docker ps -aq --filter label=mlbox.builder 2>/dev/null
 find /tmp/mlbox-$(id -u) -mindepth 1 -maxdepth 1 -type d 2>/dev/null
-find ~/.local/share/mlbox/users/*/live -type f 2>/dev/null
+find ~/.local/share/mlbox/users/*/on/*/live -type f 2>/dev/null
 find /tmp -maxdepth 1 -name 'mlbox-layer-*' 2>/dev/null
 for p in /proc/[0-9]*; do
   if [ -r $p/environ ] && tr '\\0' '\\n' <$p/environ 2>/dev/null | grep -q '^MLBOX_SESSION='; then echo $p; fi

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aftermath import watched
 from labbox import BUSYBOX_IMAGE, SESSION_IMAGE, Laptop, Result, as_root, left_behind, ssh
 from labkit import gpus as false_gpus
 from labkit.inventory import HOSTS
@@ -29,52 +27,10 @@ UUIDS = [HOSTS["gpu1"].gpu_uuid(index) for index in range(4)]
 
 @pytest.fixture
 def laptop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Laptop]:
-    """With a runtime folder of its own. Afterwards: no tunnel, no socket folder, and no trace on the host."""
+    """Afterwards: no tunnel, no socket folder, and no trace on the hosts that the test uses."""
     marker = request.node.get_closest_marker("hosts")
-    asks_a_host = bool(marker and marker.args)
-    before = _traces() if asks_a_host else []
-    runtime = tempfile.mkdtemp(prefix="mb", dir="/tmp")
-    made = Laptop(tmp_path / "home")
-    made.env["XDG_RUNTIME_DIR"] = runtime
-    yield made
-    made.close()
-    left = _own_processes(runtime) + [path.name for path in Path(runtime).glob("mlbox/t*")]
-    _end_masters(runtime)
-    shutil.rmtree(runtime)
-    assert left == []
-    assert not asks_a_host or _traces() == before
-
-
-_TRACES = """
-docker ps -aq --no-trunc; docker volume ls -q; docker images -q
-find /tmp/mlbox-1* -mindepth 1 ! -name "layer-*.lock"
-ls -d /tmp/mlbox-layer-* /home/*/.cache/mlbox/.?*[0-9] 2>/dev/null
-find /home/*/.local/share/mlbox/users/*/live -type f
-for lease in /tmp/mlbox-leases/GPU-*; do [ ! -e $lease ] || flock --nonblock $lease true || echo $lease; done
-grep -laz '^MLBOX_SESSION=' /proc/[0-9]*/environ
-"""
-
-
-def _traces() -> list[str]:
-    """Of anybody's sessions on gpu1: containers, volumes, images, files, leases, processes."""
-    return as_root("gpu1", "bash", "-c", _TRACES + "true").split()
-
-
-def _own_processes(runtime: str) -> list[str]:
-    """What this laptop's commands still run: an ssh -N, a client. Not the shared connections, which stay by design."""
-    mark, found = f"XDG_RUNTIME_DIR={runtime}".encode(), []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return [command for command in found if "[mux]" not in command]
-
-
-def _end_masters(runtime: str) -> None:
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(f"ssh: {runtime}/".encode()):
-                os.kill(int(folder.name), signal.SIGTERM)
+    with watched(tmp_path / "home", *(marker.args if marker else ())) as made:
+        yield made
 
 
 def session(laptop: Laptop, host: str, *arguments: str) -> Result:

@@ -168,7 +168,7 @@ def test_a_keeper_that_is_killed_again_and_again_is_replaced_each_time(laptop: L
 def test_a_keeper_killed_while_it_builds_a_layer_leaves_what_the_next_call_removes(
     laptop: Laptop, tmp_path: Path
 ) -> None:
-    before = traces(HOST)
+    before = set(traces(HOST))
     script = tmp_path / "init.sh"
     script.write_text("#!/bin/sh\necho it takes its time\nsleep 4711\n")
     words = ("session", HOST, *PLACES[HOST], "--gpus", HOSTS[HOST].gpu_uuid(0), "--init-script", str(script))
@@ -185,7 +185,7 @@ def test_a_keeper_killed_while_it_builds_a_layer_leaves_what_the_next_call_remov
     assert ssh(HOST, "docker ps -aq") == ""
     assert not is_held(HOST)
     ssh(HOST, "while pgrep -f '[m]lbox-builder' >/dev/null; do sleep 0.05; done")  # docker's client notices by itself
-    assert traces(HOST) == before
+    assert set(traces(HOST)) <= before
     assert laptop.run("session", HOST, *PLACES[HOST], "--gpus", "4", "--detach", "--name", "after").code == 0
     assert laptop.run("session", "shutdown", "after").code == 0
 
@@ -210,7 +210,8 @@ def test_a_killed_container_ends_its_session_and_everybody_hears_it(laptop: Lapt
 def test_a_killed_container_that_nobody_watched(laptop: Laptop) -> None:
     session = start(laptop, HOST, "unseen")
     ssh(HOST, f"docker kill {container_of(session)}")
-    assert_had_ended(laptop.run("session", "shutdown", "unseen"), "unseen", "its container or process ended")
+    done = laptop.run("session", "shutdown", "unseen")  # which may meet the keeper at its end
+    assert done.code == 0 and ("unseen has ended" in done.out or "unseen had ended already" in done.out), done.all
     assert not is_held(HOST)
 
 

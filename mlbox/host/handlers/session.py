@@ -106,7 +106,7 @@ def _space(found: store.Store, engine: engines.Engine) -> None:
     storage = engine.storage()
     folders = [next(p for p in (folder, *folder.parents) if os.path.exists(p)) for folder in (found.root, Path("/tmp"))]
     full = [storage] if storage is not None and os.path.exists(storage) else []
-    _all([*(partial(_writable, folder) for folder in folders), *(partial(_enough, f) for f in (*folders, *full))])
+    _all([*(partial(_usable, folder) for folder in folders), *(partial(_enough, folder) for folder in full)])
 
 
 def _all(checks: Iterable[Callable[[], None]]) -> None:
@@ -121,9 +121,10 @@ def _all(checks: Iterable[Callable[[], None]]) -> None:
         raise _together(problems)
 
 
-def _writable(folder: Path) -> None:
+def _usable(folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise errors.HostUnready(f"{folder} can't be written", "choose another folder with --root")
+    _enough(folder)
 
 
 def _enough(folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from mlbox.client.commands.status import ask_all, known_hosts
 from mlbox.client.remote import Host, connect
 
 Json = dict[str, Any]
+_AGAIN = (0.5, 1.0)  # s
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +48,25 @@ def entry(arguments: argparse.Namespace, settings: state.Config) -> Host:
     return connect(known[0], settings)
 
 
-def nudge(hosts: Iterable[str], settings: state.Config) -> dict[str, Json]:
-    """Have these hosts look at the queue now, all at once. One that can't be reached catches up by its cron."""
-    names = list(dict.fromkeys(hosts))
-    replies = ask_all(names, "tick", {}, settings) if names else {}
-    return {name: reply for name, reply in replies.items() if not isinstance(reply, errors.MlboxError)}
+def nudge(hosts: Iterable[str], settings: state.Config, job: str = "") -> dict[str, Json]:
+    """Have these hosts look at the queue now, all at once. One that can't be reached catches up by its cron.
+
+    One that knows nothing of a `job` that was just submitted is asked again: on some shared filesystems a host sees
+    another's new files only a second later."""
+    replies: dict[str, Json] = {}
+    left = list(dict.fromkeys(hosts))
+    for pause in (*_AGAIN, 0.0):
+        found = ask_all(left, "tick", {}, settings) if left else {}
+        replies.update({name: reply for name, reply in found.items() if not isinstance(reply, errors.MlboxError)})
+        left = [name for name in left if name in replies and job and not _knows(replies[name], job)]
+        if not left or any(job in reply["started"] for reply in replies.values()):
+            break
+        time.sleep(pause)
+    return replies
+
+
+def _knows(reply: Json, job: str) -> bool:
+    return reply["busy"] or job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 
 
 def trouble(reply: Json) -> None:

@@ -564,7 +564,7 @@ def test_the_hosts_files_after_the_end(laptop: Laptop) -> None:
     started = words_of(laptop.run("session", HOST, *BARE, "--gpus", "1", "--detach", "--json").json())
     assert laptop.run("session", "shutdown", started["name"]).code == 0
     job = f"~/.local/share/mlbox/users/ada/jobs/*/{started['id']}"
-    events = [json.loads(line)["event"] for line in ssh(HOST, f"cat {job}/ev/*").splitlines()]
+    events = [json.loads(line)["event"]["event"] for line in ssh(HOST, f"cat {job}/ev/*").splitlines()]
     assert events == ["submitted", "claimed", "started", "finished"]
     assert "guest.log" in ssh(HOST, f"ls {job}/attempts/1/log")
     assert ssh(HOST, f"cat {job}/attempts/1/keeper.log") == ""

@@ -29,8 +29,8 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
         return 0
     reply = entry.call("submit", {"spec": spec.to_wire()})
     lab.trouble(reply)
-    lab.nudge(reply["elsewhere"], config)
     job = reply["jobs"][0]
+    lab.nudge(reply["elsewhere"], config, job["id"])
     found = _await(entry, job)
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     host = entry if found["host"] == reply["host"] else connect(found["ssh"], config)

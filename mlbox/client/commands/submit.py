@@ -152,7 +152,7 @@ def send(host: Host, prepared: tuple[JobSpec, int, str], settings: state.Config)
         args["code"], spec = archive, code.with_provenance(spec, seen)
     args["spec"] = spec.to_wire()
     reply = host.call("submit", args)
-    for name, ticked in lab.nudge(reply["elsewhere"], settings).items():
+    for name, ticked in lab.nudge(reply["elsewhere"], settings, next(iter(reply["waits"]), "")).items():
         for job in ticked["started"]:
             if job in reply["waits"]:
                 del reply["waits"][job]

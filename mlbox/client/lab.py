@@ -18,7 +18,7 @@ from mlbox.client.commands.status import ask_all, known_hosts
 from mlbox.client.remote import Host, connect
 
 Json = dict[str, Any]
-_AGAIN = (0.5, 1.0)  # s
+_AGAIN = (0.3, 0.7, 1.5)  # s
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def nudge(hosts: Iterable[str], settings: state.Config, job: str = "") -> dict[s
 
 
 def _knows(reply: Json, job: str) -> bool:
-    return reply["busy"] or job in reply["waits"] or job in reply["started"] or job in reply["failed"]
+    return job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 
 
 def trouble(reply: Json) -> None:

@@ -33,6 +33,7 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,36 +113,45 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None =
         raise
 
 
-def _open_fresh(path: Path) -> int:
-    """ESTALE is an old handle of what another host has replaced: asked again, its name is looked up anew."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        return os.open(path, flags)
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
-        return os.open(path, flags)
-
-
 def read_json(path: Path) -> Any:
-    """A small regular file of JSON; None where it is absent, torn, too large or something else."""
-    try:
-        descriptor = _open_fresh(path)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES):
-            return None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # before fdopen, which raises on a folder
-        os.close(descriptor)
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        content = file.read(MAX_FILE + 1)
-    if len(content) > MAX_FILE:
+    """A small regular file of JSON; None where it is absent, torn, too large or something else.
+
+    On a shared filesystem another host may replace or remove it between two calls of ours: these then fail with ESTALE
+    or ENOENT, even close. Asked again, its name is looked up anew; what is never to be had counts as absent."""
+    content: bytes | None = None
+    for pause in (0.01, 0.05, 0.2, 0.0):
+        try:
+            content = _content(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            time.sleep(pause)
+    if content is None or len(content) > MAX_FILE:
         return None
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES):
+            return None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = b""
+        while len(content) <= MAX_FILE and (data := os.read(descriptor, MAX_FILE + 1 - len(content))):
+            content += data
+        return content
+    finally:
+        with suppress(OSError):  # it was only read
+            os.close(descriptor)
 
 
 def this_writer() -> Writer:

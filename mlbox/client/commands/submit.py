@@ -158,6 +158,8 @@ def send(host: Host, prepared: tuple[JobSpec, int, str], settings: state.Config)
                 del reply["waits"][job]
                 reply["started"].append(job)
                 reply["host"] = name
+        # A host that could run it knows better why it waits than the one that was asked first.
+        reply["waits"].update({job: why for job, why in ticked["waits"].items() if job in reply["waits"]})
     return reply
 
 

@@ -330,14 +330,3 @@ def test_dependencies_and_retries(lab: Lab) -> None:
     again = lab.run("retry", first, "--json").json()
     assert isinstance(again, dict)
     lab.until(again["id"], "failed")
-
-
-def test_a_host_that_reboots_runs_its_jobs_again(lab: Lab) -> None:
-    job = lab.one("--gpus", "1", "--on", "gpu2", "--", "sh", "-c", "[ $MLBOX_ATTEMPT = 2 ] || sleep 1000")
-    kept = lab.one("--gpus", "1", "--on", "gpu2", "--on-host-loss", "hold", "--", "sleep", "1000")
-    lab.until(job, "started")
-    lab.until(kept, "started")
-    subprocess.run((sys.executable, "scripts/lab", "reboot", "gpu2"), check=True)
-    # As cron would, again: the first call may still find the connection that the reboot cut.
-    awaited(lambda: lab.run("queue", "process") and lab.state(job) == "finished")
-    assert lab.until(kept, "failed")["why"] == "the host was restarted"

@@ -363,6 +363,9 @@ class Store:
         self.live.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_whole(self.live / job.id, json.dumps(record).encode(), 0o644)
 
+    def is_live(self, job: Job) -> bool:
+        return (self.live / job.id).exists()
+
     def mark_ending(self, job: Job, host: str) -> None:
         """It was told to end: schedulers reckon with its room."""
         path = self.on(host) / "live" / job.id

@@ -170,7 +170,7 @@ def start(found: store.Store, job: Waiting, chosen: Start) -> bool:
     held = _lease(found, job, chosen)
     if held is None:
         return False
-    made, keeper_lock = found.job(job.id), None
+    made, keeper_lock, attempt = found.job(job.id), None, None
     try:
         found.reserve(made)
         keeper_lock = keeping.lock(made)
@@ -183,8 +183,18 @@ def start(found: store.Store, job: Waiting, chosen: Start) -> bool:
         return attempt is not None
     finally:
         if keeper_lock is not None:
+            if attempt is None:
+                _unreserve(found, made)
             os.close(keeper_lock)
         lease.drop(held)
+
+
+def _unreserve(found: store.Store, made: store.Job) -> None:
+    """It does not start here: its folder of this boot goes, for nothing would find it again. A mark of it can stand
+    all the same: its runner is alive and its keeper killed, or the claim may be on record; then the sweep decides."""
+    with suppress(OSError):
+        if not found.is_live(made):
+            found.clear(made)
 
 
 def _keep(attempt: batch.Attempt, held: dict[str, int]) -> None:
@@ -247,8 +257,6 @@ def _stale(found: store.Store, made: store.Job, job: Waiting) -> None:
     if state.name and not state.live:
         with suppress(errors.NotFound):
             archive.add(found, made, made.spec(), state)
-    if not state.running:
-        found.clear(made)
     ready.withdraw(found, job)
 
 

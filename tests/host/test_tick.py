@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from users import nobody
 from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
+from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
@@ -452,6 +454,33 @@ def test_a_stale_hint_of_a_running_job_does_not_end_it(box: Box, tmp_path: Path)
     assert box.end(job).name == "finished"
     box.tick()
     box.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize("elsewhere", ["runs", "in line again", "can't be read"])
+def test_a_job_that_another_host_claimed_first_leaves_nothing_here(
+    box: Box, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+) -> None:
+    """This tick has read the line, and another host claims before it looks into the job's log."""
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    claimed = {"at": 1.0, "host": "other", "boot": "b", "gpus": [], "attempt": 1}
+    if elsewhere == "can't be read":
+
+        def stale(_: store.Job) -> State:
+            raise OSError(errno.ESTALE, "stale")
+
+        monkeypatch.setattr(store.Job, "state", stale)
+        with pytest.raises(OSError):
+            tick.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0))
+    else:
+        assert job.append("claimed", claimed)
+        if elsewhere == "in line again":
+            state = store.Job.state
+            seen = iter([job.state()])  # the tick reads it twice
+            assert job.append("lost", {"at": 2.0}, 1)
+            monkeypatch.setattr(store.Job, "state", lambda made: next(seen, None) or state(made))
+        assert not tick.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0))
+    assert not job.boot_folder.exists()
 
 
 @pytest.mark.parametrize("damage", ["spec", "spec is a fifo", "secret", "folder", "log"])

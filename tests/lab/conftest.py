@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labbox import ARTIFACTS, LAB, PYZ, Laptop, left_behind
+from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame
 from labkit import gpus as false_gpus
 
 GPU_HOSTS = ("gpu1", "gpu2", "noeng")
@@ -39,8 +39,10 @@ def clean_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None
     hosts = marker.args if marker else GPU_HOSTS
     yield
     sweeper = Laptop(tmp_path / "sweeper")
+    left = {}
     for host in hosts:
         false_gpus.set_gpus(host, false_gpus.default_gpus(host))
         for session in sweeper.sessions(host):
             sweeper.run("session", "shutdown", str(session["id"]), "--host", host)
-        assert left_behind(host) == [], f"left behind on {host}"
+        left[host] = blame(host)
+    assert not any(left.values()), f"left behind: {left}"

@@ -94,19 +94,21 @@ def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
     made = Lab(Laptop(tmp_path / "home"), root)
     made.run("init", *HOSTS_OF_LAB)
     yield made
-    for host in HOSTS_OF_LAB:
-        false_gpus.set_gpus(host, false_gpus.default_gpus(host))
-        ssh(host, "crontab -r 2>/dev/null; true")
-    jobs = made.run("jobs", "--json", "-n", "0").json()
-    assert isinstance(jobs, list)
-    live = [job["id"] for job in jobs]
-    if live:
-        made.run("cancel", *live)
-    awaited(lambda: made.run("jobs", "--json", "-n", "0").json() == [])
-    for host in HOSTS_OF_LAB:  # a keeper's last act is a tick; its folder goes before
-        awaited(lambda h=host: left_behind(h) == [])  # type: ignore[misc]
-    made.laptop.close()
-    as_root("gpu1", "rm", "-rf", root)
+    try:
+        for host in HOSTS_OF_LAB:
+            false_gpus.set_gpus(host, false_gpus.default_gpus(host))
+            ssh(host, "crontab -r 2>/dev/null; true")
+        jobs = made.run("jobs", "--json", "-n", "0").json()
+        assert isinstance(jobs, list)
+        live = [job["id"] for job in jobs]
+        if live:
+            made.run("cancel", *live)
+        awaited(lambda: made.run("jobs", "--json", "-n", "0").json() == [])
+        for host in HOSTS_OF_LAB:  # a keeper's last act is a tick; its folder goes before
+            awaited(lambda h=host: left_behind(h) == [])  # type: ignore[misc]
+    finally:
+        made.laptop.close()
+        as_root("gpu1", "rm", "-rf", root)
 
 
 def test_two_minutes_lab(lab: Lab) -> None:

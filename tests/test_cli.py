@@ -174,9 +174,8 @@ def test_a_comma_of_a_package_s_own(package: str, capsys: pytest.CaptureFixture[
 def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--gpus A100:2 --gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m"
     words += " --queue night --priority -3 --after 01ARYZ6S41TSV4RRFFQ69G5FAV --array 20%4 --retries 2 --backoff 1m"
-    words += (
-        " --retry-on oom,lost --grace 30s --output-limit 1G --on-host-loss hold --env TOKEN=s3cret --dry-run --json"
-    )
+    words += " --retry-on oom,lost --grace 30s --output-limit 1G --on-host-loss hold --max-losses 7"
+    words += " --env TOKEN=s3cret --dry-run --json"
     assert cli.main(["submit", *words.split(), "--", "python", "train.py", "--lr", "3e-4"]) == 0
     said = capsys.readouterr().out
     assert "s3cret" not in said
@@ -198,8 +197,9 @@ def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
         "grace",
         "output_limit",
         "on_host_loss",
+        "max_losses",
     )
-    assert [spec[key] for key in kept] == ["night", -3, 4, 2, 60, ["oom", "lost"], 30, 1024, "hold"]
+    assert [spec[key] for key in kept] == ["night", -3, 4, 2, 60, ["oom", "lost"], 30, 1024, "hold", 7]
 
 
 def test_a_dry_run_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ class JobSpec:
     priority: int = 0
     retries: int = 0  # attempts after the first
     retry_on: tuple[str, ...] = REASONS
-    backoff: int = 10  # s before the second attempt; doubles with each, to an hour
+    backoff: int = 10  # s before the second attempt (or after the second loss); doubles with each, to an hour
     after: tuple[After, ...] = ()
     array: str = ""  # the first job's id, where this is one of an array
     array_index: int = 0
@@ -49,6 +49,7 @@ class JobSpec:
     grace: int = 10  # s between SIGTERM and SIGKILL
     output_limit: int = 1024  # MiB of output kept
     on_host_loss: str = ""
+    max_losses: int = 3  # attempts that were lost, after which it has failed: it may be what kills its hosts
     code: str = ""  # sha256 of the code's archive (host/code.py); empty: `folder` as it is
     folder: str = ""  # of the host's, to run in; empty: the attempt's own, with the code in it
     provenance: Mapping[str, str] = field(default_factory=dict)  # repository, commit … as the laptop saw them
@@ -69,6 +70,8 @@ class JobSpec:
         unknown = [reason for reason in self.retry_on if reason not in REASONS]
         if unknown:
             raise Usage(f"nothing ends by {text.safe(unknown[0])!r}", "retry on: " + ", ".join(REASONS))
+        if not 1 <= self.max_losses <= _MOST_RETRIES:
+            raise Usage(f"a job can't fail after {self.max_losses} losses", f"it is 1 to {_MOST_RETRIES}")
         if self.on_host_loss not in ON_HOST_LOSS:
             raise Usage("on_host_loss is hold or requeue")
         _check_dependencies(self.after)
@@ -262,7 +265,7 @@ def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
     if event["reason"] == "":
         return {**event, "event": "finished"}
     if event["reason"] == "lost" and spec.on_host_loss != "hold":
-        return {**event, "event": "lost"}
+        return {**event, **_lost(spec, state, str(event["why"]), now)}
     again = _again(spec, state.attempt, str(event["reason"]), now)
     return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
 
@@ -284,8 +287,23 @@ def _why(outcome: Outcome) -> Json:
     return {**end, "reason": "exit" if outcome.exit else "", "why": f"exit code {outcome.exit}"}
 
 
+def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:
+    """The first loss is nobody's fault, and it runs again at once. What is lost again and again may be what kills its
+    hosts, or its keepers: it waits longer each time, and in the end has failed."""
+    losses = _number(state.facts.get("losses", 0)) + 1
+    counted = {"losses": losses, "why": f"{why}; loss {losses} of at most {spec.max_losses}"}
+    if losses >= spec.max_losses:
+        return {**counted, "event": "failed"}
+    return {**counted, "event": "lost", "not_before": now + (_backoff(spec, losses - 1) if losses > 1 else 0.0)}
+
+
 def _again(spec: JobSpec, attempt: int, reason: str, now: float) -> float | None:
     """When the attempt after this one may start (seconds since 1970); None if there is none."""
     if attempt > spec.retries or reason not in spec.retry_on:
         return None
-    return now + float(min(3600, spec.backoff * 2 ** min(attempt - 1, 12)))
+    return now + _backoff(spec, attempt)
+
+
+def _backoff(spec: JobSpec, time: int) -> float:
+    """Seconds; `time` counts from 1."""
+    return float(min(3600, spec.backoff * 2 ** min(time - 1, 12)))

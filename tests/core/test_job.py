@@ -47,6 +47,7 @@ TRUE = JobSpec(command=("true",))
         ({"output_limit": -1}, "output's limit"),
         ({"retry_on": ("exit", "bad luck")}, "nothing ends by 'bad luck'"),
         ({"on_host_loss": "panic"}, "hold or requeue"),
+        ({"max_losses": 0}, "after 0 losses"),
         ({"after": (After(ID),) * 101}, "at most 100"),
         ({"after": (After("../../x"),)}, "not a job's id"),
         ({"after": (After(ID, "never"),)}, "ok or any"),
@@ -238,6 +239,11 @@ HOLD, REQUEUE = replace(TRUE, on_host_loss="hold"), replace(TRUE, on_host_loss="
         (TRUE, FIRST, LOST, "lost", "lost"),
         (REQUEUE, FIRST, LOST, "lost", "lost"),
         (HOLD, FIRST, LOST, "failed", "lost"),
+        (TRUE, State("started", {"attempt": 7, "losses": 1}), LOST, "lost", "lost"),
+        (TRUE, State("started", {"attempt": 7, "losses": 2}), LOST, "failed", "lost"),
+        (replace(TRUE, max_losses=1), FIRST, LOST, "failed", "lost"),
+        (replace(TRUE, retries=9), State("started", {"attempt": 3, "losses": 2}), LOST, "failed", "lost"),
+        (TRUE, State("started", {"attempt": 7, "losses": "?"}), LOST, "lost", "lost"),
         (replace(HOLD, retries=1), FIRST, LOST, "retry", "lost"),
         (replace(HOLD, retries=1, retry_on=("oom",)), FIRST, LOST, "failed", "lost"),
         (TRUE, FIRST, TERM, "lost", "lost"),  # SIGTERM that nobody of the lab sent: the host goes down
@@ -264,7 +270,7 @@ HOLD, REQUEUE = replace(TRUE, on_host_loss="hold"), replace(TRUE, on_host_loss="
 def test_verdict(spec: JobSpec, state: State, outcome: Outcome, event: str, reason: str) -> None:
     found = verdict(spec, state, outcome, NOW)
     assert (found["event"], found["reason"], found["at"]) == (event, reason, NOW)
-    assert found["why"] and ("not_before" in found) == (event == "retry")
+    assert found["why"] and ("not_before" in found) == (event in ("retry", "lost"))
     assert json.loads(json.dumps(found)) == found
 
 
@@ -287,6 +293,19 @@ def test_the_back_off_doubles_up_to_an_hour() -> None:
     longer = replace(spec, backoff=86400)
     assert verdict(longer, FIRST, BAD, NOW)["not_before"] - NOW in (3600, 86400)
     assert verdict(replace(spec, backoff=0), FIRST, BAD, NOW)["not_before"] == NOW
+
+
+def test_losses_are_counted_back_off_and_end() -> None:
+    """The first is tried again at once, the next ones later and later, the last one not at all."""
+    spec, waits = replace(TRUE, max_losses=5, backoff=10), []
+    log: list[dict[str, Any]] = [{"event": "submitted"}]
+    for attempt in range(1, 6):
+        log.append({"event": "claimed", "attempt": attempt})
+        log.append(verdict(spec, fold(log), LOST, NOW))
+        waits.append(log[-1].get("not_before", NOW) - NOW)
+    assert [event["event"] for event in log[2::2]] == ["lost"] * 4 + ["failed"]
+    assert waits == [0, 10, 20, 40, 0]
+    assert log[-1]["why"] == "rebooted; loss 5 of at most 5" and fold(log).facts["reason"] == "lost"
 
 
 @given(

@@ -292,6 +292,24 @@ def test_killed_keeper_and_runner_are_a_lost_attempt(box: Box) -> None:
     box.assert_nothing_leaks()
 
 
+def test_a_job_that_kills_its_keepers_is_not_tried_for_ever(box: Box) -> None:
+    """Its second loss is backed off from, its third its end, and `show` says why."""
+    job = box.sh("exec sleep 60", backoff=1)
+    for attempt in (1, 2, 3):
+        until(lambda: box.tick() and job.state().attempt == attempt)  # noqa: B023 (called at once)
+        box.started(job)
+        box.kill_keeper(job)
+        box.kill_runner(job)
+        box.tick()
+        if attempt == 2:
+            assert "retry not before" in (box.tick().waits or {})[job.id]
+    state = box.end(job)
+    assert (state.name, state.attempt, state.facts["reason"]) == ("failed", 3, "lost")
+    assert "loss 3 of at most 3" in str(box.call(show, job=job.id)["events"][-1]["why"])
+    box.tick()
+    box.assert_nothing_leaks()
+
+
 def test_on_host_loss_hold_is_a_failure(box: Box) -> None:
     job = box.sh("sleep 60", on_host_loss="hold")
     box.started(job)

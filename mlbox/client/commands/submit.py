@@ -57,6 +57,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy.add_argument("--grace", metavar="10s", help="between SIGTERM and SIGKILL")
     policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt")
     policy.add_argument("--on-host-loss", choices=("requeue", "hold"), help="a host that was lost: run again, or fail")
+    policy.add_argument("--max-losses", type=int, metavar="N", help="fail when it was lost so often (default: 3)")
     policy.add_argument("--dry-run", action="store_true", help="say what would be submitted")
     made.add_argument("command", nargs="*", metavar="COMMAND")
     lab.options(made)
@@ -125,7 +126,7 @@ def _policy(arguments: argparse.Namespace) -> Json:
         "backoff": parse_duration(arguments.backoff) if arguments.backoff else None,
         "grace": parse_duration(arguments.grace) if arguments.grace else None,
         "output_limit": parse_memory(arguments.output_limit) if arguments.output_limit else None,
-        "on_host_loss": arguments.on_host_loss,
+        "on_host_loss": arguments.on_host_loss, "max_losses": arguments.max_losses,
     }  # fmt: skip
     return {name: value for name, value in said.items() if value is not None}
 

@@ -29,6 +29,7 @@ _LEAF = 24  # letters of an id that 1024 ids in a row share
 # ESTALE: a folder that another host has removed and made anew, while this one still holds its old handle.
 _VANISHED = (errno.ENOENT, errno.EEXIST, errno.ESTALE)
 _AGAIN = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # s; a client's view of a folder may be a second old
+Place = tuple[str, ...]  # of a hint, below its queue's folder
 _MIDDLE = 500_000  # ranks are counted from here, so that a name has no sign
 
 
@@ -85,8 +86,17 @@ def heads(found: store.Store, owner: str, queue: str, limit: int) -> list[Waitin
     """The first `limit` jobs of one user in one queue. What is not readable, or not the user's, is passed over."""
     top = found.own(owner) / "ready" / queue
     # Of a million names that hold nothing, too, only the first are looked at.
-    hints = (_read(path, owner, queue) for path in islice(_names(top, 3), 4 * limit))
+    hints = (_read(top.joinpath(*place), owner, queue) for place in islice(_names(top, 3), 4 * limit))
     return list(islice((job for job in hints if job is not None), limit))
+
+
+def places(found: store.Store, owner: str, queue: str, after: Place = ()) -> Iterator[Place]:
+    """Where the hints of a line are, in their order; those behind the place `after`."""
+    return _names(found.own(owner) / "ready" / queue, 3, after)
+
+
+def at(found: store.Store, owner: str, queue: str, place: Place) -> Waiting | None:
+    return _read((found.own(owner) / "ready" / queue).joinpath(*place), owner, queue)
 
 
 def queues(found: store.Store, owner: str) -> list[str]:
@@ -106,12 +116,16 @@ def ranks(found: store.Store, owner: str, queue: str, priority: int) -> list[int
     return [int(name[len(prefix) :]) - _MIDDLE for name in orders if name.startswith(prefix)]
 
 
-def _names(folder: Path, depth: int) -> Iterator[Path]:
+def _names(folder: Path, depth: int, after: Place = ()) -> Iterator[Place]:
+    first, rest = (after[0], after[1:]) if after else ("", ())
     for name in _listed(folder):
+        if name < first:
+            continue
         if depth > 0 or (depth == 0 and len(name) == _LEAF):
-            yield from _names(folder / name, depth - 1)
-        elif ids.is_ulid(name):
-            yield folder / name
+            below = _names(folder / name, depth - 1, rest if name == first else ())
+            yield from ((name, *place) for place in below)
+        elif ids.is_ulid(name) and name != first:
+            yield (name,)
 
 
 def _listed(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@
           live/<ulid>                      hint: a job or session that the host runs, as others need to know it
           host.json                        inventory, and the beat
           usage.json, waits.json           GPU time used; why jobs wait
+          look.json                        how far a long line was looked through (host/look.py)
       users/<user>/code/<sha256>.tgz       code as it was submitted
       users/<user>/archive/<day>.<host>.jsonl    ended jobs, one line each
       users/<user>/home/, environments/    $HOME inside containers; layers of the process runtime

@@ -27,7 +27,7 @@ from mlbox.core import job as jobs
 from mlbox.core.gpu import Holder
 from mlbox.core.log import State
 from mlbox.core.schedule import Plan, Start, Waiting, plan
-from mlbox.host import archive, batch, keeper, keeping, lab, lease, processes, ready, slots, store, view
+from mlbox.host import archive, batch, keeper, keeping, lab, lease, look, processes, ready, slots, store, view
 from mlbox.host.idle import idle
 from mlbox.host.sweep import sweep
 
@@ -290,3 +290,5 @@ def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
     }  # fmt: skip
     store.write_whole(found.on() / "host.json", json.dumps(facts).encode(), 0o644)
     store.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
+    if seen.looked != look.remembered(found, found.user):
+        store.write_whole(look.path(found), json.dumps(seen.looked).encode(), 0o644)

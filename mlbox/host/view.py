@@ -1,7 +1,7 @@
 """What a tick reads: this host, the lab's rules, who waits and who runs. Everything here may be another's, or old.
 
-Hints are read of at most `LOOK` jobs per user and queue, so the cost does not grow with how many wait; nothing
-that has ended is read at all.
+Of each user's line in each queue a bounded part is read (host/look.py), so the cost does not grow with how many wait;
+nothing that has ended is read at all.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from mlbox.core.gpu import Gpu
 from mlbox.core.job import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
-from mlbox.core.schedule import Running, View, Waiting, reserved_on
-from mlbox.host import inventory, lease, ready, store, usage
+from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
+from mlbox.host import inventory, lease, look, store, usage
 
 Json = dict[str, Any]
-LOOK = 64  # jobs per user and queue that a tick considers
 BEAT = 180.0  # s after which a user's ticks on this host count as stopped
 
 
@@ -35,6 +34,7 @@ class Seen:
     gpus: tuple[Gpu, ...]
     driver: str
     hosts: tuple[HostFacts, ...]
+    looked: Json  # what the next look at this user's lines goes on from
 
 
 def read(found: store.Store, rules: Lab, now: float) -> Seen:
@@ -44,14 +44,38 @@ def read(found: store.Store, rules: Lab, now: float) -> Seen:
     shares = lease.shares()
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
     served = [user for user in users if user == found.user or _ticks(found, user, now)]
-    waiting = [job for user in served for queue in host.queues for job in ready.heads(found, user, queue, LOOK)]
     others = [h for h in published(found, rules, users) if h.name != found.host]
     view = View(
-        host, rules, waiting, running, shares, _memory_free(), _states(found, users, waiting),
-        _usage(found, users, now, rules.half_life), marks(found.root / "paused"),
-        reserved_on(found.host, waiting, [host, *others]), found.user,
+        host, rules, (), running, shares, _memory_free(), {}, _usage(found, users, now, rules.half_life),
+        marks(found.root / "paused"), acting=found.user,
     )  # fmt: skip
-    return Seen(view, tuple(gpus), driver, (host, *others))
+    view, looked = _lines(found, view, users, served, now)
+    view = replace(view, reserved_here=reserved_on(found.host, view.waiting, [host, *others]))
+    return Seen(view, tuple(gpus), driver, (host, *others), looked)
+
+
+def _lines(found: store.Store, view: View, users: list[str], served: list[str], now: float) -> tuple[View, Json]:
+    """With those who wait, and the states of the jobs that they wait for; what this user's ticks are to remember."""
+    states: dict[str, str] = {}
+    waiting: list[Waiting] = []
+    looked: Json = {}
+    startable = Startable(replace(view, states=states), now)
+
+    def could(job: Waiting) -> bool:
+        for after in job.after:
+            if after.job not in states:
+                states[after.job] = state_of(found, users, after.job)
+        return startable.could(job)
+
+    for user in served:
+        memory = look.remembered(found, user)
+        for queue in view.host.queues:
+            line = look.Look(found, user, queue, could, now)
+            place = line.read(memory.get(queue), onward=user == found.user)
+            waiting += line.jobs.values()
+            if place and user == found.user:
+                looked[queue] = place
+    return replace(view, waiting=waiting, states=states), looked
 
 
 def known_users(found: store.Store) -> Iterable[str]:
@@ -141,11 +165,6 @@ def names(folder: Path) -> list[str]:
         return sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError:
         return []
-
-
-def _states(found: store.Store, users: Iterable[str], waiting: Iterable[Waiting]) -> dict[str, str]:
-    wanted = {after.job for job in waiting for after in job.after}
-    return {job: state_of(found, users, job) for job in wanted}
 
 
 def state_of(found: store.Store, users: Iterable[str], job: str) -> str:

@@ -3,7 +3,7 @@
 latency   from before the submit until the job, which notes the time, runs
 rates     N jobs of `true`: submits a second; and jobs a second, from the first submit until the last has ended
 cost      of a tick, a submit and a claim, in process, in ROOTs of so many waiting jobs (their hints, in a queue that
-          is paused) and so many ended ones (lines of the archive)
+          is paused, or of jobs that wait for another) and so many ended ones (lines of the archive)
 idle      what cron runs every minute, where nothing waits, beside `python3 -c pass`
 
 All run as many jobs at once as there are CPUs, but nq, which runs one. Everything lies in one folder of /tmp.
@@ -35,7 +35,7 @@ from benchkit.measure import Row, at_most, in_turn, note, seconds, tell
 from mlbox.core import ids
 from mlbox.core.job import JobSpec, waiting
 from mlbox.core.resources import Resources
-from mlbox.core.schedule import Start
+from mlbox.core.schedule import After, Start
 from mlbox.core.session import Spec
 from mlbox.host import archive, keeping, lab, ready, store, tick
 from mlbox.host.handlers import submit
@@ -482,13 +482,15 @@ class Place:
 _SPEC = JobSpec(command=_TRUE, work=Spec(runtime="process", name="bench"), resources=Resources(gpus="0"))
 
 
-def _place(folder: Path, waits: int, ended: int, spread: int = _SPREAD) -> Place:
+def _place(folder: Path, waits: int, ended: int, spread: int = _SPREAD, held: bool = False) -> Place:
+    """`held`: they wait for a job that is not there, in a queue that is not paused."""
     found = store.Store(Path(tempfile.mkdtemp(prefix="root-", dir=folder)))
     lab.found(found.root)
     found.open_users()
-    _pause(found.root)
+    if not held:
+        _pause(found.root)
     with mock.patch("os.fsync"):  # one sync for all below
-        waits, ended = _fill_line(found, waits, spread), _fill_archive(found, ended)
+        waits, ended = _fill_line(found, waits, spread, held), _fill_archive(found, ended)
     os.sync()
     return Place(found.root.name, waits, ended, found)
 
@@ -498,12 +500,16 @@ def _pause(root: Path) -> None:
     (root / "paused/default").write_text(json.dumps({"by": "bench"}))
 
 
-def _fill_line(found: store.Store, wanted: int, spread: int) -> int:
+def _fill_line(found: store.Store, wanted: int, spread: int, held: bool) -> int:
     """Jobs that wait, as ticks see them: their hints, without what only a claim would look at. How many there are."""
     if not wanted:
         return 0
     model = submit.submit(found, _SPEC)
     first = waiting(model.id, found.user, _SPEC, model.state())
+    if held:
+        ready.withdraw(found, first)
+        first = replace(first, after=(After(ids.following(model.id)),))
+        ready.publish(found, first)
     now, deadline = int(time.time() * 1000), time.monotonic() + _PATIENCE
     for number in range(1, wanted):
         if number % 1000 == 0:
@@ -539,7 +545,15 @@ def _by_waiting(folder: Path, turns: int) -> tuple[list[Row], list[str]]:
     found = in_turn(turns * TICKS, {place.name: place.tick for place in (few, array)}, "tick")
     what = f"tick, an array of {_short(array.waiting)} waiting"
     row = Row("e", what, "s", found[array.name], found[few.name], f"{_short(few.waiting)} waiting")
-    return [*rows, at_most(row, 1.5)], notes
+    return [*rows, at_most(row, 1.5), *_held(folder, turns)], notes
+
+
+def _held(folder: Path, turns: int) -> list[Row]:
+    """Jobs that can't start are looked through, and never all at once."""
+    few, many = (_place(folder, count, 0, held=True) for count in (WAITING[0], WAITING[-1]))
+    found = in_turn(turns * TICKS, {place.name: place.tick for place in (few, many)}, "tick")
+    what, beside = f"tick, {_short(many.waiting)} waiting for another", f"{_short(few.waiting)} waiting for another"
+    return [at_most(Row("e", what, "s", found[many.name], found[few.name], beside), 1.5)]
 
 
 def _by_ended(folder: Path, turns: int) -> tuple[list[Row], list[str]]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from mlbox.core.schedule.line import plan
 from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
+from mlbox.core.schedule.startable import Startable
 from mlbox.core.schedule.view import After, Plan, Running, Start, View, Waiting
 from mlbox.core.schedule.words import short
 
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "Running",
     "Start",
+    "Startable",
     "View",
     "Waiting",
     "in_order",

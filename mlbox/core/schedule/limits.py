@@ -29,6 +29,9 @@ class Tally:
         for key in keys[1:]:
             self._gpus[key].update(gpus)
 
+    def array_full(self, job: Waiting) -> bool:
+        return bool(job.array) and self._jobs["array", job.array] >= job.array_limit > 0
+
     def full(self, job: Waiting) -> str:
         """Why one more job is too many."""
         rule, user = self._lab.queues[job.queue], self._lab.limits_of(job.owner)

@@ -16,6 +16,7 @@ from mlbox import errors
 from mlbox.client import output, state
 from mlbox.client.commands.status import ask_all, known_hosts
 from mlbox.client.remote import Host, connect
+from mlbox.core import text
 
 Json = dict[str, Any]
 _AGAIN = (0.3, 0.7, 1.5)  # s
@@ -72,4 +73,4 @@ def _knows(reply: Json, job: str) -> bool:
 def trouble(reply: Json) -> None:
     """lab.yaml's, which concerns everybody."""
     if reply.get("trouble"):
-        output.warn(f"{reply['trouble']}; the last good lab.yaml holds")
+        output.warn(text.safe(reply["trouble"]))

@@ -1,21 +1,21 @@
 """ROOT as a lab: which one it is, and what its people decided.
 
-    mlbox.json   {"format": 1, "id": …}, written once; without it this is no ROOT (an unmounted mount point is an
-                 empty folder, and nothing may be made in it)
-    lab.yaml     core/lab.py; read again whenever it has changed. While it can't be read, the last one that could
-                 be goes on holding, and everybody is told
-
-The last good document is kept in the per-boot folder as JSON: a tick parses no YAML.
+mlbox.json   {"format": 1, "id": …}, written once; without it this is no ROOT (an unmounted mount point is an
+             empty folder, and nothing may be made in it)
+lab.yaml     core/lab.py; read again whenever it has changed. While it can't be read, the last one that could
+             be goes on holding, and everybody is told. Where none is known, nothing is started
+users/<user>/on/<host>/lab.json      the last good document, as this user's calls on that host saw it: it outlives
+             a reboot, and a tick parses no YAML
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Rules:
 
     lab: lab.Lab
     trouble: str = ""
+    usable: bool = True  # False: the file is broken and no good one is known here, so `lab` is nobody's decision
 
 
 def rules(found_: store.Store) -> Rules:
@@ -83,19 +84,25 @@ def rules(found_: store.Store) -> Rules:
     known = store.read_json(memo)
     known = known if isinstance(known, dict) else {}
     mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
-    good = _still_good(known.get("document", {}))
-    if known.get("mark") == mark and good is not None:
-        return Rules(good, str(known.get("trouble", "")))
+    good, trouble = _still_good(known.get("document")), str(known.get("trouble", ""))
+    if known.get("mark") == mark and (trouble or good is not None):
+        return _holding(good, trouble)
     try:
         document = _parsed(path)
         checked = lab.from_document(document, str(path))
     except errors.Usage as error:
-        # Said again only when the file changes: the cache keeps the sentence beside the last good document.
-        kept = known.get("document", {}) if good is not None else {}
-        _remember(memo, {"mark": mark, "document": kept, "trouble": error.message})
-        return Rules(good or lab.Lab(), error.message)
-    _remember(memo, {"mark": mark, "document": document})
+        # Looked for again only when the file changes: the sentence is kept beside the last good document.
+        kept = known.get("document") if good is not None else None
+        _remember(found_, {"mark": mark, "document": kept, "trouble": error.message})
+        return _holding(good, error.message)
+    _remember(found_, {"mark": mark, "document": document})
     return Rules(checked)
+
+
+def _holding(good: lab.Lab | None, trouble: str) -> Rules:
+    if good is None:
+        return Rules(lab.Lab(), f"{trouble}; no good one is known on this host, so nothing is started", usable=False)
+    return Rules(good, trouble and f"{trouble}; the last good lab.yaml holds")
 
 
 def _still_good(document: Any) -> lab.Lab | None:
@@ -107,11 +114,16 @@ def _still_good(document: Any) -> lab.Lab | None:
 
 
 def _memo(found_: store.Store) -> Path:
-    return found_.boot_folder() / f"lab-{hashlib.sha256(os.fsencode(found_.root)).hexdigest()[:16]}.json"
+    return found_.on() / "lab.json"
 
 
-def _remember(path: Path, content: Json) -> None:
-    store.write_whole(path, json.dumps(content).encode())
+def _remember(found_: store.Store, content: Json) -> None:
+    """Where it can't be written, the YAML is parsed again the next time."""
+    with suppress(OSError, errors.HostUnready):
+        found_.open_users()
+        found_.own_place()
+        found_.on().mkdir(mode=0o755, parents=True, exist_ok=True)
+        store.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
 
 
 def add(root: Path, section: str, name: str, value: str, first: str = "") -> None:

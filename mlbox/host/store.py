@@ -14,6 +14,7 @@
           live/<ulid>                      hint: a job or session that the host runs, as others need to know it
           host.json                        inventory, and the beat
           usage.json, waits.json           GPU time used; why jobs wait
+          lab.json                         the last good lab.yaml (host/lab.py)
           look.json                        how far a long line was looked through (host/look.py)
       users/<user>/code/<sha256>.tgz       code as it was submitted
       users/<user>/archive/<day>.<host>.jsonl    ended jobs, one line each
@@ -294,7 +295,7 @@ class Store:
     def create(self, job: Job, spec: JobSpec, queued: bool) -> None:
         """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now."""
         self.open_users()
-        self._own_place()
+        self.own_place()
         mode = 0o755 if queued else 0o700  # a colleague may look at what waits; its secrets and output are 0600, 0700
         for folder in (job.folder / "ev", job.folder / "attempts"):
             folder.mkdir(mode=0o700, parents=True)
@@ -309,7 +310,7 @@ class Store:
         for folder in (job.folder, job.folder.parent, job.folder.parent.parent):
             sync_folder(folder)
 
-    def _own_place(self) -> None:
+    def own_place(self) -> None:
         """This user's folder in ROOT is this user's, or somebody else was there first."""
         own = self.own()
         with suppress(FileExistsError):

@@ -101,6 +101,8 @@ def _pass(found: store.Store) -> Report:
         return Report()
     sweep(found)
     rules = lab.rules(found)
+    if not rules.usable:
+        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time())
         decided = plan(seen.view, time.time())
@@ -111,6 +113,15 @@ def _pass(found: store.Store) -> Report:
         ready.prune(found)
     _publish(found, seen, waits)
     return replace(done, waits=waits, trouble=rules.trouble)
+
+
+def _stopped(found: store.Store, why: str) -> Json:
+    """Nothing is started without rules: those that wait are told so."""
+    queues = ready.queues(found, found.user)
+    waits = {job.id: why for queue in queues for job in ready.heads(found, found.user, queue, look.LOOK)}
+    if waits:
+        store.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
+    return waits
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def found(root: Path) -> Iterator[Store]:
-    made = Store(root)
-    yield made
-    lab._memo(made).unlink(missing_ok=True)
+def found(root: Path) -> Store:
+    return Store(root)
 
 
 # ---- mlbox.json ----------------------------------------------------------------------------------
@@ -161,6 +159,34 @@ def test_a_bomb_of_aliases_is_refused_in_no_time(root: Path, found: Store) -> No
     levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 9))
     write(root, "l0: &l0 x\n" + levels)
     assert lab.rules(found).trouble
+
+
+def test_a_reboot_does_not_forget_the_last_good_one(
+    root: Path, found: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root, GOOD)
+    good = lab.rules(found).lab
+    write(root, "queues: [")
+    (tmp_path / "boot").mkdir()
+    monkeypatch.setattr(Store, "boot_folder", lambda _: tmp_path / "boot")  # what was in /tmp is gone
+    rules = lab.rules(Store(root))
+    assert (rules.lab, rules.usable) == (good, True)
+
+
+def test_where_none_is_known_a_broken_one_is_not_to_be_used(root: Path, found: Store) -> None:
+    write(root, "queues: [")
+    for _ in range(2):
+        rules = lab.rules(found)
+        assert not rules.usable and "nothing is started" in rules.trouble
+    write(root, GOOD)
+    assert lab.rules(found).usable
+
+
+def test_where_nothing_can_be_kept_the_file_is_read_each_time(root: Path, found: Store) -> None:
+    (root / "users").write_text("not a folder")
+    write(root, GOOD)
+    for _ in range(2):
+        assert list(lab.rules(found).lab.queues) == ["night"]
 
 
 def test_a_memo_that_an_older_mlbox_left_is_not_believed(root: Path, found: Store) -> None:

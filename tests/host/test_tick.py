@@ -827,6 +827,22 @@ def test_a_broken_lab_yaml_changes_nothing_meanwhile(box: Box) -> None:
     assert box.end(second).name == "finished"
 
 
+def test_without_any_good_lab_yaml_nothing_is_started(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    (box.root / "paused/default").unlink()
+    shutil.rmtree(box.found.on())  # a host that has never seen a good one
+    box.lab("queues: {default: {max_running: 1\n")
+    report = box.tick()
+    assert report.started == () and "nothing is started" in report.trouble
+    assert "line 2, column 1" in box.call(show, job=job.id)["waits"][box.found.host]
+    with pytest.raises(errors.HostUnready, match="line 2, column 1"):
+        box.submit("true")
+    box.lab("queues: {default: {}}\n")
+    assert box.tick().started == (job.id,)
+    assert box.end(job).name == "finished"
+
+
 def test_cron_s_line_is_quiet_when_all_is_well(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert tick.main(["--root", str(box.root)]) == 0
     assert capsys.readouterr() == ("", "")

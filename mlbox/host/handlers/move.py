@@ -24,7 +24,10 @@ def run(call: Call) -> Json:
         raise errors.Refused(f"job {spec.name} does not wait: it is {state.name}", "only a waiting job can be moved")
     now = waiting(job.id, job.owner, spec, state)
     to = _place(found, now, call.args)
-    refusal = lab.rules(found).lab.refusal(found.user, to.queue, to.resources)
+    rules = lab.rules(found)
+    if not rules.usable:
+        raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
+    refusal = rules.lab.refusal(found.user, to.queue, to.resources)
     if refusal:
         raise errors.Refused(refusal)
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for

@@ -64,6 +64,8 @@ def _named(spec: JobSpec) -> JobSpec:
 
 def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
+    if not rules.usable:
+        raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
     lab.allowed(rules.lab, spec.work)
     refusal = rules.lab.refusal(found.user, spec.queue, spec.resources)
     if refusal:

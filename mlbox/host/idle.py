@@ -1,6 +1,7 @@
 """Whether a tick has anything to do, by a few look-ups and hardly an import: what cron's minute costs on an idle lab.
 
-Nothing of this user's waits or runs on this host, and what others know of the host is young enough.
+Nothing of this user's waits or runs on this host, and what others know of the host is young enough, and younger than
+lab.yaml: a mistake in that is told also where nothing waits.
 """
 
 from __future__ import annotations
@@ -18,11 +19,21 @@ def idle(root: str, user: str, host: str) -> bool:
         os.stat(f"{root}/mlbox.json")
         told = os.stat(f"{own}/on/{host}/host.json").st_mtime
         here = f"{own}/on/{host}"
+        if _changed(f"{root}/lab.yaml") >= told:
+            return False
         if not 0 <= time.time() - told < FRESH or os.listdir(f"{here}/live") or os.listdir(f"{here}/making"):
             return False
         return not any(os.listdir(f"{own}/ready/{queue}") for queue in os.listdir(f"{own}/ready"))
     except OSError:
         return False
+
+
+def _changed(path: str) -> float:
+    """Also by a move or a change of rights, which leave the time of its content as it is. 0: there is none."""
+    try:
+        return os.stat(path).st_ctime
+    except FileNotFoundError:
+        return 0.0
 
 
 def main(arguments: list[str]) -> int:

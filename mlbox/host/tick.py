@@ -42,23 +42,38 @@ class Report:
     started: tuple[str, ...] = ()
     preempted: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-    waits: Json | None = None
+    waits: Json | None = None  # None: it did not look (nothing to do, or another one at work)
     trouble: str = ""  # lab.yaml's
     busy: bool = False  # another tick was at work, and this one did nothing
 
 
 def main(arguments: list[str]) -> int:
-    """What cron runs: quiet when all is well; what is wrong goes to stderr, once per tick."""
+    """What cron runs: quiet when all is well; what is wrong goes to stderr, once per tick, and once in all what
+    stays wrong until somebody mends lab.yaml."""
     root = Path(arguments[1]) if arguments[:1] == ["--root"] and len(arguments) == 2 else None
     _cut(store.cache_home() / "tick.log")
+    found = store.Store(root)
     try:
-        report = run(store.Store(root))
+        report = run(found)
+        new = report.waits is not None and _is_news(found, report.trouble)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {error}", file=sys.stderr)
         return 1
-    if report.trouble:
+    if new:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {report.trouble}", file=sys.stderr)
     return 0
+
+
+def _is_news(found: store.Store, trouble: str) -> bool:
+    """Whether cron's log does not end with it already."""
+    said = found.boot_folder() / f"{_name(found)}.said"
+    if not trouble:
+        said.unlink(missing_ok=True)
+        return False
+    if said.exists() and said.read_text(errors="replace") == trouble:
+        return False
+    store.write_whole(said, trouble.encode(errors="replace"))
+    return True
 
 
 def _cut(path: Path) -> None:
@@ -74,7 +89,7 @@ def _cut(path: Path) -> None:
 def run(found: store.Store) -> Report:
     """Raises HostUnready where ROOT is not there."""
     lab.identify(found.root)
-    name = f"tick-{hashlib.sha256(os.fsencode(found.root)).hexdigest()[:16]}"
+    name = _name(found)
     lock, wanted = found.boot_folder() / f"{name}.lock", found.boot_folder() / f"{name}.wanted"
     report = Report(busy=True)
     # Who finds a tick at work leaves word: that one may have read before what the newcomer changed. Looked for
@@ -87,6 +102,11 @@ def run(found: store.Store) -> Report:
             wanted.unlink(missing_ok=True)
             report = _merged(report, _pass(found))
     return report
+
+
+def _name(found: store.Store) -> str:
+    """Of what ticks of this user in this ROOT have in the per-boot folder."""
+    return f"tick-{hashlib.sha256(os.fsencode(found.root)).hexdigest()[:16]}"
 
 
 def _merged(earlier: Report, later: Report) -> Report:

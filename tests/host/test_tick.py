@@ -26,7 +26,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import keeping, lease, lookup, processes, ready, store, tick
+from mlbox.host import idle, keeping, lease, lookup, processes, ready, store, tick
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.handlers import move, queue, retry, show
@@ -851,6 +851,27 @@ def test_cron_s_line_is_quiet_when_all_is_well(box: Box, capsys: pytest.CaptureF
     box.lab("queues: [")
     assert tick.main(["--root", str(box.root)]) == 0
     assert "lab.yaml" in capsys.readouterr().err
+
+
+def test_an_idle_lab_s_ticks_tell_once_that_lab_yaml_is_broken(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    def minute() -> tuple[bool, str]:
+        """What cron calls: whether it had nothing to do, and what it said."""
+        before = (box.found.on() / "host.json").stat().st_mtime_ns
+        assert idle.main(["--root", str(box.root)]) == 0
+        return (box.found.on() / "host.json").stat().st_mtime_ns == before, capsys.readouterr().err
+
+    box.lab("queues: {default: {}}\n")
+    box.tick()
+    for _ in range(2):  # broken, mended, broken again in the same way
+        assert minute() == (True, "")
+        box.lab("queues: [")
+        looked, said = minute()
+        assert not looked and said.count("lab.yaml") == 2 and "the last good lab.yaml holds" in said
+        assert minute() == (True, "")
+        os.utime(box.found.on() / "host.json", (0, 0))  # its inventory is old
+        assert minute() == (False, "")
+        box.lab("queues: {default: {}}\n")
+        assert minute() == (False, "")
 
 
 # ---- GPUs, by the false driver -------------------------------------------------------------------

@@ -25,9 +25,10 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.gpu import Holder
+from mlbox.core.lab import Lab
 from mlbox.core.log import State
-from mlbox.core.schedule import Plan, Start, Waiting, plan
-from mlbox.host import archive, batch, keeper, keeping, lab, lease, look, processes, ready, slots, store, view
+from mlbox.core.schedule import Plan, Start, Waiting, limited, plan
+from mlbox.host import archive, batch, keeper, keeping, lab, lease, limits, look, processes, ready, slots, store, view
 from mlbox.host.idle import idle
 from mlbox.host.sweep import sweep
 
@@ -127,7 +128,7 @@ def _pass(found: store.Store) -> Report:
         seen = view.read(found, rules.lab, time.time())
         decided = plan(seen.view, time.time())
         mine = {job.id: job for job in seen.view.waiting if job.owner == found.user}
-        done = _apply(found, decided, mine)
+        done = _apply(found, decided, mine, rules.lab)
     waits = {**decided.waits, **(done.waits or {})}
     if not mine:
         ready.prune(found)
@@ -159,13 +160,16 @@ def _lock(path: Path) -> Iterator[bool]:
 # ---- act -------------------------------------------------------------------------------------------------
 
 
-def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting]) -> Report:
+def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: Lab) -> Report:
     """What was done; as `waits` what could not be, and why: one job's trouble is not the others'."""
     troubles: Json = {}
 
     def done(job: str, act: Callable[..., bool], *arguments: Any) -> bool:
         try:
             return act(found, *arguments)
+        except _Over as why:
+            troubles[job] = str(why)
+            return False
         except (errors.MlboxError, OSError) as error:
             troubles[job] = f"{found.host}: {error}"
             print(f"{job}: {error}", file=sys.stderr)
@@ -173,7 +177,7 @@ def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting]) -> Repor
 
     failed = tuple(job for job, why in decided.fail.items() if done(job, _fail, mine[job], why))
     preempted = tuple(job for job, why in decided.preempt.items() if done(job, _preempt, job, why))
-    started = tuple(s.job for s in decided.start if done(s.job, start, mine[s.job], s))
+    started = tuple(s.job for s in decided.start if done(s.job, start, mine[s.job], s, rules))
     return Report(started, preempted, failed, troubles)
 
 
@@ -196,8 +200,14 @@ def _preempt(found: store.Store, job: str, for_job: str) -> bool:
     return True
 
 
-def start(found: store.Store, job: Waiting, chosen: Start) -> bool:
-    """Lease, claim, and hand over to a keeper; False where somebody else was faster, and nothing is left of it."""
+class _Over(Exception):
+    """Other hosts have started jobs meanwhile, and one more would be beyond a limit."""
+
+
+def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None = None) -> bool:
+    """Lease, claim, and hand over to a keeper; False where somebody else was faster, and nothing is left of it.
+
+    `rules`: whose limits are to hold."""
     held = _lease(found, job, chosen)
     if held is None:
         return False
@@ -207,7 +217,7 @@ def start(found: store.Store, job: Waiting, chosen: Start) -> bool:
         keeper_lock = keeping.lock(made)
         if keeper_lock is None:
             return False
-        attempt = _claim(found, made, job, chosen)
+        attempt = _claim(found, made, job, chosen, rules)
         if attempt is not None:
             log, kept = attempt.folder / "keeper.log", (keeper_lock, *held.values())
             keeping.detach(lambda: _keep(attempt, held), log, kept)
@@ -244,7 +254,7 @@ def _lease(found: store.Store, job: Waiting, chosen: Start) -> dict[str, int] | 
     return lease.take(chosen.gpus, holder)
 
 
-def _claim(found: store.Store, made: store.Job, job: Waiting, chosen: Start) -> batch.Attempt | None:
+def _claim(found: store.Store, made: store.Job, job: Waiting, chosen: Start, rules: Lab | None) -> batch.Attempt | None:
     """The hint that finds it comes first, then the claim, then it leaves the line: a crash anywhere is mended by
     the next sweep of this host. So it is where the append raises: the claim may stand."""
     state = made.state()
@@ -253,7 +263,14 @@ def _claim(found: store.Store, made: store.Job, job: Waiting, chosen: Start) -> 
         _stale(found, made, job)
         return None
     number = state.attempt + 1
-    found.mark_live(made, _record(spec, job, chosen))
+    record = _record(spec, job, chosen)
+    if rules and limited(rules, job):
+        found.mark_live(made, {**record, "asking": True})
+        why = limits.over(found, rules, job, chosen.gpus)
+        if why:
+            found.end(made)
+            raise _Over(why)
+    found.mark_live(made, record)
     facts = {
         "at": time.time(), "claimed_at": time.time(), "host": found.host, "boot": processes.boot_id(),
         "gpus": list(chosen.gpus), "share": chosen.share, "time_limit": chosen.time_limit, "attempt": number,

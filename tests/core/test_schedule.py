@@ -22,7 +22,9 @@ from mlbox.core.schedule import (
     Start,
     View,
     Waiting,
+    exceeded,
     in_order,
+    limited,
     plan,
     reservation_host,
     reserved_on,
@@ -697,6 +699,26 @@ def test_room_that_is_made_goes_to_nobody_else() -> None:
 
 
 # ---- which host keeps room -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked", "gpus", "why"),
+    [
+        ({"max_running": 2}, {}, (), ""),
+        ({"max_running": 1}, {}, (), "queue default is full: 1 of 1 running"),
+        ({"max_running_per_user": 1}, {}, (), "your limit in queue default: 1 running"),
+        ({"max_gpus_per_user": 3}, {}, ("GPU-2", "GPU-3"), "you hold 2 and this asks for 2"),
+        ({"max_gpus_per_user": 4}, {}, ("GPU-2", "GPU-3"), ""),
+        ({"max_gpus_per_user": 2}, {"gpu_share": 1024}, ("GPU-1",), ""),
+        ({"max_gpus_per_user": 2}, {"gpu_share": 1024}, ("GPU-2",), "you hold 2 and this asks for 1"),
+        ({}, {"array": "A", "array_limit": 1}, (), "array limit: 1 of 1 running"),
+    ],
+)
+def test_one_more_beside_those_that_run(rules: dict[str, int], asked: dict[str, Any], gpus: Any, why: str) -> None:
+    more = job("a2", str(len(gpus)), **asked)
+    found = exceeded(lab(default=rules), [run("a1", "0 1", array="A")], more, gpus)
+    assert (why in found) if why else found == ""
+    assert limited(lab(default=rules), more) == bool(rules or asked.get("array_limit"))
 
 
 def host(name: str, there: tuple[Gpu, ...], **more: Any) -> HostFacts:

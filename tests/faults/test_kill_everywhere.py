@@ -181,10 +181,11 @@ def test_submit(roots: Path, codes: tuple[int, ...]) -> None:
 
 
 def test_claim(roots: Path, codes: tuple[int, ...]) -> None:
-    """A tick, from its lock to its published inventory; its keeper goes on undisturbed."""
+    """A tick, from its lock to its published inventory, under a limit; its keeper goes on undisturbed."""
     done = []
     for trial in trials(roots, codes):
         box = trial.box
+        box.lab("queues: {default: {max_running: 1}}\n")
         trial.acknowledged.append(waiting_job(box).id)
 
         def act(calls: Calls, say: Callable[[str], None]) -> None:

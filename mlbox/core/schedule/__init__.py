@@ -18,6 +18,7 @@ caller takes how long ago it was by that host's own clock, and no clock crosses 
 
 from __future__ import annotations
 
+from mlbox.core.schedule.limits import exceeded, limited
 from mlbox.core.schedule.line import plan
 from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
 from mlbox.core.schedule.startable import Startable
@@ -32,7 +33,9 @@ __all__ = [
     "Startable",
     "View",
     "Waiting",
+    "exceeded",
     "in_order",
+    "limited",
     "plan",
     "reservation_host",
     "reserved_on",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 
 from mlbox.core import text
-from mlbox.core.schedule.view import Running, View, Waiting
+from mlbox.core.lab import Lab
+from mlbox.core.schedule.view import Running, Waiting
 
 Key = tuple[str, ...]
 _YOURS = "your limit in queue {}: "
@@ -16,11 +17,11 @@ class Tally:
     """How many jobs run and which GPUs are held, lab-wide, per queue, user and array. A share counts as its
     whole GPU, but several on one GPU count once."""
 
-    def __init__(self, view: View) -> None:
-        self._lab = view.lab
+    def __init__(self, lab: Lab, running: Iterable[Running]) -> None:
+        self._lab = lab
         self._jobs: Counter[Key] = Counter()
         self._gpus: dict[Key, set[str]] = defaultdict(set)
-        for run in view.running:
+        for run in running:
             self.add(run, run.gpus)
 
     def add(self, job: Waiting | Running, gpus: Iterable[str]) -> None:
@@ -59,3 +60,17 @@ class Tally:
                     (f"{words}{text.count(limit, 'GPU')}, you hold {len(held)} and this asks for {more}", held)
                 )
         return min(found, key=lambda pair: len(pair[1]), default=("", frozenset()))
+
+
+def limited(lab: Lab, job: Waiting) -> bool:
+    """Whether there is any limit that the job could be beyond."""
+    rule, user = lab.queues[job.queue], lab.limits_of(job.owner)
+    of_queue = rule.max_running or rule.max_running_per_user or rule.max_gpus_per_user
+    return bool(of_queue or user.max_running or user.max_gpus or (job.array and job.array_limit))
+
+
+def exceeded(lab: Lab, running: Iterable[Running], job: Waiting, gpus: Sequence[str]) -> str:
+    """Why the job with these GPUs is too much beside those that run."""
+    tally = Tally(lab, running)
+    greedy, held = tally.greedy(job, len(gpus))
+    return tally.full(job) or ("" if job.resources.gpu_share and held >= set(gpus) else greedy)

@@ -41,7 +41,7 @@ class _Work:
 
     def __init__(self, view: View, now: float) -> None:
         self._view, self._now = view, now
-        self._room, self._tally = Room(view, now), Tally(view)
+        self._room, self._tally = Room(view, now), Tally(view.lab, view.running)
         self._kept: Kept | None = None
         self._line: Counter[str] = Counter()
         self._stuck: dict[tuple[object, ...], str] = {}  # why, for all who ask for the same, until room changes

@@ -12,7 +12,7 @@ class Startable:
     it as started: an array's limit is not reached twice. It only says how far to read; the plan decides."""
 
     def __init__(self, view: View, now: float) -> None:
-        self._view, self._now, self._tally = view, now, Tally(view)
+        self._view, self._now, self._tally = view, now, Tally(view.lab, view.running)
 
     def could(self, job: Waiting) -> bool:
         view = self._view

@@ -52,6 +52,7 @@ class Running:
     array: str = ""
     ending: bool = False  # it was told to end (preempted, cancelled)
     kind: str = "job"
+    asking: bool = False  # its host still looks whether a limit allows it
 
 
 @dataclass(frozen=True)

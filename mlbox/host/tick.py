@@ -27,7 +27,7 @@ from mlbox.core import job as jobs
 from mlbox.core.gpu import Holder
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
-from mlbox.core.schedule import Plan, Start, Waiting, limited, plan
+from mlbox.core.schedule import Plan, Start, View, Waiting, limited, plan
 from mlbox.host import archive, batch, keeper, keeping, lab, lease, limits, look, processes, ready, slots, store, view
 from mlbox.host.idle import idle
 from mlbox.host.sweep import sweep
@@ -126,7 +126,7 @@ def _pass(found: store.Store) -> Report:
         return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time())
-        decided = plan(seen.view, time.time())
+        decided = _decide(found, seen.view)
         mine = {job.id: job for job in seen.view.waiting if job.owner == found.user}
         done = _apply(found, decided, mine, rules.lab)
     waits = {**decided.waits, **(done.waits or {})}
@@ -134,6 +134,27 @@ def _pass(found: store.Store) -> Report:
         ready.prune(found)
     _publish(found, seen, waits)
     return replace(done, waits=waits, trouble=rules.trouble)
+
+
+def _decide(found: store.Store, seen: View) -> Plan:
+    """No room is kept, and nobody told to end, for a job whose hint is stale: of these, and no others, the logs are
+    looked at. A hint of this user's goes, another's is passed over."""
+    while True:
+        decided = plan(seen, time.time())
+        stale = {job.id: job for job in seen.waiting if job.id in decided.kept and not _still_waits(found, job)}
+        if not stale:
+            return decided
+        for job in stale.values():
+            if job.owner == found.user and found.job(job.id).state().name:
+                _stale(found, found.job(job.id), job)
+        seen = replace(seen, waiting=[job for job in seen.waiting if job.id not in stale])
+
+
+def _still_waits(found: store.Store, job: Waiting) -> bool:
+    try:
+        return found.job(job.id, job.owner).state().waiting
+    except OSError:  # not to be had just now, or not for us to read
+        return True
 
 
 def _stopped(found: store.Store, why: str) -> Json:

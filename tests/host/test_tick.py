@@ -26,7 +26,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import idle, keeping, lease, lookup, processes, ready, store, tick
+from mlbox.host import idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.handlers import move, queue, retry, show
@@ -456,6 +456,34 @@ def test_stale_hints_are_found_out_and_go(box: Box) -> None:
     assert gone.state().name == "cancelled"
     box.jobs = [gone, good]
     box.assert_nothing_leaks()
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_no_room_is_kept_for_a_job_that_has_ended(box: Box, whose: str) -> None:
+    """It asks for all memory, and there is never so much free; what comes behind it would wait for ever."""
+    box.call(queue, do="pause", queue="default")
+    big = box.submit("true", resources={"memory": view._memory()})
+    small = box.submit("true", resources={"memory": 1})
+    (box.root / "paused/default").unlink()
+    assert "kept for" in str(box.tick().waits)
+    spec = big.spec()
+    box.cancel(big)
+    if whose == "ours":
+        hint(box.found, spec, big.id)
+    else:
+        if os.getuid() != 0:
+            pytest.skip("needs root to make another user's files")
+        shutil.rmtree(big.folder)
+        theirs = other(box)
+        beat = theirs.on() / "host.json"
+        beat.parent.mkdir(parents=True)
+        beat.write_text(json.dumps({"at": time.time()}))
+        hint(theirs, spec, big.id)
+        box.jobs.remove(big)
+    assert small.state().waiting
+    assert box.tick().started == (small.id,)
+    assert box.end(small).name == "finished"
+    assert box.hints() == []
 
 
 def test_a_stale_hint_of_a_running_job_does_not_end_it(box: Box, tmp_path: Path) -> None:

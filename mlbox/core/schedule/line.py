@@ -46,13 +46,15 @@ class _Work:
         self._line: Counter[str] = Counter()
         self._stuck: dict[tuple[object, ...], str] = {}  # why, for all who ask for the same, until room changes
         self._ending = {run.id for run in view.running if run.ending}  # and who is to end by this plan
+        self._made_for: set[str] = set()  # by the end of others
         self.start: list[Start] = []
         self.preempt: dict[str, str] = {}
         self.fail: dict[str, str] = {}
         self.waits: dict[str, str] = {}
 
     def plan(self) -> Plan:
-        return Plan(tuple(self.start), self.preempt, self.fail, self.waits)
+        kept = {self._kept.job.id} if self._kept else set()
+        return Plan(tuple(self.start), self.preempt, self.fail, self.waits, frozenset(kept | self._made_for))
 
     def consider(self, job: Waiting) -> None:
         asked, here = job.resources, job.id in self._view.reserved_here
@@ -129,6 +131,7 @@ class _Work:
         self.preempt.update((run.id, job.id) for run in mine)
         self._ending.update(run.id for run in victims)
         self._hold(job, gpus)
+        self._made_for.add(job.id)
         self._wait(job, "starts when room is made by the end of " + " and ".join(map(who, victims)))
         return True
 

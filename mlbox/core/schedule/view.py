@@ -86,3 +86,4 @@ class Plan:
     preempt: Mapping[str, str]  # running job -> the waiting job that it makes room for
     fail: Mapping[str, str]  # waiting job that can never run -> why
     waits: Mapping[str, str]  # any other waiting job -> why it waits
+    kept: frozenset[str] = frozenset()  # waiting jobs that room is kept or made for: others wait because of them

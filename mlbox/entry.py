@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None and arguments[:1] in (["host"], ["tick"]) and "MLBOX_SESSION" in os.environ:
+        _step_apart()
     if arguments[:1] == ["host"]:
         from mlbox.host import serve
 
@@ -26,3 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         return guest.main(arguments[1])
     print("This is mlbox's part for hosts. It is put here and called by mlbox on a laptop.", file=sys.stderr)
     return 2
+
+
+def _step_apart() -> None:
+    """Called from inside a job or a session, whose processes are found and ended by their environment: what is started
+    from here is not that one's, nor is its keeper, and a process has the environment that it was executed with."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLBOX_")}
+    os.execve(sys.executable, (sys.executable, "-I", "-S", *sys.argv), {**kept, "MLBOX_APART": "1"})

@@ -146,10 +146,10 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def _kill_rest(job: str, process: subprocess.Popen[bytes]) -> None:
     """What the command left running would hold the GPU: it ends with the job, wherever it went and whatever it did
-    to its environment."""
+    to its environment. Not so the jobs that it has submitted."""
     _signal(process, signal.SIGKILL)
     for _ in range(100):
-        left = {*processes.marked(job), *processes.descendants(os.getpid())} - {os.getpid()}
+        left = {*processes.marked(job), *processes.descendants(os.getpid())} - {os.getpid()} - processes.apart()
         if not left:
             return
         processes.send(left, signal.SIGKILL)

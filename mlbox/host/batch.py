@@ -109,7 +109,7 @@ class Batch:
             store.write_whole(file, json.dumps({**config, "lock": lock}).encode())
             return subprocess.Popen(
                 (sys.executable, "-I", "-S", str(program), "attempt", str(file)), stdin=subprocess.DEVNULL,
-                stdout=2, pass_fds=(lock, *self._leases.values()), start_new_session=True, env=_unmarked(),
+                stdout=2, pass_fds=(lock, *self._leases.values()), start_new_session=True,
             )  # fmt: skip
         finally:
             os.close(lock)
@@ -162,7 +162,8 @@ class Batch:
             self.job.id, work.name, made.image, work.user, self.attempt.gpus, spec.command, self.job.boot_folder,
             folder, home, work.mounts, work.engine_args, inside,
         )  # fmt: skip
-        return self.engine.batch(run), {**os.environ, **inside}
+        outside = {name: value for name, value in os.environ.items() if name != processes.APART}
+        return self.engine.batch(run), {**outside, **inside}
 
     # ---- to the end --------------------------------------------------------------------------------------
 
@@ -207,12 +208,6 @@ class Batch:
 def _uptime() -> float:
     """Seconds of this boot, asleep or not: a wall clock may be set meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _unmarked() -> dict[str, str]:
-    """This environment without the mark of another job, from whose command this one may have been submitted: the
-    runner is not that job's, and does not end with it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MLBOX_")}
 
 
 def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mlbox import errors
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+APART = "MLBOX_APART"  # a variable of what was called from inside a job, and is not the job's (mlbox/entry.py)
 
 
 def boot_id() -> str:
@@ -71,6 +72,14 @@ def marked(session: str) -> list[int]:
         except psutil.Error:
             continue
     return found
+
+
+def apart() -> set[int]:
+    """Keepers and runners of other jobs, submitted from inside this one, and what they keep. Empty without /proc."""
+    found = (
+        [p for p in _pids() if f"{APART}=1".encode() in _environ(p).split(b"\0")] if os.path.isdir("/proc/self") else []
+    )
+    return {*found, *(child for pid in found for child in descendants(pid))}
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from queuebox import Box, hint, kill, until
 from users import nobody
 
 from mlbox import errors
-from mlbox.core import ids
+from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
@@ -394,12 +395,35 @@ def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box) -> None:
         assert state.facts["exit"] == 3
 
 
-def test_a_job_submitted_by_a_job_outlives_it(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its runner carries no mark of the first one's, by which that one's processes are ended."""
-    monkeypatch.setenv("MLBOX_SESSION", "01ARYZ6S41TSV4RRFFQ69G5FAV")
-    job = box.sh("sleep 60")
-    box.started(job)
-    assert box.runner(job) not in processes.marked("01ARYZ6S41TSV4RRFFQ69G5FAV")
+@pytest.mark.parametrize("killed", [False, True], ids=["", "its keeper was killed"])
+def test_a_job_submitted_by_a_job_outlives_it(
+    box: Box, tmp_path: Path, leases: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Its keeper carries no mark of the first one's, and is a child of that one's runner all the same."""
+    monkeypatch.setenv("TEST_BOX_LEASES", str(leases))
+    spec = replace(TRUE, command=("/bin/sh", "-c", f"echo up; until test -e {tmp_path}/go; do sleep 0.05; done"))
+    request = wire.Request("submit", {"spec": spec.to_wire(), "root": str(box.root)}, "0" * 32)
+    (tmp_path / "request").write_bytes(request.encode())
+    asks = f"{sys.executable} -I -S {sys.argv[0]} host <{tmp_path}/request"
+    outer = box.sh(f"{asks}; until test -e {tmp_path}/end; do sleep 0.05; done")
+    until(lambda: "reply" in box.output(outer))
+    (inner,) = (job for job in map(box.found.job, box.running()) if job.id != outer.id)
+    box.jobs.append(inner)
+    box.started(inner, "up")
+    runner = box.runner(inner)
+    assert {runner, box.keeper(inner)}.isdisjoint(processes.marked(outer.id))
+    assert runner in processes.descendants(box.runner(outer))
+    if killed:
+        box.kill_keeper(inner)
+    (tmp_path / "end").touch()
+    assert box.end(outer).name == "finished"
+    assert box.runner(inner) == runner and inner.state().name == "started"
+    box.tick()
+    (tmp_path / "go").touch()
+    assert box.end(inner).name == "finished"
+    assert box.claims(inner) == [1]
+    box.tick()
+    box.assert_nothing_leaks()
 
 
 # ---- words of people -----------------------------------------------------------------------------

@@ -263,6 +263,8 @@ NIGHT = lab(night={}, day={})
         (view(job("a1"), job("a2", priority=5), job("a3", priority=-5)), "a2 a1 a3"),
         (view(job("a1"), job("a2", rank=-1), job("a3"), job("a0", rank=1)), "a2 a1 a3 a0"),
         (view(job("a1", rank=-9), job("a2", priority=1, rank=9)), "a2 a1"),
+        (view(job("a1"), job("b2"), job("b3"), job("a4", rank=-9)), "a4 b2 a1 b3"),  # nobody else's are passed
+        (view(job("a1"), job("a2", rank=-9), job("b3", rank=9), usage={"ann": 5}), "b3 a2 a1"),
         (view(job("a1", queue="night"), job("a2", queue="day"), job("a3"), lab=NIGHT), "a3 a1 a2"),
         (view(job("a1"), job("a2", queue="day", priority=9), lab=NIGHT, queues=("day", "default")), "a2 a1"),
         (view(job("a1", priority=9, queue="night"), job("a2"), lab=NIGHT), "a2 a1"),

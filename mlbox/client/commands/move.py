@@ -11,12 +11,21 @@ from mlbox.core import text
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Move a waiting job.")
+    made: argparse.ArgumentParser = make(
+        description="Move a waiting job, to a queue, a priority, or among your own jobs of that priority.",
+    )
     made.add_argument("job", metavar="ID|NAME")
     made.add_argument("--queue", metavar="Q", default="", help="to another queue")
     made.add_argument("--priority", type=int, metavar="N", help="to another priority")
     ends = made.add_mutually_exclusive_group()
-    ends.add_argument("--top", dest="where", action="store_const", const="top", default="", help="before your others")
+    ends.add_argument(
+        "--top",
+        dest="where",
+        action="store_const",
+        const="top",
+        default="",
+        help="before your others; passes nobody else's",
+    )
     ends.add_argument("--bottom", dest="where", action="store_const", const="bottom", help="behind your others")
     lab.options(made)
     return made
@@ -30,6 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(reply)
         return 0
-    state = "; it has started" if reply["started"] else ""
+    place = {"top": ", before your others", "bottom": ", behind your others"}.get(arguments.where, "")
+    state = "; it has started" if reply["started"] else place
     print(f"{text.safe(reply['name'])}  {reply['id']}  in queue {reply['queue']}, priority {reply['priority']}{state}")
     return 0

@@ -1,7 +1,7 @@
 """What one host starts now, and why the rest waits: `plan(view, now)`, a pure function.
 
-    order     the host's queues in their order; priority; rank; then users in turn, job by job, those who
-              used less first; then id. Another user's job that comes first keeps what it needs free for
+    order     the host's queues in their order; priority; then users in turn, job by job, those who used less
+              first, each user's by rank and id. Another user's job that comes first keeps what it needs free for
               that user's own tick, and is never started by us
     back-fill EASY: the first job that has to wait for room (and is to wait here: `reserved_here`) gets the
               earliest time when time limits let it start, and GPUs; a job behind it starts only if it

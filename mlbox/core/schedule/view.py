@@ -26,7 +26,7 @@ class Waiting:
     queue: str = "default"
     resources: Resources = field(default_factory=Resources)
     priority: int = 0
-    rank: int = 0  # moves within a priority: lower goes first, `top` is below all others
+    rank: int = 0  # moves among its owner's of one priority: lower goes first, `top` is below all others
     after: tuple[After, ...] = ()
     array: str = ""
     array_limit: int = 0  # of the array's jobs at once; 0 is no limit

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,12 +24,18 @@ from mlbox.host.serve import Call
 
 Json = dict[str, Any]
 _SLOTS, _WRITERS = 25, 4
+_TRIAL = re.compile(r"\.trial-[0-9a-f]{8}")
 
 
 def run(call: Call) -> Json:
     found = store.Store(call.root)
-    if call.args.get("race"):
-        return {"host": found.host, "won": _race(found.root / str(call.args["race"]), found.host)}
+    race = str(call.args.get("race", ""))
+    if race:
+        if not _TRIAL.fullmatch(race):
+            raise errors.Usage("a trial's folder is called otherwise")
+        if call.args.get("over"):
+            return {"host": found.host, "left": _remove(found.root / race)}
+        return {"host": found.host, "won": _race(found.root / race, found.host)}
     made = not (found.root / "mlbox.json").exists()
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
@@ -89,8 +96,18 @@ def _try(root: Path, host: str) -> list[str]:
     except OSError as error:
         problems.append(f"{error.strerror}: {error.filename}")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return problems
+
+
+def _remove(folder: Path) -> bool:
+    """Whether something of it is left: this host may not see at once what another made in it."""
+    for pause in (0.0, 0.2, 1.0):
+        time.sleep(pause)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return False
+    return True
 
 
 def _race(folder: Path, host: str) -> list[int]:

@@ -237,3 +237,20 @@ def test_command_line_starts_light() -> None:
     code = "import sys, mlbox.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     ran = subprocess.run([sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert HEAVY & set(ran.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
+    ("loads", "needless"),
+    [
+        ("mlbox.client.commands.submit, mlbox.client.transports.local", "concurrent.futures mlbox.client.tunnels.gate"),
+        ("mlbox.client.commands.submit", "mlbox.core.schedule.line tarfile yaml urllib.request"),
+        ("mlbox.host.serve, mlbox.host.handlers.jobs", "mlbox.core.schedule.line tarfile yaml"),
+        ("mlbox.host.serve, mlbox.host.handlers.submit", "tarfile traceback concurrent.futures yaml"),
+    ],
+)
+def test_a_short_command_loads_no_more_than_it_needs(loads: str, needless: str) -> None:
+    """Half of what a person waits for is imports."""
+    code = f"import sys; sys.path.insert(0, '.'); import {loads}; print(*sys.modules, sep='\\n')"
+    asked = (sys.executable, "-I", "-S", "-c", code)
+    said = subprocess.run(asked, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    assert not set(needless.split()) & set(said.split("\n"))

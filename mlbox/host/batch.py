@@ -20,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +76,8 @@ class Batch:
             self._end(Outcome(stopped=True))
             return
         except Exception as error:  # a bug, too: without an end the job would be tried for ever
+            import traceback
+
             traceback.print_exc()
             self._end(Outcome(error=error.message if isinstance(error, errors.MlboxError) else str(error)))
             return

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
 from mlbox.host import store
+
+if TYPE_CHECKING:
+    import tarfile
 
 MOST_UNPACKED = 4 << 30  # bytes
 MOST_FILES = 200_000
@@ -37,6 +38,9 @@ def _path(found: store.Store, digest: str) -> Path:
 
 def unpack(found: store.Store, digest: str, folder: Path) -> None:
     """Raises Refused where the archive is not what was submitted."""
+    import tarfile  # whoever submits a job needs no tar
+    import zlib
+
     path = _path(found, digest)
     try:
         content = path.read_bytes()
@@ -51,6 +55,10 @@ def unpack(found: store.Store, digest: str, folder: Path) -> None:
 
 
 def _extract(content: bytes, folder: Path) -> None:
+    import tarfile
+
+    # Newer Pythons warn without one. The checks here are stricter, and the same on the oldest Python.
+    filtered: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     total, count = 0, 0
     links: set[str] = set()
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
@@ -66,11 +74,7 @@ def _extract(content: bytes, folder: Path) -> None:
             if member.issym():
                 links.add(os.path.normpath(member.name))
             member.mode = (member.mode | 0o600 | (0o100 if member.isdir() else 0)) & 0o777
-            archive.extract(member, folder, numeric_owner=True, **_FILTER)
-
-
-# Newer Pythons warn without one. The checks here are stricter, and the same on the oldest Python.
-_FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extract(member, folder, numeric_owner=True, **filtered)
 
 
 def _harmless(member: tarfile.TarInfo, links: set[str]) -> bool:

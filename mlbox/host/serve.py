@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,15 @@ def main() -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:  # the boundary: a bug must reach the person as a message, not as a dead connection
+        import traceback  # only a bug pays for it
+
         traceback.print_exc(file=sys.stderr)
-        call.send(wire.encode_error(_unexpected(error)))
+        call.send(wire.encode_error(_unexpected(error, traceback.format_exc())))
         return 1
     return 0
 
 
-def _unexpected(error: Exception) -> errors.MlboxError:
+def _unexpected(error: Exception, where: str) -> errors.MlboxError:
     if isinstance(error, OSError):
         return errors.MlboxError(f"{os.uname().nodename}: {error}", "is a disk full, or a folder not yours?")
-    return errors.MlboxError(
-        f"a bug in mlbox on {os.uname().nodename}: {type(error).__name__}: {error}", traceback.format_exc()
-    )
+    return errors.MlboxError(f"a bug in mlbox on {os.uname().nodename}: {type(error).__name__}: {error}", where)

@@ -18,12 +18,16 @@ caller takes how long ago it was by that host's own clock, and no clock crosses 
 
 from __future__ import annotations
 
-from mlbox.core.schedule.limits import exceeded, limited
-from mlbox.core.schedule.line import plan
-from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
-from mlbox.core.schedule.startable import Startable
-from mlbox.core.schedule.view import After, Plan, Running, Start, View, Waiting
-from mlbox.core.schedule.words import short
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlbox.core.schedule.limits import exceeded, limited
+    from mlbox.core.schedule.line import plan
+    from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
+    from mlbox.core.schedule.startable import Startable
+    from mlbox.core.schedule.view import After, Plan, Running, Start, View, Waiting
+    from mlbox.core.schedule.words import short
 
 __all__ = [
     "After",
@@ -41,3 +45,14 @@ __all__ = [
     "reserved_on",
     "short",
 ]
+# Each is imported when it is asked for: whoever only names a job's place in line plans nothing.
+_HOME = {
+    "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order", "reservation_host": "order",
+    "reserved_on": "order", "Startable": "startable", "short": "words",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"{__name__} has no {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'view')}"), name)

@@ -175,12 +175,12 @@ def test_retry_with_back_off_then_success(box: Box, tmp_path: Path) -> None:
 
 
 def test_an_array_with_a_limit(box: Box, tmp_path: Path) -> None:
-    jobs = box.submit_all(
-        "/bin/sh", "-c", f"echo + >>{tmp_path}/log; sleep 0.2; echo - >>{tmp_path}/log", array=6, array_limit=2
-    )
+    log = tmp_path / "log"
+    together = f"until test $(grep -c + {log}) -ge 2; do sleep 0.05; done"  # the first waits for the second
+    jobs = box.submit_all("/bin/sh", "-c", f"echo + >>{log}; {together}; echo - >>{log}", array=6, array_limit=2)
     assert [box.end(job).name for job in jobs] == ["finished"] * 6
     running, most = 0, 0
-    for line in (tmp_path / "log").read_text().split():
+    for line in log.read_text().split():
         running += 1 if line == "+" else -1
         most = max(most, running)
     assert most == 2

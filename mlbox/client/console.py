@@ -102,7 +102,7 @@ class Console:
             return
         ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the shell's
         try:
-            subprocess.run(("ssh", "-F", str(ssh_config.top()), self._attached.reach.name))
+            subprocess.run(("ssh", "-F", str(ssh_config.top()), ssh_config.shortened(self._attached.reach.id)))
         except FileNotFoundError:
             output.warn("there is no ssh on this machine; Jupyter and VS Code have terminals")
         finally:

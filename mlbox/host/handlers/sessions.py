@@ -71,7 +71,7 @@ def describe(job: store.Job) -> Json:
         "id": job.id, "name": spec.name, "state": state.name, "host": state.facts.get("host", ""),
         "gpus": list(state.facts.get("gpus", ())), "image": spec.image, "runtime": spec.runtime,
         "trouble": store.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
-        "user": store.user_name(),
+        "user": store.user_name(), "queued": "queue" in state.facts,
     }  # fmt: skip
 
 

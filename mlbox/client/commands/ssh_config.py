@@ -1,0 +1,86 @@
+"""mlbox ssh-config: the line in your SSH configuration by which `ssh NAME` reaches a session."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output, proxy, ssh_config, ssh_include, state
+from mlbox.client.commands import attach
+from mlbox.client.remote import Host
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="The line in ~/.ssh/config by which ssh knows sessions by name.")
+    verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
+    for name, words in (
+        ("install", "put it in, as shown"), ("remove", "take it out"), ("show", "whether it is there, and for whom"),
+        ("proxy", "used by ssh itself: become the connection to a session"),
+    ):  # fmt: skip
+        one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        if name == "show":
+            one.add_argument("--json", action="store_true", help="print facts as JSON")
+        elif name == "proxy":
+            one.add_argument("session", metavar="ID")
+            one.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+        else:
+            one.add_argument("--dry-run", action="store_true", help="only show the change")
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.do == "show":
+        return _show(arguments.json)
+    if arguments.do == "proxy":
+        arguments.root = None
+        return _proxy(arguments.session, lab.config(arguments))
+    act = ssh_include.install if arguments.do == "install" else ssh_include.remove
+    change = act(arguments.dry_run)
+    print(change or f"{ssh_include.config()} is as it should be")
+    return 0
+
+
+def _show(as_json: bool) -> int:
+    places = {id_: ssh_config.place(id_) for id_ in ssh_config.names()}
+    rows = [
+        {"id": id_, "names": names, "name": places[id_].get("name", ""), "host": places[id_].get("host", "")}
+        for id_, names in ssh_config.names().items()
+    ]
+    if as_json:
+        output.facts({"included": ssh_config.included(), "line": ssh_include.line(), "sessions": rows})
+        return 0
+    if ssh_config.included():
+        print(f"{ssh_include.config()} includes mlbox's: {ssh_include.line()}")
+    else:
+        print(f"{ssh_include.config()} does not have this line (mlbox ssh-config install): {ssh_include.line()}")
+    if rows:
+        output.table(("SSH NAME", "SESSION", "HOST"), [(" ".join(r["names"][:-1]), r["id"], r["host"]) for r in rows])
+    return 0
+
+
+def _proxy(session: str, config: state.Config) -> int:
+    """It is not where its entry says: find it, mend the entry, and be the connection. stdout is ssh's."""
+    try:
+        attach.at_session(session, "", config, lambda host: _enter(host, session))
+    except errors.NotFound as error:
+        if "has ended" in error.message:
+            ssh_config.drop(session)
+        raise
+    place = ssh_config.place(session)
+    if not place:
+        raise errors.NotFound(f"session {session} has no SSH server", f"mlbox session info {session}")
+    try:
+        return proxy.join(place, proxy.reach(place))
+    except proxy.Unreachable as error:
+        print(f"mlbox: {error}", file=sys.stderr)
+        return 255
+
+
+def _enter(host: Host, session: str) -> None:
+    found = attach.reveal(host, session)
+    attach.enter(host, found)
+    state.remember_session(session, found["name"], host.name, host.root)

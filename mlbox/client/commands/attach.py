@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Callable, TypeVar
 
 from mlbox import errors
@@ -35,7 +36,8 @@ def public(session: Json) -> Json:
 
 
 def enter(host: Host, session: Json) -> None:
-    """Have ssh know it by its name from now on."""
+    """It runs there: remembered, and known to ssh by its name from now on."""
+    state.remember_session(session["id"], session["name"], host.name, host.root)
     facts = session["services"].get("ssh")
     way = host.transport.way(facts["socket"]) if facts else None
     if way is None:
@@ -75,13 +77,13 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
                 raise
             there = _elsewhere(wanted, config, error)
             return act(there)
-    return act(_ask_around(wanted, config))
+    return act(ask_around(wanted, config))
 
 
 def _elsewhere(wanted: str, config: state.Config, error: errors.MlboxError) -> Host:
     """Another host that has it. Where none says so, it stays with what is known: its host can't be reached."""
     try:
-        return _ask_around(wanted, config)
+        return ask_around(wanted, config)
     except errors.NotFound:
         if isinstance(error, errors.Unreachable):
             raise error from None
@@ -98,7 +100,7 @@ def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
     return None
 
 
-def _ask_around(wanted: str, config: state.Config) -> Host:
+def ask_around(wanted: str, config: state.Config) -> Host:
     replies = ask_all(known_hosts(config), "sessions", {}, config)
     there = {
         name
@@ -140,7 +142,11 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     return at_session(wanted, host, config, lambda there: join(there, wanted, config, detach=False, as_json=as_json))
 
 
-def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool, yes: bool = False) -> int:
+def join(
+    host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool, yes: bool = False,
+    then: Callable[[Mapping[str, str]], None] | None = None,
+) -> int:  # fmt: skip
+    """`then` hears where each service is on this machine, once all is told."""
     found = reveal(host, wanted)
     if detach:
         return told(host, found, as_json, yes)
@@ -153,7 +159,7 @@ def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: b
         except BaseException:
             attached.close()
             raise
-    return sessions.work(host, attached, found, config, as_json, yes)
+    return sessions.work(host, attached, found, config, as_json, yes, then)
 
 
 def reveal(host: Host, wanted: str) -> Json:

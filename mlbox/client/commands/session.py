@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Callable
 
 from mlbox import errors
 from mlbox.client import output, ssh_config, ssh_include, state, transports
@@ -169,7 +170,6 @@ class _Start:
         session = reply["session"]
         if answers is not None:
             state.update("last.json", self._host.name, to_remember(answers))
-        state.remember_session(session["id"], session["name"], self._host.name, self._host.root)
         if self._attached is None:
             return attach.told(self._host, session, self._options.json, self._options.yes)
         self._attached.reach = attach.reach(session)
@@ -184,7 +184,10 @@ def _first_line(host: str, facts: Json, image: str) -> str:
     return f"{host}: " + " · ".join(parts)
 
 
-def work(host: Host, attached: Attached, session: Json, config: state.Config, as_json: bool, yes: bool) -> int:
+def work(
+    host: Host, attached: Attached, session: Json, config: state.Config, as_json: bool, yes: bool,
+    then: Callable[[Mapping[str, str]], None] | None = None,
+) -> int:  # fmt: skip
     """Print the block, then serve the person until they leave or the session ends."""
     console = Console(attached, lambda: attach.logs(host, session["id"]))
     try:
@@ -196,6 +199,8 @@ def work(host: Host, attached: Attached, session: Json, config: state.Config, as
             output.facts({**attach.public(session), "urls": attached.urls()})
         else:
             print(block(attached, session.get("absent", {})), flush=True)
+        if then is not None:
+            then(attached.urls())
         chosen = console.run()
     except KeyboardInterrupt:
         chosen = "detach"

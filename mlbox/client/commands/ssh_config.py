@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, output, proxy, ssh_config, ssh_include, state
 from mlbox.client.commands import attach
+from mlbox.client.commands.status import known_hosts
 from mlbox.client.remote import Host
 
 Json = dict[str, Any]
@@ -65,7 +68,7 @@ def _show(as_json: bool) -> int:
 def _proxy(session: str, config: state.Config) -> int:
     """It is not where its entry says: find it, mend the entry, and be the connection. stdout is ssh's."""
     try:
-        attach.at_session(session, "", config, lambda host: _enter(host, session))
+        _look_for(session, config)
     except errors.NotFound as error:
         if "has ended" in error.message:
             ssh_config.drop(session)
@@ -80,7 +83,16 @@ def _proxy(session: str, config: state.Config) -> int:
         return 255
 
 
+def _look_for(session: str, config: state.Config) -> None:
+    """Where it was it is not, or that host is down: the others of its lab first."""
+    old = ssh_config.place(session)
+    root = str(state.load("sessions.json").get(session, {}).get("root") or config.root)
+    others = tuple(name for name in known_hosts(config) if name != old.get("host"))
+    if old.get("moves") and others:
+        with contextlib.suppress(errors.NotFound):
+            return _enter(attach.ask_around(session, replace(config, hosts=others, root=root)), session)
+    attach.at_session(session, str(old.get("host", "")), config, lambda host: _enter(host, session))
+
+
 def _enter(host: Host, session: str) -> None:
-    found = attach.reveal(host, session)
-    attach.enter(host, found)
-    state.remember_session(session, found["name"], host.name, host.root)
+    attach.enter(host, attach.reveal(host, session))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.cookiejar import CookieJar
@@ -89,7 +90,8 @@ def page(laptop: Laptop, tool: str, **env: str) -> Attached:
 def test_a_page_is_shown(laptop: Laptop, tool: str, sign: str) -> None:
     started = page(laptop, tool)
     while not (laptop.home / "called").exists():
-        assert started.process.poll() is None
+        assert started.process.poll() is None, started.text
+        time.sleep(0.05)
     program, file, content = called(laptop)
     assert program == "xdg-open" and "token=" not in file and "tkn=" not in file
     found = re.search(r'url=([^"]+)"', content)

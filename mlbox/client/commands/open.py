@@ -102,9 +102,8 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
         elif not _has_display() or not shutil.which(program):
             output.note("there is no display here; open the address above yourself")
         else:
-            state.write(
-                path, f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={url.replace("&", "&amp;")}">\n'
-            )
+            address = url.replace("&", "&amp;")
+            state.write(path, f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={address}">\n')
             subprocess.run((program, str(path)), stdin=subprocess.DEVNULL)  # not the URL: its token would show in `ps`
 
     try:

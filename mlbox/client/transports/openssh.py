@@ -104,7 +104,13 @@ class OpenSsh:
 
 
 def _may_ask() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    """Whether ssh finds a person: at the terminal, or by the program that asks in a window."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return True
+    if not os.environ.get("SSH_ASKPASS"):
+        return False
+    require = os.environ.get("SSH_ASKPASS_REQUIRE", "")
+    return require == "force" or (require != "never" and bool(os.environ.get("DISPLAY")))
 
 
 def _answers(path: Path) -> bool:
@@ -142,6 +148,11 @@ def explain(host: str, stderr: str) -> errors.MlboxError:
 
 _SIGNS = (
     ("Could not resolve hostname", "there is no such host", "check the name; `ssh {host}` must work first"),
+    (
+        "Permission denied (keyboard-interactive)",
+        "it took the key and asks for more (a code, a password), and there is nobody to answer",
+        "run it at a terminal; its connection then serves other commands for 10 minutes",
+    ),
     (
         "Permission denied",
         "the login was refused",

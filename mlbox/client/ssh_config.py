@@ -15,6 +15,7 @@ import fnmatch
 import glob
 import json
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import proxy, state
+from mlbox.client import state
 from mlbox.core import ids, text
 
 Json = dict[str, Any]
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _SOCKET = re.compile(r"/[^\s:%$\\\"']{1,99}")  # as a tunnel can forward it (tunnels/link.py)
+_PROXY = (pkgutil.get_data("mlbox.client", "proxy.py") or b"").decode()
 _DEPTH = 16  # ssh's own limit of Includes within Includes
 
 
@@ -55,7 +57,7 @@ def enter(session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, A
     place = {**way, "id": session, "name": name, "remote": remote, "find": _find(session, way)}
     names = _free_names(session, name, way)
     base, alias = folder() / session, f"mlbox-{session}"
-    state.write(state.home() / "proxy.py", Path(proxy.__file__).read_text())
+    state.write(state.home() / "proxy.py", _PROXY)
     state.write(Path(f"{base}.json"), json.dumps(place))
     state.write(Path(f"{base}.known_hosts"), f"{alias} {host_key}\n")
     words = (sys.executable, "-I", "-S", str(state.home() / "proxy.py"), f"{base}.json")
@@ -121,12 +123,14 @@ def drop(session: str) -> None:
         (folder() / f"{session}.{suffix}").unlink(missing_ok=True)
 
 
-def keep_only(host: str, living: Iterable[str]) -> None:
-    """`host` has told all that run there. One from a queue may run elsewhere now: its entry finds out when used."""
+def keep_only(host: str, root: str, living: Iterable[str]) -> None:
+    """`host` has told all that run there, of that ROOT. One from a queue may run elsewhere now: its entry finds out when
+    it is used."""
     kept = set(living)
     for session in names():
         found = place(session)
-        if session not in kept and found.get("host") == host and not found.get("moves"):
+        here = (found.get("host"), found.get("root", "")) == (host, root)
+        if here and session not in kept and not found.get("moves"):
             drop(session)
 
 

@@ -144,8 +144,10 @@ def test_what_a_host_tells_runs_there_is_what_ssh_knows_of_it() -> None:
     enter("calm-owl", session=OTHER)
     enter("far-fox", session=ID[:-1] + "X", host="gpu2")
     enter("from-queue", session=ID[:-1] + "Y", moves=True)
-    ssh_config.keep_only("gpu1", [OTHER])
-    assert sorted(found[0] for found in ssh_config.names().values()) == ["calm-owl", "far-fox", "from-queue"]
+    enter("other-root", session=ID[:-1] + "Z", root="/share/lab")
+    ssh_config.keep_only("gpu1", "", [OTHER])
+    left = sorted(found[0] for found in ssh_config.names().values())
+    assert left == ["calm-owl", "far-fox", "from-queue", "other-root"]
 
 
 def test_the_host_key_is_known_by_session_and_by_port() -> None:

@@ -42,7 +42,7 @@ def enter(host: Host, session: Json) -> None:
     way = host.transport.way(facts["socket"]) if facts else None
     if way is None:
         return
-    place = {**way, "moves": bool(session.get("queued"))}
+    place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
     known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())
     if known != session["name"]:
         output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
@@ -75,19 +75,22 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
         except (errors.NotFound, errors.Unreachable) as error:
             if host or set(known_hosts(config)) <= {place.name}:
                 raise
-            there = _elsewhere(wanted, config, error)
-            return act(there)
+            found = _elsewhere(wanted, place.name, config, error)
+        return act(found)
     return act(ask_around(wanted, config))
 
 
-def _elsewhere(wanted: str, config: state.Config, error: errors.MlboxError) -> Host:
+def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.MlboxError) -> Host:
     """Another host that has it. Where none says so, it stays with what is known: its host can't be reached."""
     try:
-        return ask_around(wanted, config)
+        found = ask_around(wanted, config)
     except errors.NotFound:
         if isinstance(error, errors.Unreachable):
             raise error from None
         raise
+    if found.name == known:  # it is reached, and what was to be done there was not
+        raise error
+    return found
 
 
 def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
@@ -207,7 +210,7 @@ def list_all(hosts: list[str], config: state.Config, as_json: bool) -> int:
     ]
     failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
     for name in set(replies) - set(failed):
-        ssh_config.keep_only(name, [row["id"] for row in rows if row["host"] == name])
+        ssh_config.keep_only(name, config.root, [row["id"] for row in rows if row["host"] == name])
     if as_json:
         output.facts(rows)
     elif rows:

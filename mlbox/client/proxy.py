@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 _GREETED_WITHIN = 8.0  # s; sshd speaks first
+_CONTROL = 5.0  # s for the connection's own process, here, to answer; it may be a stopped one
 _TRIES = 3
 _PERSIST = "10m"
 _PLACE = ("id", "name", "host", "control", "local", "remote")
@@ -157,7 +158,7 @@ def _forward(place: Mapping[str, Any]) -> None:
     forward = ["-L", f"{place['local']}:{place['remote']}", "--", place["host"]]
     if os.path.exists(place["control"]):
         for what in ("forward", "cancel", "forward"):  # a forward whose socket was removed is taken for one that works
-            code, _ = _run([*ssh, "-O", what, *forward])
+            code, _ = _run([*ssh, "-O", what, *forward], _CONTROL)
             if what == "forward" and code == 0 and os.path.exists(place["local"]):
                 return
         _remove(place["control"])
@@ -171,7 +172,7 @@ def _forward(place: Mapping[str, Any]) -> None:
     sys.stderr.flush()
 
 
-def _run(argv: Sequence[str]) -> tuple[int, str]:
+def _run(argv: Sequence[str], timeout: float | None = None) -> tuple[int, str]:
     """Its code and what it said. To a file: the connection that ssh leaves behind would hold a pipe open. What it
     asks (a passphrase, a code, whether to trust a key) it asks at the terminal, or by SSH_ASKPASS."""
     import subprocess
@@ -179,7 +180,9 @@ def _run(argv: Sequence[str]) -> tuple[int, str]:
 
     with tempfile.TemporaryFile() as said:
         try:
-            code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said).returncode
+            code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=timeout).returncode
+        except subprocess.TimeoutExpired:
+            return 255, f"{argv[0]} does not end"
         except OSError as error:
             return 255, f"{argv[0]}: {error.strerror}"
         said.seek(0)

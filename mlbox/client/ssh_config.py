@@ -124,8 +124,7 @@ def drop(session: str) -> None:
 
 
 def keep_only(host: str, root: str, living: Iterable[str]) -> None:
-    """`host` has told all that run there, of that ROOT. One from a queue may run elsewhere now: its entry finds out when
-    it is used."""
+    """`host` has told all that run there, of that ROOT. One from a queue may run elsewhere now; its entry finds out."""
     kept = set(living)
     for session in names():
         found = place(session)

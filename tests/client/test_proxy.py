@@ -58,7 +58,7 @@ class Way:
 
     def master(self) -> int:
         argv = [*self.place["ssh"], "-o", f"ControlPath={self.place['control']}", "-O", "check", "gpu1"]
-        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True).stderr
+        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20).stderr
         found = re.search(r"pid=(\d+)", said)
         return int(found[1]) if found else 0
 

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
 HOST = "gpu2"
 BARE = ("--image", SESSION_IMAGE, "--no-jupyter", "--no-vscode")
-LARGE = int(os.environ.get("MLBOX_LARGE_FILE", "256"))  # MiB; `make soak` sends 1024
+LARGE = int(os.environ.get("MLBOX_LARGE_FILE", "256"))  # MiB; the long form is 1024
 
 
 def awaited(look: Callable[[], Any]) -> Any:

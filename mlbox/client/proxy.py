@@ -157,10 +157,9 @@ def _forward(place: Mapping[str, Any]) -> None:
     ssh = [*place["ssh"], *(word for option in options for word in ("-o", option))]
     forward = ["-L", f"{place['local']}:{place['remote']}", "--", place["host"]]
     if os.path.exists(place["control"]):
-        for what in ("forward", "cancel", "forward"):  # a forward whose socket was removed is taken for one that works
-            code, _ = _run([*ssh, "-O", what, *forward], _CONTROL)
-            if what == "forward" and code == 0 and os.path.exists(place["local"]):
-                return
+        code, _ = _run([*ssh, "-O", "forward", *forward], _CONTROL)
+        if code == 0 and os.path.exists(place["local"]):  # a forward whose socket was removed is said to be there
+            return
         _remove(place["control"])
     more = ["ControlMaster=yes", f"ControlPersist={_PERSIST}", "ServerAliveInterval=0", "ConnectTimeout=10"]
     more.append("ExitOnForwardFailure=no")  # a LocalForward of the user's own for this host may be held elsewhere

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mlbox.client import proxy
@@ -153,17 +154,25 @@ def test_a_host_that_is_not_reached(way: Way, moves: bool) -> None:
         assert b"Traceback" not in done.stderr
 
 
-def test_a_silent_connection_is_left_alone_and_another_dialled(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["far", "near"])
+def test_a_silent_connection_is_left_alone_and_another_dialled(
+    way: Way, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The network is gone, as far as it can tell; or its own process is stopped."""
     old = way.start()
     master = way.master()
-    os.kill(master, signal.SIGSTOP)
+    far = [process.pid for process in psutil.Process(sshd.process.pid).children(recursive=True)]
+    stopped = far if end == "far" else [master]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr(proxy, "_GREETED_WITHIN", 1.5)
     answer = proxy.reach(way.place)
     assert isinstance(answer, tuple) and answer[1] == GREETING
     answer[0].close()
     assert way.master() not in (0, master)
-    os.kill(master, signal.SIGCONT)
-    assert echoes(old)  # the network is back: what it carried goes on
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert echoes(old)  # it is back: what it carried goes on
     leave(old)
     os.kill(master, signal.SIGTERM)
 

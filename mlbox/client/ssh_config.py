@@ -231,9 +231,12 @@ def includes(line: str) -> bool:
 def words(session: str, port: int, user: str) -> str:
     """What a person may type. By port alone only where the user's own configuration includes ours, which is what
     knows the session's host key."""
+    known = shortened(session)
+    if not known:  # its host is not reached by ssh (transport = "fabric")
+        return f"{by_file()} -p {port} {user}@localhost"
     if included():
-        return f"ssh {shortened(session)}    (or: ssh -p {port} {user}@localhost)"
-    return f"{by_file()} {shortened(session)}    (port {port})"
+        return f"ssh {known}    (or: ssh -p {port} {user}@localhost)"
+    return f"{by_file()} {known}    (port {port})"
 
 
 def by_file() -> str:

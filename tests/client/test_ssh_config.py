@@ -200,6 +200,13 @@ def test_a_killed_client_s_entry_goes_and_another_client_s_stays() -> None:
     assert [p.name for p in folder.iterdir()] == [f"{ID}.{os.getppid()}.conf"]
 
 
+def test_what_to_type_where_the_host_is_not_reached_by_ssh() -> None:
+    add()
+    words = shlex.split(ssh_config.words(ID, 8022, "ada"))
+    assert words == ["ssh", "-F", str(ssh_config.top()), "-p", "8022", "ada@localhost"]
+    assert resolved(*words[3:])["port"] == ["8022"]
+
+
 def test_what_to_type_can_be_typed() -> None:
     enter()
     assert shlex.split(ssh_config.words(ID, 8022, "ada"))[:4] == [

@@ -61,7 +61,7 @@ def _show(as_json: bool) -> int:
     else:
         print(f"{ssh_include.config()} does not have this line (mlbox ssh-config install): {ssh_include.line()}")
     if rows:
-        output.table(("SSH NAME", "SESSION", "HOST"), [(" ".join(r["names"][:-1]), r["id"], r["host"]) for r in rows])
+        output.table(("SSH NAME", "SESSION", "HOST"), [(" ".join(r["names"][:-1] or r["names"]), r["id"], r["host"]) for r in rows])
     return 0
 
 

@@ -60,8 +60,9 @@ def _show(as_json: bool) -> int:
         print(f"{ssh_include.config()} includes mlbox's: {ssh_include.line()}")
     else:
         print(f"{ssh_include.config()} does not have this line (mlbox ssh-config install): {ssh_include.line()}")
-    if rows:
-        output.table(("SSH NAME", "SESSION", "HOST"), [(" ".join(r["names"][:-1] or r["names"]), r["id"], r["host"]) for r in rows])
+    if rows:  # the last name is its id, which nobody types where there is another
+        cells = [(" ".join(row["names"][:-1] or row["names"]), row["id"], row["host"]) for row in rows]
+        output.table(("SSH NAME", "SESSION", "HOST"), cells)
     return 0
 
 

@@ -11,7 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 REPORTS := build/reports
 # The lab installs for itself what it needs beyond this (scripts/labkit).
-PACKAGES := ca-certificates chromium faketime gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv
+PACKAGES := ca-certificates chromium faketime gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv rsync
 
 .PHONY: pyz session unit faults lint types check lab-test lab-down test bench clean packages
 .DEFAULT_GOAL := pyz

@@ -138,6 +138,8 @@ QUEUE_VERBS = {
     "queue": "list, create, pause, resume, process",
     "cron": "install, show or remove the line that works the queue off",
     "host": "drain, resume or fence a host",
+    "open": "a session in an editor of this machine's, or in the browser",
+    "ssh-config": "the line by which ssh knows sessions by name: install, remove, show",
 }
 
 
@@ -145,7 +147,7 @@ def _run_queue_verb(verb: str, argv: Sequence[str]) -> int:
     import importlib
     from functools import partial
 
-    command = importlib.import_module(f"mlbox.client.commands.{verb}")
+    command = importlib.import_module(f"mlbox.client.commands.{verb.replace('-', '_')}")
     make = partial(_Parser, prog=f"mlbox {verb}", allow_abbrev=False)
     return int(command.main(command.parser(make).parse_args(argv)))
 

@@ -3,7 +3,7 @@
 
     a  the start of the program          beside Python's own, clearml-session's and dstack's
     b  a session's start, image cached   beside docker run by hand, and asking Jupyter until it answers
-    c  a warm status                     beside `ssh HOST true`; and how often each command uses the network
+    c  a warm status; `ssh NAME true`    beside `ssh HOST true`, and docker exec; how often each uses the network
     d  the tunnel                        beside `ssh -L`
     e  the queue, on this machine        beside nq, task-spooler and Slurm; and how its cost grows
 

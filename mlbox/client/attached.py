@@ -113,11 +113,11 @@ class Attached:
                 raise OSError("no SSH banner")
 
     def announce_ssh(self) -> None:
-        """Let `ssh NAME` find it, with the session's own host key."""
+        """Let `ssh -p PORT` know the session's own host key."""
         facts = self.reach.services.get("ssh")
         if facts and facts.get("host_key"):
             port, user = self.port("ssh"), str(facts["user"])
-            ssh_config.add(self.reach.id, self.reach.name, port, user, str(facts["host_key"]), self._identity_files)
+            ssh_config.add(self.reach.id, port, user, str(facts["host_key"]), self._identity_files)
 
     def port(self, name: str) -> int:
         return self._tunnels.port(name)
@@ -128,7 +128,7 @@ class Attached:
     def close(self) -> None:
         self._guest_expected.set()
         self._tunnels.close()
-        ssh_config.remove(self.reach.name)
+        ssh_config.remove(self.reach.id)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # ---- what the tunnels tell -------------------------------------------------------------------
@@ -179,7 +179,7 @@ def block(attached: Attached, absent: Mapping[str, str]) -> str:
     reach, urls = attached.reach, attached.urls()
     lines = [f"Interactive session is running:  {output.bold(reach.name)}  (job {reach.id})"]
     if "ssh" in urls:
-        lines.append(f"SSH:        {ssh_config.words(reach.name, attached.port('ssh'), reach.services['ssh']['user'])}")
+        lines.append(f"SSH:        {ssh_config.words(reach.id, attached.port('ssh'), reach.services['ssh']['user'])}")
     for name in ("jupyter", "vscode"):
         if name in urls:
             lines.append(f"{TITLES[name] + ':':<12}{urls[name]}")

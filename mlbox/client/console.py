@@ -100,9 +100,12 @@ class Console:
         if "ssh" not in self._attached.reach.services:
             print("  the session has no SSH server")
             return
+        reach = self._attached.reach
+        by_port = ("-p", str(self._attached.port("ssh")), f"{reach.services['ssh']['user']}@localhost")
+        known = ssh_config.shortened(reach.id)
         ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the shell's
         try:
-            subprocess.run(("ssh", "-F", str(ssh_config.top()), self._attached.reach.name))
+            subprocess.run(("ssh", "-F", str(ssh_config.top()), *((known,) if known else by_port)))
         except FileNotFoundError:
             output.warn("there is no ssh on this machine; Jupyter and VS Code have terminals")
         finally:

@@ -24,11 +24,15 @@ _AGAIN = (0.3, 0.7, 1.5)  # s
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What every command of the queue takes."""
+    place(parser)
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+
+
+def place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
     parser.add_argument(
         "--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)"
     )
-    parser.add_argument("--json", action="store_true", help="print facts as JSON")
     parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
 
 

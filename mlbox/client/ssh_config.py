@@ -1,64 +1,160 @@
-"""SSH by name to attached sessions: `ssh -F <state>/ssh_config NAME`, or plain `ssh NAME` once that file is included.
+"""SSH to sessions by name: `ssh -F <state>/ssh_config NAME`, or plain `ssh NAME` once that file is included.
 
-One file per attached client, made when its tunnel is up and removed with it. The session's own host key is
-known by the session's id, not by its port, so a port that another session had before raises no false alarm;
-and by the port as well, for `ssh -p PORT localhost`.
+    ssh.d/<id>.conf, .json, .known_hosts      one running session: its names, its place (client/proxy.py), its key
+    ssh.d/<id>.<pid>.conf, .known_hosts       one attached client: `ssh -p PORT USER@localhost`
+    proxy.py                                  the way to a session, for ssh's ProxyCommand
+
+A session's entry is written by every command that learns where it runs, and goes with the first that learns of its
+end; it needs no client. The session's own host key is known by the session's id, not by an address.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import glob
+import json
 import os
+import pkgutil
 import re
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlbox import errors
 from mlbox.client import state
 from mlbox.core import ids, text
 
+Json = dict[str, Any]
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
+_SOCKET = re.compile(r"/[^\s:%$\\\"']{1,99}")  # as a tunnel can forward it (tunnels/link.py)
+_PROXY = (pkgutil.get_data("mlbox.client", "proxy.py") or b"").decode()
+_DEPTH = 16  # ssh's own limit of Includes within Includes
 
 
 def top() -> Path:
     return state.home() / "ssh_config"
 
 
-def _folder() -> Path:
+def folder() -> Path:
     return state.home() / "ssh.d"
 
 
-def add(session: str, name: str, port: int, user: str, host_key: str, identity_files: Sequence[str]) -> None:
-    """Raises MlboxError on words of the host's that could mean more to ssh than they should."""
-    if not (ids.is_ulid(session) and text.is_name(name) and _USER.fullmatch(user) and _HOST_KEY.fullmatch(host_key)):
-        raise errors.MlboxError("the host replied what can't be a session's name, user or host key")
+# ---- a session, by its name --------------------------------------------------------------------------------
+
+
+def enter(session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The name by which ssh now knows a session. `facts`: its SSH service, as the host told (socket, user, host_key);
+    `way`: what of the place (client/proxy.py) is this machine's to say. Raises MlboxError on words of the host's that
+    could mean more to ssh than they should."""
+    user, host_key, remote = str(facts["user"]), str(facts["host_key"]), str(facts["socket"])
+    _check(session, user, host_key)
+    if not (text.is_name(name) and _SOCKET.fullmatch(remote)):
+        raise errors.MlboxError("the host replied what can't be a session's name or socket")
+    place = {**way, "id": session, "name": name, "remote": remote, "find": _find(session, way)}
+    names = _free_names(session, name, way)
+    base, alias = folder() / session, f"mlbox-{session}"
+    state.write(state.home() / "proxy.py", _PROXY)
+    state.write(Path(f"{base}.json"), json.dumps(place))
+    state.write(Path(f"{base}.known_hosts"), f"{alias} {host_key}\n")
+    words = (sys.executable, "-I", "-S", str(state.home() / "proxy.py"), f"{base}.json")
+    lines = [
+        f"Host {' '.join(names)}", f"  HostKeyAlias {alias}", f"  User {user}",
+        f"  ProxyCommand {shlex.join(words).replace('%', '%%')}", *_verified(f"{base}.known_hosts", keys),
+    ]  # fmt: skip
+    state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
+    _write_top()
+    return names[0]
+
+
+def _find(session: str, way: Mapping[str, Any]) -> list[str]:
+    """The command that looks for it where it moved to."""
+    program = os.path.abspath(sys.argv[0])
+    words = [sys.executable, program, "ssh-config", "proxy", session]
+    file = _file(way)
+    return [*words, "--ssh-config", file] if file else words
+
+
+def _file(way: Mapping[str, Any]) -> str:
+    """The configuration by which its host is reached, where it is not ssh's own."""
+    ssh = list(way["ssh"])
+    return str(ssh[ssh.index("-F") + 1]) if "-F" in ssh else ""
+
+
+def _free_names(session: str, name: str, way: Mapping[str, Any]) -> list[str]:
+    """Its own name, unless that is a host's or another session's; and two longer ones."""
+    taken = {alias for id_, aliases in names().items() if id_ != session for alias in aliases}
+    own = [] if name == way["host"] or is_host(name, _file(way)) else [name]
+    return [*(alias for alias in (*own, f"mlbox-{name}") if alias not in taken), f"mlbox-{session.lower()}"]
+
+
+def shortened(session: str) -> str:
+    """The name by which ssh knows a session; empty without an entry."""
+    found = names().get(session, [])
+    return found[0] if found else ""
+
+
+def names() -> dict[str, list[str]]:
+    """All entries: id -> the names that ssh knows it by."""
+    found = {}
+    for path in sorted(folder().glob("*.conf")):
+        with contextlib.suppress(OSError):
+            first = path.read_text().partition("\n")[0].split()
+            if ids.is_ulid(path.stem) and first[:1] == ["Host"]:
+                found[path.stem] = first[1:]
+    return found
+
+
+def place(session: str) -> Json:
+    """Where its entry leads; empty without one."""
+    try:
+        found = json.loads((folder() / f"{session}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def drop(session: str) -> None:
+    """It has ended."""
+    for suffix in ("conf", "json", "known_hosts"):
+        (folder() / f"{session}.{suffix}").unlink(missing_ok=True)
+
+
+def keep_only(host: str, root: str, living: Iterable[str]) -> None:
+    """`host` has told all that run there, of that ROOT. One from a queue may run elsewhere now; its entry finds out."""
+    kept = set(living)
+    for session in names():
+        found = place(session)
+        here = (found.get("host"), found.get("root", "")) == (host, root)
+        if here and session not in kept and not found.get("moves"):
+            drop(session)
+
+
+# ---- an attached client, by its port -----------------------------------------------------------------------
+
+
+def add(session: str, port: int, user: str, host_key: str, keys: Sequence[str]) -> None:
+    """`ssh -p PORT USER@localhost` knows the session's key. Raises MlboxError as `enter` does."""
+    _check(session, user, host_key)
     _forget_the_dead()
-    mine = f"{name}.{os.getpid()}"
-    known, alias = _folder() / f"{mine}.known_hosts", f"mlbox-{session}"
-    state.write(known, f"{alias},[localhost]:{port},[127.0.0.1]:{port} {host_key}\n")
-    identities = "".join(f'  IdentityFile "{file}"\n' for file in identity_files)
-    verified = f'  UserKnownHostsFile "{known}"\n  StrictHostKeyChecking yes\n'
-    address = f"  HostName 127.0.0.1\n  Port {port}\n  HostKeyAlias {alias}\n  User {user}\n"
-    by_name = f"Host {name}\n{address}{verified}{identities}"
-    by_port = f'Match host localhost,127.0.0.1 exec "test %p = {port}"\n{verified}{identities}'
-    state.write(_folder() / f"{mine}.conf", by_name + by_port)
-    state.write(
-        top(),
-        "# Written by mlbox: the attached sessions. Include it from ~/.ssh/config if you like.\n"
-        f'Include "{_folder()}/*.conf"\n',
-    )
+    base = folder() / f"{session}.{os.getpid()}"
+    state.write(Path(f"{base}.known_hosts"), f"[localhost]:{port},[127.0.0.1]:{port} {host_key}\n")
+    lines = [f'Match host localhost,127.0.0.1 exec "test %p = {port}"', *_verified(f"{base}.known_hosts", keys)]
+    state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
+    _write_top()
 
 
-def remove(name: str) -> None:
+def remove(session: str) -> None:
     for suffix in ("conf", "known_hosts"):
-        (_folder() / f"{name}.{os.getpid()}.{suffix}").unlink(missing_ok=True)
+        (folder() / f"{session}.{os.getpid()}.{suffix}").unlink(missing_ok=True)
 
 
 def _forget_the_dead() -> None:
     """Entries of clients that were killed."""
-    for path in _folder().glob("*.*.*"):
+    for path in folder().glob("*.*.*"):
         pid = path.name.split(".")[1]
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if pid.isdigit():
@@ -67,19 +163,89 @@ def _forget_the_dead() -> None:
         path.unlink(missing_ok=True)
 
 
-def words(name: str, port: int, user: str) -> str:
+# ---- both --------------------------------------------------------------------------------------------------
+
+
+def _check(session: str, user: str, host_key: str) -> None:
+    if not (ids.is_ulid(session) and _USER.fullmatch(user) and _HOST_KEY.fullmatch(host_key)):
+        raise errors.MlboxError("the host replied what can't be a session's id, user or host key")
+
+
+def _verified(known_hosts: str, keys: Sequence[str]) -> list[str]:
+    lines = [f'  UserKnownHostsFile "{known_hosts}"', "  StrictHostKeyChecking yes"]
+    return [*lines, *(f'  IdentityFile "{file}"' for file in keys)]
+
+
+def _write_top() -> None:
+    head = "# Written by mlbox: its sessions. `mlbox ssh-config install` includes it from ~/.ssh/config.\n"
+    content = f'{head}Include "{folder()}/*.conf"\n'
+    with contextlib.suppress(OSError):
+        if top().read_text() == content:
+            return
+    state.write(top(), content)
+
+
+# ---- the user's own hosts ----------------------------------------------------------------------------------
+
+
+def is_host(name: str, file: str = "") -> bool:
+    """Whether the user's ssh means a machine by that name, or mlbox does. `file`: a configuration beside ssh's own."""
+    if name in state.load("hosts.json"):
+        return True
+    files = [file, str(Path.home() / ".ssh/config"), "/etc/ssh/ssh_config"]
+    own = [pattern for one in files if one for pattern in _patterns(one, 0)]
+    return any(pattern.strip("*?") and fnmatch.fnmatchcase(name, pattern.lower()) for pattern in own)
+
+
+def _patterns(file: str, depth: int) -> Iterator[str]:
+    """What its Host lines (and those it includes, but ours) are for; `!`, which takes away, is passed over."""
+    try:
+        lines = Path(file).read_text(errors="replace").splitlines() if depth < _DEPTH else []
+    except OSError:
+        return
+    for line in lines:
+        keyword, *words = _words(line)
+        if keyword == "host":
+            yield from (word for word in words if not word.startswith("!"))
+        elif keyword == "include":
+            for word in words:
+                for path in sorted(glob.glob(os.path.join(Path.home(), ".ssh", os.path.expanduser(word)))):
+                    if path != str(top()):
+                        yield from _patterns(path, depth + 1)
+
+
+def _words(line: str) -> list[str]:
+    """A line's keyword, in small letters, and its arguments; of an empty line or a comment one empty word."""
+    found = re.match(r"\s*(\w+)(?:\s*=\s*|\s+)(.*)", line)
+    if found is None:
+        return [""]
+    return [found[1].lower(), *(quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', found[2]))]
+
+
+def includes(line: str) -> bool:
+    """Whether a line of the user's configuration includes ours."""
+    keyword, *words = _words(line)
+    return keyword == "include" and any(os.path.expanduser(word) == str(top()) for word in words)
+
+
+def words(session: str, port: int, user: str) -> str:
     """What a person may type. By port alone only where the user's own configuration includes ours, which is what
     knows the session's host key."""
-    if _included():
-        return f"ssh {name}    (or: ssh -p {port} {user}@localhost)"
-    return f"ssh -F {shlex.quote(str(top()))} {name}    (port {port})"
+    known = shortened(session)
+    if not known:  # its host is not reached by ssh (transport = "fabric")
+        return f"{by_file()} -p {port} {user}@localhost"
+    if included():
+        return f"ssh {known}    (or: ssh -p {port} {user}@localhost)"
+    return f"{by_file()} {known}    (port {port})"
 
 
-def _included() -> bool:
+def by_file() -> str:
+    return f"ssh -F {shlex.quote(str(top()))}"
+
+
+def included() -> bool:
     try:
-        lines = (Path.home() / ".ssh/config").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = (Path.home() / ".ssh/config").read_text(errors="replace").splitlines()
+    except OSError:
         return False
-    included = [line.split(None, 1)[1] for line in lines if re.match(r"\s*include\s+\S", line, re.IGNORECASE)]
-    words = [word for line in included for word in re.findall(r'"([^"]*)"|(\S+)', line)]
-    return any(os.path.expanduser(quoted or plain) == str(top()) for quoted, plain in words)
+    return any(map(includes, lines))

@@ -3,7 +3,8 @@
 ~/.local/state/mlbox/   last.json      the last answers per host (never environment values)
                         hosts.json     hosts seen, and which host part each has
                         sessions.json  where the last sessions were started: their name, id and host
-                        ssh_config     `ssh -F` this, or Include it: the attached sessions by name
+                        ssh_config     `ssh -F` this, or Include it: sessions by name (ssh.d, proxy.py)
+                        asked.json     what was answered about that Include
 ~/.config/mlbox/config.toml            the user's own defaults (conf/config.toml explains them)
 runtime folder, 0700                   connection sockets; a socket's path must stay short
 """

@@ -39,7 +39,7 @@ def plan(
         services["vscode"] = {"socket": "vscode.sock", "token": tokens["vscode"], "folder": folder}
     if ssh:
         files["authorized_keys"] = "".join(f"{key}\n" for key in spec.authorized_keys)
-        services["ssh"] = {"socket": "ssh.sock", "user": login}
+        services["ssh"] = {"socket": "ssh.sock", "user": login, "folder": folder}
     guest = {
         "session": session, "owner": list(owner), "run": run, "folder": folder,
         "home": home, "shell": facts.shell, "path": facts.path, "env": {**spec.env, **env},

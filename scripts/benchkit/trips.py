@@ -8,13 +8,14 @@ connection a command is one request and its answer: that is what is called a rou
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
 from benchkit import sessions
 from benchkit.laptop import Laptop
-from benchkit.measure import Row, in_turn, seconds, tell
+from benchkit.measure import Row, at_most, in_turn, seconds, tell
 
 RUNS = 15
 
@@ -30,7 +31,7 @@ class Trips:
 
 def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
     with contextlib.closing(Laptop(host)) as laptop:
-        rows = _times(laptop, runs or RUNS)
+        rows = _times(laptop, runs or RUNS) + _by_name(laptop, runs or RUNS)
         counted = count(laptop)
     for name, trips in counted.items():
         aim, met = ("= 1", trips.shared + trips.own == 1) if name == "status" else ("", None)
@@ -53,6 +54,29 @@ def _times(laptop: Laptop, runs: int) -> list[Row]:
     }
     found = in_turn(runs, subjects, "warm")
     return [Row("c", "status, warm", "s", found["status"], found[name], name) for name in (true, python)]
+
+
+def _by_name(laptop: Laptop, runs: int) -> list[Row]:
+    """`ssh NAME` without a client, beside the same by hand: with a connection of its own as plain ssh makes one, and
+    over a shared one, which only who has set that up has."""
+    tell("starting a session")
+    name = f"{laptop.tag}-s"
+    session = json.loads(laptop.mlbox(*sessions.words(laptop, vscode=False), "--detach", "--json"))["id"]
+    container = laptop.on_host(f"docker ps -q --filter label=mlbox.session={session}").strip()
+    known = f"{laptop.env['HOME']}/.local/state/mlbox/ssh_config"
+    plain, shared = "ssh HOST docker exec", "the same, shared"
+    subjects = {
+        "ssh NAME": partial(seconds, ("ssh", "-F", known, "-o", "BatchMode=yes", name, "true"), laptop.env),
+        plain: partial(seconds, laptop.ssh(f"docker exec {container} true"), laptop.env),
+        shared: partial(seconds, laptop.ssh(f"docker exec {container} true", shared=True), laptop.env),
+    }
+    subjects["ssh NAME"]()
+    try:
+        found = in_turn(runs, subjects, "ssh NAME true")
+    finally:
+        laptop.mlbox("session", "shutdown", name, "--host", laptop.host)
+    rows = [Row("c", "ssh NAME true", "s", found["ssh NAME"], found[base], base) for base in (plain, shared)]
+    return [at_most(rows[0], 1.3), rows[1]]
 
 
 def count(laptop: Laptop) -> dict[str, Trips]:

@@ -52,7 +52,7 @@ RECIPES: dict[str, Recipe] = {
         "python",
         "session.sh",
         (
-            *_packages("openssh-server git ca-certificates curl"),
+            *_packages("openssh-server git ca-certificates curl rsync"),
             ("JUPYTERLAB", JUPYTERLAB),
             ("CODE_SERVER", CODE_SERVER),
         ),

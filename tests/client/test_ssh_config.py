@@ -30,8 +30,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
 
 
-def add(name: str = "kind-otter", port: int = 8022, user: str = "ada", host_key: str = KEY, session: str = ID) -> None:
-    ssh_config.add(session, name, port, user, host_key, ["/keys/id one", "/keys/two"])
+WAY = {"ssh": ["ssh", "-F", "/etc/lab config"], "host": "gpu1", "control": "/run/c", "local": "/run/l", "moves": False}
+OTHER = "01ARYZ6S41TSV4RRFFQ69G5FAW"
+
+
+def enter(
+    name: str = "kind-otter", user: str = "ada", host_key: str = KEY, session: str = ID, socket: str = "/tmp/s.sock",
+    **way: object,
+) -> str:  # fmt: skip
+    facts = {"user": user, "host_key": host_key, "socket": socket}
+    return ssh_config.enter(session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/two"])
+
+
+def add(port: int = 8022, user: str = "ada", host_key: str = KEY, session: str = ID) -> None:
+    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/two"])
 
 
 def resolved(*arguments: str) -> dict[str, list[str]]:
@@ -49,79 +61,130 @@ def resolved(*arguments: str) -> dict[str, list[str]]:
 
 
 def test_a_session_by_its_name(home: Path) -> None:
-    add()
-    found = resolved("kind-otter")
-    assert (found["hostname"], found["port"], found["user"]) == (["127.0.0.1"], ["8022"], ["ada"])
-    assert [alias.upper() for alias in found["hostkeyalias"]] == [f"MLBOX-{ID}"]
-    assert found["stricthostkeychecking"] == ["true"]
-    assert [v.strip('"') for v in found["userknownhostsfile"]] == [
-        f"{home}/state/mlbox/ssh.d/kind-otter.{os.getpid()}.known_hosts"
-    ]
-    assert found["identityfile"][:2] == ["/keys/id one", "/keys/two"]
+    assert enter() == "kind-otter"
+    for name in ("kind-otter", "mlbox-kind-otter", f"mlbox-{ID.lower()}"):
+        found = resolved(name)
+        assert found["user"] == ["ada"]
+        assert [alias.upper() for alias in found["hostkeyalias"]] == [f"MLBOX-{ID}"]
+        assert found["stricthostkeychecking"] == ["true"]
+        assert [v.strip('"') for v in found["userknownhostsfile"]] == [f"{home}/state/mlbox/ssh.d/{ID}.known_hosts"]
+        assert found["identityfile"][:2] == ["/keys/id one", "/keys/two"]
+        command = shlex.split(found["proxycommand"][0])
+        assert command[-2:] == [f"{home}/state/mlbox/proxy.py", f"{home}/state/mlbox/ssh.d/{ID}.json"]
+    place = ssh_config.place(ID)
+    assert (place["remote"], place["host"], place["name"]) == ("/tmp/s.sock", "gpu1", "kind-otter")
+    assert place["find"][2:] == ["ssh-config", "proxy", ID, "--ssh-config", "/etc/lab config"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_a_session_by_its_port(home: Path, host: str) -> None:
     add()
-    known = f"{home}/state/mlbox/ssh.d/kind-otter.{os.getpid()}.known_hosts"
+    known = f"{home}/state/mlbox/ssh.d/{ID}.{os.getpid()}.known_hosts"
     assert [v.strip('"') for v in resolved("-p", "8022", host)["userknownhostsfile"]] == [known]
     assert known not in "".join(resolved("-p", "8023", host)["userknownhostsfile"])
 
 
 def test_other_hosts_are_left_alone() -> None:
     add()
+    enter()
     found = resolved("gpu1")
     assert (found["hostname"], found["port"]) == (["gpu1"], ["22"])
     assert "hostkeyalias" not in found
 
 
 def test_two_sessions_at_once() -> None:
-    add()
-    add("calm-owl", 8023, "root", session="01ARYZ6S41TSV4RRFFQ69G5FAW")
-    assert (resolved("kind-otter")["port"], resolved("calm-owl")["port"]) == (["8022"], ["8023"])
-    ssh_config.remove("kind-otter")
-    assert resolved("kind-otter")["hostname"] == ["kind-otter"]
-    assert resolved("calm-owl")["port"] == ["8023"]
+    enter()
+    enter("calm-owl", "root", session=OTHER)
+    assert (resolved("kind-otter")["user"], resolved("calm-owl")["user"]) == (["ada"], ["root"])
+    ssh_config.drop(ID)
+    assert "proxycommand" not in resolved("kind-otter")
+    assert resolved("calm-owl")["user"] == ["root"]
+
+
+def test_two_sessions_of_one_name_on_two_hosts() -> None:
+    enter()
+    assert enter(session=OTHER, host="gpu2") == f"mlbox-{OTHER.lower()}"
+    assert enter() == "kind-otter"
+    assert [alias.upper() for alias in resolved("kind-otter")["hostkeyalias"]] == [f"MLBOX-{ID}"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "Host gpu9 kind-otter\n  HostName 10.0.0.9\n",
+        'host = "kind-otter"\n',
+        "Host kind-*\n",
+        "Host KIND-OTTER\n",
+        "Include more/*.conf\n",
+    ],
+    ids=["host", "equals", "pattern", "case", "include"],
+)
+def test_a_host_of_the_users_own_is_not_shadowed(home: Path, config: str) -> None:
+    (home / ".ssh/more").mkdir(parents=True)
+    (home / ".ssh/more/one.conf").write_text("Match all\nHost a b kind-otter\n" if "Include" in config else "")
+    (home / ".ssh/config").write_text(f'Include "{ssh_config.top()}"\nHost *\n  User eve\nHost ?* !kind-otter\n')
+    assert enter() == "kind-otter"
+    assert enter() == "kind-otter"  # its own entry, which that file includes, is no host of the user's
+    (home / ".ssh/config").write_text(config)
+    assert enter() == "mlbox-kind-otter"
+    assert "proxycommand" not in resolved("kind-otter")
+    assert "proxycommand" in resolved("mlbox-kind-otter")
+
+
+def test_a_host_of_mlboxs_is_not_shadowed(home: Path) -> None:
+    assert enter("gpu1") == "mlbox-gpu1"
+    state.update("hosts.json", "kind-otter", {"planted": ""})
+    assert enter() == "mlbox-kind-otter"
+    (home / "lab").write_text("Host calm-owl\n")
+    assert enter("calm-owl", ssh=["ssh", "-F", str(home / "lab")]) == "mlbox-calm-owl"
+
+
+def test_what_a_host_tells_runs_there_is_what_ssh_knows_of_it() -> None:
+    enter()
+    enter("calm-owl", session=OTHER)
+    enter("far-fox", session=ID[:-1] + "X", host="gpu2")
+    enter("from-queue", session=ID[:-1] + "Y", moves=True)
+    enter("other-root", session=ID[:-1] + "Z", root="/share/lab")
+    ssh_config.keep_only("gpu1", "", [OTHER])
+    left = sorted(found[0] for found in ssh_config.names().values())
+    assert left == ["calm-owl", "far-fox", "from-queue", "other-root"]
 
 
 def test_the_host_key_is_known_by_session_and_by_port() -> None:
+    enter()
     add()
-    known = (state.home() / f"ssh.d/kind-otter.{os.getpid()}.known_hosts").read_text()
-    assert known == f"mlbox-{ID},[localhost]:8022,[127.0.0.1]:8022 {KEY}\n"
-    if shutil.which("ssh-keygen"):
-        for name in (f"mlbox-{ID}", "[localhost]:8022"):
-            subprocess.run(
-                ("ssh-keygen", "-F", name, "-f", str(state.home() / f"ssh.d/kind-otter.{os.getpid()}.known_hosts")),
-                check=True, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+    folder = state.home() / "ssh.d"
+    assert (folder / f"{ID}.known_hosts").read_text() == f"mlbox-{ID} {KEY}\n"
+    assert (folder / f"{ID}.{os.getpid()}.known_hosts").read_text() == f"[localhost]:8022,[127.0.0.1]:8022 {KEY}\n"
 
 
 def test_files_come_and_go() -> None:
     folder = state.home() / "ssh.d"
-    ssh_config.remove("kind-otter")  # one that was never there
+    ssh_config.remove(ID)  # one that was never there
+    ssh_config.drop(ID)
+    enter()
     add()
-    assert sorted(p.name for p in folder.iterdir()) == [
-        f"kind-otter.{os.getpid()}.conf",
-        f"kind-otter.{os.getpid()}.known_hosts",
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [f"{ID}.{os.getpid()}.conf", f"{ID}.{os.getpid()}.known_hosts",
+         f"{ID}.conf", f"{ID}.json", f"{ID}.known_hosts"]
+    )  # fmt: skip
     assert {stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()} == {0o600}
-    add(port=9000)
-    assert resolved("kind-otter")["port"] == ["9000"]
-    ssh_config.remove("kind-otter")
+    ssh_config.remove(ID)
+    assert "proxycommand" in resolved("kind-otter")  # it needs no client
+    ssh_config.drop(ID)
     assert list(folder.iterdir()) == []
-    assert resolved("kind-otter")["hostname"] == ["kind-otter"]
 
 
 @pytest.mark.parametrize(
     "how", ['Include "{top}"', '  include  "~/state/mlbox/ssh_config" other', "Include other\nInclude {top}"]
 )
 def test_what_to_type(home: Path, how: str) -> None:
-    add()
+    enter()
     (home / ".ssh").mkdir()
     (home / ".ssh/config").write_text("# Include " + str(ssh_config.top()) + "\n")
-    assert ssh_config.words("kind-otter", 8022, "ada").startswith("ssh -F ")
+    assert ssh_config.words(ID, 8022, "ada").startswith("ssh -F ")
     (home / ".ssh/config").write_text(how.format(top=str(ssh_config.top())) + "\n")
-    short = ssh_config.words("kind-otter", 8022, "ada") == "ssh kind-otter    (or: ssh -p 8022 ada@localhost)"
+    short = ssh_config.words(ID, 8022, "ada") == "ssh kind-otter    (or: ssh -p 8022 ada@localhost)"
     assert short == ('"' in how or " " not in str(ssh_config.top()))
 
 
@@ -130,15 +193,23 @@ def test_a_killed_client_s_entry_goes_and_another_client_s_stays() -> None:
     dead = subprocess.Popen(("true",))
     dead.wait()
     folder = state.home() / "ssh.d"
-    (folder / f"kind-otter.{dead.pid}.conf").write_text("Host kind-otter\n")
-    (folder / f"kind-otter.{os.getppid()}.conf").write_text("")
+    (folder / f"{ID}.{dead.pid}.conf").write_text("Host kind-otter\n")
+    (folder / f"{ID}.{os.getppid()}.conf").write_text("")
     add()
-    ssh_config.remove("kind-otter")
-    assert [p.name for p in folder.iterdir()] == [f"kind-otter.{os.getppid()}.conf"]
+    ssh_config.remove(ID)
+    assert [p.name for p in folder.iterdir()] == [f"{ID}.{os.getppid()}.conf"]
+
+
+def test_what_to_type_where_the_host_is_not_reached_by_ssh() -> None:
+    add()
+    words = shlex.split(ssh_config.words(ID, 8022, "ada"))
+    assert words == ["ssh", "-F", str(ssh_config.top()), "-p", "8022", "ada@localhost"]
+    assert resolved(*words[3:])["port"] == ["8022"]
 
 
 def test_what_to_type_can_be_typed() -> None:
-    assert shlex.split(ssh_config.words("kind-otter", 8022, "ada"))[:4] == [
+    enter()
+    assert shlex.split(ssh_config.words(ID, 8022, "ada"))[:4] == [
         "ssh",
         "-F",
         str(ssh_config.top()),
@@ -155,11 +226,13 @@ def test_what_to_type_can_be_typed() -> None:
         {"name": "../../../elsewhere"},
         {"name": "*"},
         {"session": f"{ID},github.com"},
+        {"socket": "/tmp/x:/etc/passwd"},
+        {"socket": "relative"},
     ],
-    ids=["user", "host key", "name", "path", "pattern", "id"],
+    ids=["user", "host key", "name", "path", "pattern", "id", "forward", "no path"],
 )
 def test_a_hostile_host_s_words_are_refused(hostile: dict[str, str]) -> None:
     with pytest.raises(MlboxError):
-        add(**hostile)  # type: ignore[arg-type]
+        enter(**hostile)
     folder = state.home() / "ssh.d"
     assert not folder.exists() or list(folder.iterdir()) == []

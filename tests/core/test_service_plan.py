@@ -31,7 +31,7 @@ def test_everything() -> None:
     assert found.services == {
         "jupyter": {"socket": "jupyter.sock", "token": "jupyter-t0ken"},
         "vscode": {"socket": "vscode.sock", "token": "vscode-t0ken", "folder": "/workspace"},
-        "ssh": {"socket": "ssh.sock", "user": "ada"},
+        "ssh": {"socket": "ssh.sock", "user": "ada", "folder": "/workspace"},
     }
     assert found.files["authorized_keys"] == "ssh-ed25519 AAAA a\nssh-rsa BBBB b\n"
     assert found.guest["jupyter"][:3] == ["/opt/mlbox/venv/bin/python", "-m", "jupyterlab"]

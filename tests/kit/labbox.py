@@ -113,6 +113,9 @@ class Laptop:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "SSH_", "MLBOX_", "PYTHON"))}
         self.env = {**kept, "HOME": str(home), "MLBOX_SSH_CONFIG": str(SSH_CONFIG)}
         self._running: list[Attached] = []
+        asked = home / ".local/state/mlbox/asked.json"  # no test waits at that question
+        asked.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        asked.write_text('{"ssh-config": "declined"}')
 
     def run(self, *arguments: str, timeout: float = START, input: str | None = None, **env: str) -> Result:
         done = subprocess.run(

@@ -55,10 +55,10 @@ def ssh_config(laptop: Laptop) -> Path:
     return laptop.home / ".local/state/mlbox/ssh_config"
 
 
-def known_hosts(laptop: Laptop, name: str) -> Path:
-    """Of the one client that is attached."""
-    (found,) = (ssh_config(laptop).parent / "ssh.d").glob(f"{name}.*.known_hosts")
-    return found
+def known_hosts(laptop: Laptop, session: str) -> list[Path]:
+    """By the session's name; and by the port of the one client that is attached."""
+    by_name, by_port = sorted((ssh_config(laptop).parent / "ssh.d").glob(f"{session}*.known_hosts"), reverse=True)
+    return [by_name, by_port]
 
 
 def ssh_inside(laptop: Laptop, *words: str, program: str = "ssh") -> subprocess.CompletedProcess[str]:
@@ -206,7 +206,7 @@ class TestOneSession:
         assert offered == {"publickey"}
         key = tmp_path / "stranger"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-        host_key = str(known_hosts(one.laptop, one.name))
+        host_key = str(known_hosts(one.laptop, one.block["id"])[1])
         argv = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i", str(key)]
         argv += ["-o", f"UserKnownHostsFile={host_key}", "-p", one.port, "ada@localhost", "true"]
         stranger = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -214,19 +214,19 @@ class TestOneSession:
         assert "Permission denied (publickey)" in stranger.stderr
 
     def test_ssh_verifies_the_sessions_host_key(self, one: One, tmp_path: Path) -> None:
-        known = known_hosts(one.laptop, one.name)
-        kept = known.read_text()
         other = tmp_path / "other"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
-        names = kept.split()[0]
-        try:
-            known.write_text(f"{names} {' '.join(other.with_suffix('.pub').read_text().split()[:2])}\n")
-            for words in ((one.name,), ("-p", one.port, "ada@localhost")):
+        ways = ((one.name,), ("-p", one.port, "ada@localhost"))
+        for known, words in zip(known_hosts(one.laptop, one.block["id"]), ways):
+            kept = known.read_text()
+            try:
+                key = " ".join(other.with_suffix(".pub").read_text().split()[:2])
+                known.write_text(f"{kept.split()[0]} {key}\n")
                 done = ssh_inside(one.laptop, *words, "true")
                 assert done.returncode == 255
                 assert "Host key verification failed" in done.stderr
-        finally:
-            known.write_text(kept)
+            finally:
+                known.write_text(kept)
         assert one.inside("echo in") == "in"
 
     @pytest.mark.parametrize("program", ["scp", "sftp"])
@@ -283,7 +283,8 @@ class TestOneSession:
                 assert notebook.run("1 + 1") == "2"
             assert joined.stop() == 0
             assert "the-one goes on" in joined.text
-            assert not list((ssh_config(second).parent / "ssh.d").iterdir())
+            assert said_inside(second, one.name, "hostname") == "the-one"  # without a client, too
+            assert not list((ssh_config(second).parent / "ssh.d").glob("*.*.*"))
         finally:
             second.close()
             ssh(HOST, "mv ~/.ssh/kept ~/.ssh/authorized_keys")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Callable, TypeVar
 
 from mlbox import errors
-from mlbox.client import output, state
+from mlbox.client import output, ssh_config, ssh_include, state
 from mlbox.client.attached import Attached, Reach, block
 from mlbox.client.commands import session as sessions
 from mlbox.client.commands.status import ask_all, known_hosts
@@ -34,12 +35,30 @@ def public(session: Json) -> Json:
     return {key: session[key] for key in keys if key in session}
 
 
-def told(host: Host, session: Json, as_json: bool) -> int:
+def enter(host: Host, session: Json) -> None:
+    """It runs there: remembered, and known to ssh by its name from now on."""
+    state.remember_session(session["id"], session["name"], host.name, host.root)
+    facts = session["services"].get("ssh")
+    way = host.transport.way(facts["socket"]) if facts else None
+    if way is None:
+        return
+    place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
+    known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())
+    if known != session["name"]:
+        output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
+
+
+def told(host: Host, session: Json, as_json: bool, yes: bool = False) -> int:
     """A detached start: where it is, and how to come to it."""
+    enter(host, session)
     if as_json:
         output.facts({**public(session), "host": host.name})
         return 0
+    ssh_include.offer(yes)
     print(f"Interactive session is running:  {output.bold(session['name'])}  (job {session['id']}) on {host.name}")
+    known = ssh_config.shortened(session["id"])
+    if known:
+        print(f"SSH:     {'ssh' if ssh_config.included() else ssh_config.by_file()} {known}")
     for name, why in session.get("absent", {}).items():
         output.warn(f"{name} is not there: {why}")
     print(f"Attach:  mlbox session attach {session['name']}")
@@ -53,10 +72,25 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
     if place is not None:
         try:
             return act(place)
-        except errors.NotFound:
+        except (errors.NotFound, errors.Unreachable) as error:
             if host or set(known_hosts(config)) <= {place.name}:
                 raise
-    return act(_ask_around(wanted, config))
+            found = _elsewhere(wanted, place.name, config, error)
+        return act(found)
+    return act(ask_around(wanted, config))
+
+
+def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.MlboxError) -> Host:
+    """Another host that has it. Where none says so, it stays with what is known: its host can't be reached."""
+    try:
+        found = ask_around(wanted, config)
+    except errors.NotFound:
+        if isinstance(error, errors.Unreachable):
+            raise error from None
+        raise
+    if found.name == known:  # it is reached, and what was to be done there was not
+        raise error
+    return found
 
 
 def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
@@ -69,7 +103,7 @@ def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
     return None
 
 
-def _ask_around(wanted: str, config: state.Config) -> Host:
+def ask_around(wanted: str, config: state.Config) -> Host:
     replies = ask_all(known_hosts(config), "sessions", {}, config)
     there = {
         name
@@ -111,10 +145,14 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     return at_session(wanted, host, config, lambda there: join(there, wanted, config, detach=False, as_json=as_json))
 
 
-def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool) -> int:
-    found = _reveal(host, wanted)
+def join(
+    host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool, yes: bool = False,
+    then: Callable[[Mapping[str, str]], None] | None = None,
+) -> int:  # fmt: skip
+    """`then` hears where each service is on this machine, once all is told."""
+    found = reveal(host, wanted)
     if detach:
-        return told(host, found, as_json)
+        return told(host, found, as_json, yes)
     with output.Progress() as progress:
         progress.say("connecting the tunnels")
         attached = Attached(host, reach(found), config, progress.keep)
@@ -124,10 +162,10 @@ def join(host: Host, wanted: str, config: state.Config, detach: bool, as_json: b
         except BaseException:
             attached.close()
             raise
-    return sessions.work(host, attached, found, config, as_json)
+    return sessions.work(host, attached, found, config, as_json, yes, then)
 
 
-def _reveal(host: Host, wanted: str) -> Json:
+def reveal(host: Host, wanted: str) -> Json:
     """What it takes to reach it; this laptop's keys are let in from now on."""
     keys = list(host.transport.public_keys())
     reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys})
@@ -171,6 +209,8 @@ def list_all(hosts: list[str], config: state.Config, as_json: bool) -> int:
         for s in r["sessions"]
     ]
     failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
+    for name in set(replies) - set(failed):
+        ssh_config.keep_only(name, config.root, [row["id"] for row in rows if row["host"] == name])
     if as_json:
         output.facts(rows)
     elif rows:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Callable
 
 from mlbox import errors
-from mlbox.client import output, state, transports
+from mlbox.client import output, ssh_config, ssh_include, state, transports
 from mlbox.client.answers import Answers, remembered, to_remember, to_spec
 from mlbox.client.attached import Attached, Reach, block
 from mlbox.client.commands import attach, shutdown
@@ -100,7 +101,7 @@ def _offer(
     if answer == "new":
         return start.again()
     output.note(f"  joining {newest['name']}, which is running already (--new starts another)")
-    return attach.join(host, str(newest["id"]), config, detach=options.detach, as_json=options.json)
+    return attach.join(host, str(newest["id"]), config, options.detach, options.json, options.yes)
 
 
 class _Start:
@@ -169,11 +170,10 @@ class _Start:
         session = reply["session"]
         if answers is not None:
             state.update("last.json", self._host.name, to_remember(answers))
-        state.remember_session(session["id"], session["name"], self._host.name, self._host.root)
         if self._attached is None:
-            return attach.told(self._host, session, self._options.json)
+            return attach.told(self._host, session, self._options.json, self._options.yes)
         self._attached.reach = attach.reach(session)
-        return work(self._host, self._attached, session, self._config, self._options.json)
+        return work(self._host, self._attached, session, self._config, self._options.json, self._options.yes)
 
 
 def _first_line(host: str, facts: Json, image: str) -> str:
@@ -184,21 +184,30 @@ def _first_line(host: str, facts: Json, image: str) -> str:
     return f"{host}: " + " · ".join(parts)
 
 
-def work(host: Host, attached: Attached, session: Json, config: state.Config, as_json: bool) -> int:
+def work(
+    host: Host, attached: Attached, session: Json, config: state.Config, as_json: bool, yes: bool,
+    then: Callable[[Mapping[str, str]], None] | None = None,
+) -> int:  # fmt: skip
     """Print the block, then serve the person until they leave or the session ends."""
     console = Console(attached, lambda: attach.logs(host, session["id"]))
     try:
         attached.announce_ssh()
+        attach.enter(host, session)
+        if not as_json:
+            ssh_include.offer(yes)
         if as_json:
             output.facts({**attach.public(session), "urls": attached.urls()})
         else:
             print(block(attached, session.get("absent", {})), flush=True)
+        if then is not None:
+            then(attached.urls())
         chosen = console.run()
     except KeyboardInterrupt:
         chosen = "detach"
     finally:
         attached.close()
     if chosen == "ended":
+        ssh_config.drop(session["id"])
         output.note(f"{session['name']}: {attached.why}")
     elif chosen == "shutdown":
         return shutdown.end(host, session["id"], as_json=False)

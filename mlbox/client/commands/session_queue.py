@@ -34,8 +34,7 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
     found = _await(entry, job)
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     host = entry if found["host"] == reply["host"] else connect(found["ssh"], config)
-    state.remember_session(job["id"], job["name"], host.name, entry.root)
-    return attach.join(host, job["id"], config, detach=options.detach, as_json=options.json)
+    return attach.join(host, job["id"], config, options.detach, options.json, options.yes)
 
 
 def _await(entry: Host, job: Json) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlbox import errors
-from mlbox.client import output, state
+from mlbox.client import output, ssh_config, state
 from mlbox.client.commands import attach
 from mlbox.client.remote import Host
 from mlbox.core import text
@@ -25,6 +25,7 @@ def end(host: Host, wanted: str, as_json: bool) -> int:
         reply = host.call("shutdown", {"session": wanted})
     ended = reply["session"]
     state.update("sessions.json", ended["id"], None)
+    ssh_config.drop(ended["id"])
     if as_json:
         output.facts({"id": ended["id"], "name": ended["name"], "freed": reply["freed"]})
     elif "already" in reply:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mlbox import errors
 from mlbox.client.state import Config
@@ -51,6 +51,10 @@ class Transport(Protocol):
 
     def identity_files(self) -> tuple[str, ...]:
         """Their private halves' files, for an ssh configuration of mlbox's own."""
+
+    def way(self, socket: str) -> dict[str, Any] | None:
+        """What of a place (client/proxy.py) it takes to reach a socket there by ssh's ProxyCommand; None where the
+        user's ssh can't."""
 
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
         """A way to the unix sockets `forwards` (service -> path there), by local sockets in `folder`."""

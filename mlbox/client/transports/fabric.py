@@ -816,6 +816,9 @@ class Fabric:
     def public_keys(self) -> tuple[str, ...]:
         return keys.public(self.identity_files())
 
+    def way(self, socket: str) -> dict[str, Any] | None:
+        return None  # it is for machines without ssh
+
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
         if not self._warned:
             self._warned = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mlbox import errors
 from mlbox.client.state import Config
@@ -27,6 +28,9 @@ class Local:
 
     def identity_files(self) -> tuple[str, ...]:
         return keys.defaults() or keys.own()
+
+    def way(self, socket: str) -> dict[str, Any] | None:
+        return {"ssh": [], "host": self.host, "control": "", "local": ""}
 
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
         return LocalLink(forwards)

@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mlbox import errors
 from mlbox.client import state
@@ -38,7 +39,8 @@ class OpenSsh:
             raise errors.Usage(f"{host!r} can't be a host's name")
         self.host = host
         self._ssh = ("ssh", *(("-F", ssh_config) if ssh_config else ()))
-        self._control = _control_path(host, ssh_config)
+        self._file = os.path.abspath(ssh_config) if ssh_config else ""
+        self._control = _control_path(host, self._file)
         self._resolved: dict[str, list[str]] = {}
         # Asked for meanwhile: what `ssh -G` says is needed a little later than the first command.
         self._resolver = threading.Thread(target=self._resolve, daemon=True)
@@ -83,6 +85,12 @@ class OpenSsh:
     def public_keys(self) -> tuple[str, ...]:
         return keys.public(self.identity_files())
 
+    def way(self, socket: str) -> dict[str, Any] | None:
+        """A connection of its own: the commands' one is given up when it is silent, and a shell is not."""
+        local = state.runtime() / hashlib.sha256(f"{self._control}\0{socket}".encode()).hexdigest()[:16]
+        ssh = ["ssh", *(("-F", self._file) if self._file else ())]
+        return {"ssh": ssh, "host": self.host, "control": f"{self._control}p", "local": f"{local}f"}
+
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
         batch = generation > 1 or not _may_ask()
         return SshLink(
@@ -96,7 +104,13 @@ class OpenSsh:
 
 
 def _may_ask() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    """Whether ssh finds a person: at the terminal, or by the program that asks in a window."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return True
+    if not os.environ.get("SSH_ASKPASS"):
+        return False
+    require = os.environ.get("SSH_ASKPASS_REQUIRE", "")
+    return require == "force" or (require != "never" and bool(os.environ.get("DISPLAY")))
 
 
 def _answers(path: Path) -> bool:
@@ -109,10 +123,9 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _control_path(host: str, ssh_config: str) -> Path:
+def _control_path(host: str, file: str) -> Path:
     """Short, because a socket's path is limited; of host and configuration, because either may change."""
-    key = f"{os.path.abspath(ssh_config) if ssh_config else ''}\0{host}"
-    return state.runtime() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return state.runtime() / hashlib.sha256(f"{file}\0{host}".encode()).hexdigest()[:16]
 
 
 def explain(host: str, stderr: str) -> errors.MlboxError:
@@ -135,6 +148,11 @@ def explain(host: str, stderr: str) -> errors.MlboxError:
 
 _SIGNS = (
     ("Could not resolve hostname", "there is no such host", "check the name; `ssh {host}` must work first"),
+    (
+        "Permission denied (keyboard-interactive)",
+        "it took the key and asks for more (a code, a password), and there is nobody to answer",
+        "run it at a terminal; its connection then serves other commands for 10 minutes",
+    ),
     (
         "Permission denied",
         "the login was refused",

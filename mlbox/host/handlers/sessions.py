@@ -71,7 +71,7 @@ def describe(job: store.Job) -> Json:
         "id": job.id, "name": spec.name, "state": state.name, "host": state.facts.get("host", ""),
         "gpus": list(state.facts.get("gpus", ())), "image": spec.image, "runtime": spec.runtime,
         "trouble": store.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
-        "user": store.user_name(),
+        "user": store.user_name(), "queued": "queue" in state.facts,
     }  # fmt: skip
 
 
@@ -81,6 +81,8 @@ def pick(live: list[store.Job], wanted: str, store_: store.Store) -> store.Job:
         ended = store_.job(wanted).state()
         if ended.name and not ended.live:
             raise errors.NotFound(f"the session has ended: {ended.facts.get('why', ended.name)}")
+        if ended.waiting:
+            raise errors.NotFound("the session waits in line", f"mlbox show {wanted} says why")
     named = {job: describe(job)["name"] for job in live}
     found = [job for job in live if wanted in ("", job.id, named[job])]
     found = found or [job for job in live if job.id.startswith(wanted.upper()) or job.id.endswith(wanted.upper())]

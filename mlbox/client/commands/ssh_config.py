@@ -1,0 +1,99 @@
+"""mlbox ssh-config: the line in your SSH configuration by which `ssh NAME` reaches a session."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from dataclasses import replace
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output, proxy, ssh_config, ssh_include, state
+from mlbox.client.commands import attach
+from mlbox.client.commands.status import known_hosts
+from mlbox.client.remote import Host
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="The line in ~/.ssh/config by which ssh knows sessions by name.")
+    verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
+    for name, words in (
+        ("install", "put it in, as shown"), ("remove", "take it out"), ("show", "whether it is there, and for whom"),
+        ("proxy", "used by ssh itself: become the connection to a session"),
+    ):  # fmt: skip
+        one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        if name == "show":
+            one.add_argument("--json", action="store_true", help="print facts as JSON")
+        elif name == "proxy":
+            one.add_argument("session", metavar="ID")
+            one.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+        else:
+            one.add_argument("--dry-run", action="store_true", help="only show the change")
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.do == "show":
+        return _show(arguments.json)
+    if arguments.do == "proxy":
+        arguments.root = None
+        return _proxy(arguments.session, lab.config(arguments))
+    act = ssh_include.install if arguments.do == "install" else ssh_include.remove
+    change = act(arguments.dry_run)
+    print(change or f"{ssh_include.config()} is as it should be")
+    return 0
+
+
+def _show(as_json: bool) -> int:
+    places = {id_: ssh_config.place(id_) for id_ in ssh_config.names()}
+    rows = [
+        {"id": id_, "names": names, "name": places[id_].get("name", ""), "host": places[id_].get("host", "")}
+        for id_, names in ssh_config.names().items()
+    ]
+    if as_json:
+        output.facts({"included": ssh_config.included(), "line": ssh_include.line(), "sessions": rows})
+        return 0
+    if ssh_config.included():
+        print(f"{ssh_include.config()} includes mlbox's: {ssh_include.line()}")
+    else:
+        print(f"{ssh_include.config()} does not have this line (mlbox ssh-config install): {ssh_include.line()}")
+    if rows:  # the last name is its id, which nobody types where there is another
+        cells = [(" ".join(row["names"][:-1] or row["names"]), row["id"], row["host"]) for row in rows]
+        output.table(("SSH NAME", "SESSION", "HOST"), cells)
+    return 0
+
+
+def _proxy(session: str, config: state.Config) -> int:
+    """It is not where its entry says: find it, mend the entry, and be the connection. stdout is ssh's."""
+    try:
+        _look_for(session, config)
+    except errors.NotFound as error:
+        if "has ended" in error.message:
+            ssh_config.drop(session)
+        raise
+    place = ssh_config.place(session)
+    if not place:
+        raise errors.NotFound(f"session {session} has no SSH server", f"mlbox session info {session}")
+    try:
+        return proxy.join(place, proxy.reach(place))
+    except proxy.Unreachable as error:
+        print(f"mlbox: {error}", file=sys.stderr)
+        return 255
+
+
+def _look_for(session: str, config: state.Config) -> None:
+    """Where it was it is not, or that host is down: the others of its lab first."""
+    old = ssh_config.place(session)
+    root = str(state.load("sessions.json").get(session, {}).get("root") or config.root)
+    others = tuple(name for name in known_hosts(config) if name != old.get("host"))
+    if old.get("moves") and others:
+        with contextlib.suppress(errors.NotFound):
+            return _enter(attach.ask_around(session, replace(config, hosts=others, root=root)), session)
+    attach.at_session(session, str(old.get("host", "")), config, lambda host: _enter(host, session))
+
+
+def _enter(host: Host, session: str) -> None:
+    attach.enter(host, attach.reveal(host, session))

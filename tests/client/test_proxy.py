@@ -1,0 +1,207 @@
+"""The way of `ssh NAME`, as ssh starts it: over a private sshd, to a socket that greets as a session's does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlbox.client import proxy
+from tests.client.kit import Host, Server, Sshd
+
+PROXY = (sys.executable, "-I", "-S", proxy.__file__)
+GREETING = b"SSH-2.0-session\r\n"
+
+
+def greet_and_echo(connection: socket.socket) -> None:
+    connection.sendall(GREETING)
+    while data := connection.recv(1 << 16):
+        connection.sendall(data)
+
+
+class Way:
+    """A place, and what is done with it."""
+
+    def __init__(self, host: Host, sshd: Sshd) -> None:
+        self.folder = host.folder
+        host.servers["ssh"] = Server(self.folder / "ssh.sock", greet_and_echo)
+        self.place: dict[str, Any] = {
+            "id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "kind-otter", "host": "gpu1", "moves": False,
+            "ssh": ["ssh", "-F", str(sshd.config)], "control": str(self.folder / "c"), "local": str(self.folder / "f"),
+            "remote": str(self.folder / "ssh.sock"), "find": ["/bin/echo", "looked for"],
+        }  # fmt: skip
+
+    def argv(self) -> tuple[str, ...]:
+        (self.folder / "place.json").write_text(json.dumps(self.place))
+        return (*PROXY, str(self.folder / "place.json"))
+
+    def run(self) -> subprocess.CompletedProcess[bytes]:
+        """Until it has nothing more to say; nothing is said to it."""
+        return subprocess.run(self.argv(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(self.argv(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert process.stdout is not None
+        assert process.stdout.read(len(GREETING)) == GREETING
+        return process
+
+    def master(self) -> int:
+        argv = [*self.place["ssh"], "-o", f"ControlPath={self.place['control']}", "-O", "check", "gpu1"]
+        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20).stderr
+        found = re.search(r"pid=(\d+)", said)
+        return int(found[1]) if found else 0
+
+
+@pytest.fixture
+def way(host: Host, sshd: Sshd) -> Iterator[Way]:
+    made = Way(host, sshd)
+    yield made
+    for line in subprocess.run(("pgrep", "-f", str(made.folder)), capture_output=True, text=True).stdout.split():
+        os.kill(int(line), signal.SIGKILL)  # the connections that stay are this test's: its folder is in their names
+
+
+def echoes(process: subprocess.Popen[bytes], data: bytes = b"hello") -> bool:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(data)
+    return process.stdout.read(len(data)) == data
+
+
+def leave(process: subprocess.Popen[bytes]) -> int:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    code = process.wait(20)
+    process.stdout.close()
+    return code
+
+
+def test_one_connection_for_all(way: Way) -> None:
+    first = way.start()
+    master = way.master()
+    second = way.start()
+    assert echoes(first) and echoes(second)
+    assert way.master() == master != 0
+    assert leave(first) == leave(second) == 0
+    assert way.run().stdout == GREETING  # it stays for the next
+
+
+def test_two_at_once_dial_once(way: Way) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        started = list(pool.map(lambda _: way.start(), range(4)))
+    ours = subprocess.run(("pgrep", "-fc", f"mux.*{way.folder}|-f -N .*{way.folder}"), capture_output=True, text=True)
+    assert int(ours.stdout) == 1
+    assert all(map(echoes, started))
+    assert [leave(process) for process in started] == [0] * 4
+
+
+def test_much_travels_whole(way: Way) -> None:
+    process = way.start()
+    data, digest = os.urandom(1 << 20) * 16, hashlib.sha256()
+    assert process.stdin is not None and process.stdout is not None
+    with ThreadPoolExecutor(1) as pool:
+        write = process.stdin
+        sent = pool.submit(lambda: [write.write(data[at : at + 65536]) for at in range(0, len(data), 65536)])
+        left = len(data)
+        while left:
+            block = process.stdout.read(min(left, 1 << 16))
+            assert block
+            digest.update(block)
+            left -= len(block)
+        sent.result()
+    assert digest.digest() == hashlib.sha256(data).digest()
+    leave(process)
+
+
+def test_the_sessions_end_is_its_end(way: Way, host: Host) -> None:
+    host.servers["ssh"].close()
+    host.servers["ssh"] = Server(way.folder / "ssh.sock", lambda connection: connection.sendall(GREETING))
+    process = way.start()
+    assert process.wait(20) == 0
+    leave(process)
+
+
+def test_a_session_that_is_not_there_is_looked_for(way: Way, host: Host) -> None:
+    way.run()
+    host.servers["ssh"].close()
+    done = way.run()
+    assert (done.returncode, done.stdout) == (0, b"looked for\n")
+    way.place["find"] = []
+    done = way.run()
+    assert done.returncode == 255 and b"mlbox: kind-otter does not answer on gpu1" in done.stderr
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_host_that_is_not_reached(way: Way, moves: bool) -> None:
+    """Only a session from a queue may be elsewhere."""
+    way.place.update(host="no-such-host.invalid", moves=moves)
+    done = way.run()
+    if moves:
+        assert (done.returncode, done.stdout) == (0, b"looked for\n")
+    else:
+        assert done.returncode == 255
+        assert b"mlbox: no-such-host.invalid is not reached: ssh: Could not resolve" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("end", ["far", "near"])
+def test_a_silent_connection_is_left_alone_and_another_dialled(
+    way: Way, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The network is gone, as far as it can tell; or its own process is stopped."""
+    old = way.start()
+    master = way.master()
+    far = [process.pid for process in psutil.Process(sshd.process.pid).children(recursive=True)]
+    stopped = far if end == "far" else [master]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(proxy, "_GREETED_WITHIN", 1.5)
+    answer = proxy.reach(way.place)
+    assert isinstance(answer, tuple) and answer[1] == GREETING
+    answer[0].close()
+    assert way.master() not in (0, master)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert echoes(old)  # it is back: what it carried goes on
+    leave(old)
+    os.kill(master, signal.SIGTERM)
+
+
+def test_what_a_killed_connection_left_is_no_obstacle(way: Way) -> None:
+    way.run()
+    os.kill(way.master(), signal.SIGKILL)
+    assert Path(way.place["control"]).exists()
+    assert way.run().stdout == GREETING
+    Path(way.place["local"]).unlink()  # as a cleaner of old files would
+    assert way.run().stdout == GREETING
+
+
+def test_a_folder_that_was_cleared_away_is_mlboxs_to_make(way: Way) -> None:
+    way.place.update(control=str(way.folder / "gone/c"), local=str(way.folder / "gone/f"))
+    assert way.run().stdout == b"looked for\n"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"name": 3}'])
+def test_a_damaged_place_is_one_sentence(way: Way, content: str) -> None:
+    (way.folder / "place.json").write_text(content)
+    done = subprocess.run((*PROXY, str(way.folder / "place.json")), stdin=subprocess.DEVNULL, capture_output=True)
+    assert done.returncode == 255 and b"tells of no session" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_on_this_machine_there_is_no_ssh(way: Way, host: Host) -> None:
+    way.place.update(ssh=[], control="", local="", host="local")
+    process = way.start()
+    assert echoes(process)
+    leave(process)
+    host.servers["ssh"].close()
+    assert way.run().stdout == b"looked for\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame
 from labkit import gpus as false_gpus
+from queuelab import Lab, opened
 
 GPU_HOSTS = ("gpu1", "gpu2", "noeng")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def lab() -> None:
+def lab_is_up() -> None:
     if not PYZ.exists():
         pytest.exit("dist/mlbox.pyz is missing: make pyz", returncode=2)
     state = subprocess.run([sys.executable, str(LAB), "status", "--json"], capture_output=True, text=True)
@@ -30,6 +32,13 @@ def laptop(tmp_path: Path) -> Iterator[Laptop]:
     made = Laptop(tmp_path / "home")
     yield made
     made.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A queue over gpu1 and gpu2, with a ROOT of its own on their share."""
+    with opened(tmp_path / "home", "/share/lab-" + re.sub(r"\W", "", request.node.name)[:40]) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -7,108 +7,17 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from labbox import PYTHON_IMAGE, Attached, Laptop, Result, as_root, left_behind, ssh
+from labbox import PYTHON_IMAGE, Attached, as_root, ssh
 from labkit import gpus as false_gpus
 from labkit.inventory import HOSTS
+from queuelab import Lab, awaited
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
 Json = dict[str, Any]
-HOSTS_OF_LAB = ("gpu1", "gpu2")
-NVML = """
-import ctypes, os
-nvml = ctypes.CDLL("libnvidia-ml.so.1"); nvml.nvmlInit_v2()
-count = ctypes.c_uint(); nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-for i in range(count.value):
-    d, n = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-    nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(d)); nvml.nvmlDeviceGetUUID(d, n, 96)
-    print("GPU", n.value.decode(), flush=True)
-"""
-
-
-class Lab:
-    """A ROOT of its own on the share, and a laptop that knows of it."""
-
-    def __init__(self, laptop: Laptop, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB) -> None:
-        self.laptop, self.root = laptop, root
-        config = laptop.home / ".config/mlbox/config.toml"
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(f"hosts = {json.dumps(hosts)}\nroot = {json.dumps(root)}\n")
-        self.code = laptop.home / "project"
-        self.code.mkdir(exist_ok=True)
-        (self.code / "train.py").write_text(NVML + 'print("from", os.uname().nodename, os.getcwd())\n')
-
-    def run(self, *words: str, code: int = 0, **kind: Any) -> Result:
-        done = self.laptop.run(*words, **kind)
-        assert done.code == code, done.all
-        return done
-
-    def submit(self, *words: str) -> list[Json]:
-        done = self.run("submit", "--json", "--code", str(self.code), *words)
-        reply = done.json()
-        assert isinstance(reply, dict)
-        return list(reply["jobs"])
-
-    def one(self, *words: str) -> str:
-        return str(self.submit(*words)[0]["id"])
-
-    def show(self, job: str) -> Json:
-        found = self.run("show", job, "--json").json()
-        assert isinstance(found, dict)
-        return found
-
-    def state(self, job: str) -> str:
-        return str(self.show(job)["job"]["state"])
-
-    def until(self, job: str, *states: str, timeout: float = 90) -> Json:
-        """Its summary, once it is in one of these states."""
-        found: Json = awaited(lambda: next((j for j in [self.show(job)["job"]] if j["state"] in states), None), timeout)
-        return found
-
-    def output(self, job: str) -> str:
-        return self.run("logs", job).out
-
-
-def awaited(look: Callable[[], Any], timeout: float = 90) -> Any:
-    """What `look` finds in the end. Another host's work has no event here, so it is looked for."""
-    deadline = time.monotonic() + timeout
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "never came"
-        time.sleep(0.2)
-
-
-@pytest.fixture
-def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    name = re.sub(r"\W", "", request.node.name)[:40]
-    root = f"/share/lab-{name}"
-    as_root("gpu1", "rm", "-rf", root)
-    made = Lab(Laptop(tmp_path / "home"), root)
-    made.run("init", *HOSTS_OF_LAB)
-    yield made
-    try:
-        for host in HOSTS_OF_LAB:
-            false_gpus.set_gpus(host, false_gpus.default_gpus(host))
-            ssh(host, "crontab -r 2>/dev/null; true")
-        jobs = made.run("jobs", "--json", "-n", "0").json()
-        assert isinstance(jobs, list)
-        live = [job["id"] for job in jobs]
-        if live:
-            made.run("cancel", *live)
-        awaited(lambda: made.run("jobs", "--json", "-n", "0").json() == [])
-        for host in HOSTS_OF_LAB:  # a keeper's last act is a tick; its folder goes before
-            awaited(lambda h=host: left_behind(h) == [])  # type: ignore[misc]
-    finally:
-        made.laptop.close()
-        as_root("gpu1", "rm", "-rf", root)
 
 
 def test_two_minutes_lab(lab: Lab) -> None:
@@ -138,24 +47,14 @@ def test_editing_after_submit_changes_nothing(lab: Lab) -> None:
 
 def test_jobs_spread_over_hosts_and_say_why_they_wait(lab: Lab) -> None:
     jobs = lab.submit("--gpus", "1", "--cpus", "0", "--array", "7", "--", "sleep", "1000")
-    running = awaited(lambda: [j for j in _jobs(lab) if j["state"] == "started" and len(_running(lab)) == 6])
+    running = awaited(lambda: [j for j in lab.jobs() if j["state"] == "started" and len(lab.running()) == 6])
     assert {job["host"] for job in running} == {"gpu1", "gpu2"}
     leased = [uuid for job in running for uuid in job["gpus"]]
     assert len(leased) == len(set(leased)) == 6
-    waiting = next(job for job in _jobs(lab) if job["state"] == "submitted")
+    waiting = next(job for job in lab.jobs() if job["state"] == "submitted")
     assert "GPU" in waiting["waits"] and waiting["id"] == jobs[-1]["id"]
     lab.run("cancel", running[0]["id"])
     lab.until(waiting["id"], "started")  # a job's end starts the next one, without cron
-
-
-def _jobs(lab: Lab) -> list[Json]:
-    found = lab.run("jobs", "--json").json()
-    assert isinstance(found, list)
-    return found
-
-
-def _running(lab: Lab) -> list[Json]:
-    return [job for job in _jobs(lab) if job["state"] == "started"]
 
 
 def test_cancel_ends_the_whole_container(lab: Lab) -> None:
@@ -266,12 +165,10 @@ def test_an_interrupted_run_leaves_the_job(lab: Lab) -> None:
     assert lab.state(job) == "started"
 
 
-def test_a_colleague_sees_and_can_not_touch(lab: Lab, tmp_path: Path) -> None:
-    as_root("gpu1", "chmod", "1777", lab.root)
-    as_root("gpu1", "chmod", "1777", f"{lab.root}/users")
+def test_a_colleague_sees_and_can_not_touch(lab: Lab) -> None:
+    bob = lab.colleague("bob")
     job = lab.one("--gpus", "0", "--env", "TOKEN=s3cret", "--", "sh", "-c", "echo private; sleep 1000")
     lab.until(job, "started")
-    bob = Lab(Laptop(tmp_path / "bob"), lab.root, ("gpu1-bob",))
     assert job in bob.run("jobs", "--all").out
     done = bob.run("cancel", job, code=3)
     assert "is ada's" in done.err
@@ -283,7 +180,6 @@ def test_a_colleague_sees_and_can_not_touch(lab: Lab, tmp_path: Path) -> None:
     mine = bob.one("--gpus", "0", "--runtime", "process", "--", "id", "-un")
     bob.until(mine, "finished")
     assert bob.output(mine) == "bob\n"
-    bob.laptop.close()
 
 
 @pytest.mark.parametrize(

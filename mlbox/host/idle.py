@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 
+from mlbox.host import watchdog
+
 FRESH = 600.0  # s that an inventory is good for where nothing happens
 
 
@@ -36,11 +38,17 @@ def _changed(path: str) -> float:
         return 0.0
 
 
+def hung(message: str) -> None:
+    """For a tick's log; what called it may hang in the midst of a print."""
+    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {message}\n".encode())
+
+
 def main(arguments: list[str]) -> int:
     """`tick --root ROOT`, as cron calls it."""
     import pwd
 
     if len(arguments) == 2 and arguments[0] == "--root":
+        watchdog.watch(arguments[1], hung)
         user = os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
         if idle(arguments[1], user, os.uname().nodename.split(".")[0]):
             return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import wire
+from mlbox.host import store, watchdog
 
 Json = dict[str, Any]
 
@@ -34,6 +35,7 @@ HANDLERS = {
     "tick": "tick",
     "wait": "wait",
 }
+_WITHOUT_ROOT = ("connect",)  # after its reply stdout is the connection's
 
 
 class Call:
@@ -50,6 +52,10 @@ class Call:
         data = wire.encode_message(self._nonce, message)
         while data:
             data = data[os.write(1, data) :]
+
+    def hung(self, message: str) -> None:
+        hint = "what was asked for may be done when it answers again: mlbox jobs, mlbox session list"
+        self.send(wire.encode_error(errors.HostUnready(f"{os.uname().nodename}: {message}", hint)))
 
     @property
     def root(self) -> Path | None:
@@ -78,6 +84,8 @@ def main() -> int:
         call = Call(request)
         if request.verb not in HANDLERS:
             raise errors.Usage(f"this host's mlbox knows no {request.verb!r}")
+        if request.verb not in _WITHOUT_ROOT:
+            watchdog.watch(str(call.root or store.data_home()), call.hung)
         handler = importlib.import_module(f"mlbox.host.handlers.{HANDLERS[request.verb]}")
         call.send({"reply": handler.run(call)})
     except errors.MlboxError as error:

@@ -1,0 +1,41 @@
+"""A ROOT that hangs ends the process that waits for it, with a sentence. The hung mount itself: tests/lab."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAM = """
+import os, sys, time
+from mlbox.host import watchdog
+watchdog.EVERY, watchdog.PATIENCE = 0.01, 0.1
+ask = os.statvfs
+os.statvfs = lambda root: time.sleep(60) if {hangs} else ask(root)
+watchdog.watch({root!r}, lambda said: {told})
+{wait}
+"""
+
+
+def _run(root: Path, hangs: bool, told: str, wait: str) -> subprocess.CompletedProcess[str]:
+    program = _PROGRAM.format(root=str(root), hangs=hangs, told=told, wait=wait)
+    return subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, timeout=30)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "absent"])
+def test_a_root_that_answers_is_no_reason(tmp_path: Path, there: bool) -> None:
+    root = tmp_path if there else tmp_path / "unmounted"
+    assert _run(root, False, "os.write(1, b'hung')", "time.sleep(0.5); print('done')").stdout == "done\n"
+
+
+def test_a_root_that_hangs_is_said_and_the_process_ends(tmp_path: Path) -> None:
+    done = _run(tmp_path, True, "os.write(1, said.encode())", "time.sleep(60)")
+    assert done.returncode == 1
+    assert done.stdout == f"{tmp_path} has not answered for 0 s: its filesystem hangs"
+
+
+def test_it_ends_where_even_the_words_hang(tmp_path: Path) -> None:
+    """A keeper's log is in ROOT."""
+    assert _run(tmp_path, True, "time.sleep(60)", "time.sleep(60)").returncode == 1

@@ -6,6 +6,7 @@ Whether a keeper lives is asked of the kernel (the lock), never of a pid file, a
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -60,7 +61,7 @@ def detach(body: Callable[[], None], log: Path, keep: Iterable[int]) -> None:
         for source, target in ((null, 0), (out, 1), (out, 2)):
             os.dup2(source, target)
         _close_all_but({0, 1, 2, *keep})
-        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # whatever they were before
+        sys.stdout = sys.stderr = _Log()  # whatever they were before
         body()
         os._exit(0)
     except BaseException:  # the last line of defence of a process without a terminal: keep its traceback
@@ -69,6 +70,15 @@ def detach(body: Callable[[], None], log: Path, keep: Iterable[int]) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+class _Log(io.TextIOBase):
+    """Standard error, into a file on the share: what finds no room on a full disk is lost, and stops nobody."""
+
+    def write(self, words: str) -> int:
+        with suppress(OSError):
+            os.write(2, words.encode(errors="replace"))
+        return len(words)
 
 
 def _close_all_but(keep: set[int]) -> None:

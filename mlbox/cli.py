@@ -20,6 +20,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise errors.Usage(message, f"{self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse takes `--engine-args --memory=1g` for two options, because mlbox has a --memory too."""
+        words = list(sys.argv[1:] if args is None else args)
+        own = words.index("--") if "--" in words else len(words)  # what follows is a job's command
+        if "--engine-args" in words[: own - 1]:
+            at = words.index("--engine-args")
+            words[at : at + 2] = ["=".join(words[at : at + 2])]
+        return super().parse_known_args(words, namespace)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(

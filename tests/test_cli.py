@@ -158,6 +158,15 @@ def test_wrong_usage_is_said(words: list[str], said: str, capsys: pytest.Capture
     assert "Traceback" not in everything and "bug" not in everything
 
 
+@pytest.mark.parametrize("given", ["--memory=1g", "--memory=1g --cpus=2", "--init"])
+def test_engine_args_may_be_called_as_options_of_ours(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", "--dry-run", "--json", "--no-code", "--image", "x", "--engine-args", given, "--memory", "2G"]
+    assert cli.main([*words, "--", "run", "--engine-args", "theirs"]) == 0
+    spec = json.loads(capsys.readouterr().out)["spec"]
+    assert (spec["work"]["engine_args"], spec["resources"]["memory"]) == (given.split(), 2048)
+    assert spec["command"] == ["run", "--engine-args", "theirs"]
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=lambda v: " ".join(v) or "mlbox")
 def test_a_bad_flag_hints_at_the_help_of_its_verb(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*verb, "--gpu-s", "x"]) == 2

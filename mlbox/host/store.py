@@ -219,6 +219,13 @@ class Job:
         except errors.Usage as error:
             raise errors.NotFound(f"{self.id} has a damaged spec.json: {error.message}") from None
 
+    def shown(self) -> JobSpec:
+        """For lists: a job whose spec can't be read is one without a name."""
+        try:
+            return self.spec()
+        except errors.NotFound:
+            return JobSpec()
+
     def whole(self) -> JobSpec:
         """The spec with its secrets, which only its owner can read. Raises NotFound."""
         kept = read_json(self.folder / "secret.json")

@@ -28,8 +28,23 @@ from mlbox.core.gpu import Holder
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Plan, Start, View, Waiting, limited, plan
-from mlbox.host import archive, batch, keeper, keeping, lab, lease, limits, look, processes, ready, slots, store, view
-from mlbox.host.idle import idle
+from mlbox.host import (
+    archive,
+    batch,
+    keeper,
+    keeping,
+    lab,
+    lease,
+    limits,
+    look,
+    processes,
+    ready,
+    slots,
+    store,
+    view,
+    watchdog,
+)
+from mlbox.host.idle import hung, idle
 from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
@@ -214,7 +229,8 @@ def _fail(found: store.Store, job: Waiting, why: str) -> bool:
 
 def _preempt(found: store.Store, job: str, for_job: str) -> bool:
     running = found.job(job)
-    if not running.append("preempt_requested", {"for": f"it made room for job {for_job}"}, patience=0):
+    facts = {"at": time.time(), "for": f"it made room for job {for_job}"}
+    if not running.append("preempt_requested", facts, patience=0):
         return False
     found.mark_ending(running, found.host)
     keeping.tell(running)
@@ -324,8 +340,7 @@ def _stale(found: store.Store, made: store.Job, job: Waiting) -> None:
     if state.waiting:
         return
     if state.name and not state.live:
-        with suppress(errors.NotFound):
-            archive.add(found, made, made.spec(), state)
+        archive.add(found, made, made.shown(), state)
     ready.withdraw(found, job)
 
 
@@ -340,7 +355,8 @@ def _record(spec: jobs.JobSpec, job: Waiting, chosen: Start) -> Json:
 
 
 def again(found: store.Store) -> None:
-    """After a job's end: what it made room for starts now, not at cron's next minute."""
+    """After a job's end, a keeper's last act: what it made room for starts now, not at cron's next minute."""
+    watchdog.watch(str(found.root), hung)
     try:
         run(found)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:

@@ -29,8 +29,8 @@ from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
+from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
-from mlbox.host.handlers import move, queue, retry, show
 
 TRUE = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
 
@@ -99,6 +99,13 @@ def test_cancel_a_waiting_job(box: Box) -> None:
     box.tick()
     assert job.state().name == "cancelled"
     box.assert_nothing_leaks()
+
+
+def test_a_session_in_line_is_cancelled_as_a_job_is(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    session = box.submit(name="calm-owl")
+    assert box.cancel(session)["state"] == "cancelled"
+    assert (session.state().name, box.hints()) == ("cancelled", [])
 
 
 def test_cancel_a_running_job_ends_all_that_it_started(box: Box) -> None:
@@ -574,6 +581,8 @@ def test_a_damaged_job_is_not_the_others_trouble(box: Box, damage: str) -> None:
     assert box.hints() == []
     if damage in ("spec", "spec is a fifo", "secret"):
         assert (bad.state().name, bad.state().facts["reason"]) == ("failed", "start")
+        shown = {job["id"]: job for job in box.call(jobs_handler, ended=10)["jobs"]}[bad.id]
+        assert shown["state"] == "failed" and f"{bad.id} has " in shown["why"]
 
 
 def test_a_torn_claim_of_a_dead_process_is_stepped_over(box: Box) -> None:
@@ -787,6 +796,14 @@ def test_a_hostile_neighbour_stops_nobody(box: Box, make: Callable[[store.Store]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+def test_init_again_opens_a_root_that_was_opened_since(box: Box) -> None:
+    box.submit("true")
+    box.root.chmod(0o1777)
+    assert box.call(init)["shared"]
+    for name in ("users", "drained", "paused"):
+        assert (box.root / name).stat().st_mode & 0o7777 == 0o1777
+
+
 def test_a_place_that_somebody_else_made_for_us_is_not_used(box: Box) -> None:
     other(box, box.found.user)
     with pytest.raises(errors.HostUnready, match="not a folder of yours"):

@@ -19,7 +19,7 @@ def run(call: Call) -> Json:
     rules = lab.rules(found)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
-    if job.spec().session and not call.args.get("session"):
+    if job.spec().session and job.state().running and not call.args.get("session"):
         raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
     already = not job.state().live
     state = _cancel(found, job)

@@ -40,14 +40,9 @@ def run(call: Call) -> Json:
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
     root_id = lab.found(found.root)
-    found.open_users()
     openness = stat.S_IMODE(found.root.stat().st_mode)
-    for name in ("drained", "paused"):
-        folder = found.root / name
-        with suppress(FileExistsError):
-            folder.mkdir()
-            if openness & 0o022:
-                folder.chmod(openness | stat.S_ISVTX)
+    for name in ("users", "drained", "paused"):
+        _open(found.root / name, openness)
     rules = lab.rules(found)
     ssh = str(call.args.get("ssh", ""))
     if not rules.trouble and found.host not in rules.lab.hosts and ssh:
@@ -59,6 +54,13 @@ def run(call: Call) -> Json:
         "trouble": rules.trouble, "hosts": sorted(rules.lab.hosts), "queues": list(rules.lab.queues),
         "filesystem": _filesystem(found.root), "problems": _try(found.root, found.host),
     }  # fmt: skip
+
+
+def _open(folder: Path, openness: int) -> None:
+    """As open as ROOT, which its owner may have opened to others since it was made; sticky, like /tmp."""
+    folder.mkdir(exist_ok=True)
+    if openness & 0o022 and folder.stat().st_uid == os.getuid():
+        folder.chmod(openness | stat.S_ISVTX)
 
 
 def _only_ours(root: Path) -> None:

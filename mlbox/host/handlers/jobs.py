@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlbox import errors
 from mlbox.host import archive, lab, ready, store, view
 from mlbox.host.serve import Call
 
@@ -40,8 +39,8 @@ def _rows(found: store.Store, user: str, reasons: Json, ended: int) -> list[Json
 def _row(found: store.Store, job: str, user: str, waits: str) -> dict[str, Json]:
     made = found.job(job, user)
     try:
-        return {job: {**archive.summary(made, made.spec(), made.state()), "waits": waits}}
-    except (errors.NotFound, OSError):
+        return {job: {**archive.summary(made, made.shown(), made.state()), "waits": waits}}
+    except OSError:
         return {}
 
 

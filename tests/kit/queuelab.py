@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labbox import Laptop, Result, as_root, left_behind, ssh
+from labbox import SSH_CONFIG, Laptop, Result, as_root, left_behind, ssh
 from labkit import gpus as false_gpus
 
 Json = dict[str, Any]
@@ -29,9 +29,9 @@ print("from", os.uname().nodename, os.getcwd())
 class Lab:
     """One person's view of a lab: a laptop that knows its ROOT and its hosts, as that person reaches them."""
 
-    def __init__(self, laptop: Laptop, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB) -> None:
-        self.laptop, self.root, self.hosts = laptop, root, hosts
-        self.colleagues: list[Lab] = []
+    def __init__(self, laptop: Laptop, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB, user: str = "ada") -> None:
+        self.laptop, self.root, self.hosts, self.user = laptop, root, hosts, user
+        self.others: list[Lab] = []
         config = laptop.home / ".config/mlbox/config.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(f"hosts = {json.dumps(hosts)}\nroot = {json.dumps(root)}\n")
@@ -39,16 +39,24 @@ class Lab:
         self.code.mkdir(exist_ok=True)
         (self.code / "train.py").write_text(_TRAIN)
 
-    def another(self, name: str, hosts: tuple[str, ...]) -> Lab:
-        """One more laptop that knows this ROOT."""
-        made = Lab(Laptop(self.laptop.home.with_name(name)), self.root, hosts)
-        self.colleagues.append(made)
-        return made
+    def another_laptop(self, user: str = "ada") -> Lab:
+        """One more that knows this ROOT: the same person's, or a colleague's, to whom the same names of hosts lead."""
+        laptop = Laptop(self.laptop.home.with_name(f"laptop{len(self.others)}"))
+        if user != self.user:
+            self.ssh(self.hosts[0], f"chmod 1777 {self.root}")
+            self.run("init", *self.hosts)
+            config = laptop.home / "ssh_config"
+            config.write_text(f"Host *\n    User {user}\nInclude {SSH_CONFIG}\n")
+            laptop.env["MLBOX_SSH_CONFIG"] = str(config)
+        self.others.append(Lab(laptop, self.root, self.hosts, user))
+        return self.others[-1]
 
-    def colleague(self, user: str) -> Lab:
-        """Another user of the same hosts; ROOT is open to all from now on."""
-        as_root("gpu1", "chmod", "1777", self.root, f"{self.root}/users")
-        return self.another(user, tuple(f"{host}-{user}" for host in self.hosts))
+    def ssh(self, host: str, command: str) -> str:
+        return ssh(f"{host}-{self.user}", command)
+
+    def rules(self, text: str) -> None:
+        """lab.yaml, from now on."""
+        self.ssh(self.hosts[0], f"cat >{self.root}/lab.yaml <<'EOF'\n{text}\nEOF")
 
     def run(self, *words: str, code: int = 0, **kind: Any) -> Result:
         done = self.laptop.run(*words, **kind)
@@ -96,7 +104,7 @@ class Lab:
                 self.run("cancel", *live)
             awaited(lambda: self.jobs("-n", "0") == [])
             for host in self.hosts:  # a keeper's last act is a tick; its folder goes before
-                awaited(lambda h=host: left_behind(h) == [])  # type: ignore[misc]
+                awaited(lambda h=host: left_behind(f"{h}-{self.user}") == [])  # type: ignore[misc]
         finally:
             self.laptop.close()
 
@@ -122,10 +130,9 @@ def opened(home: Path, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB) -> Iter
     try:
         for host in hosts:
             false_gpus.set_gpus(host, false_gpus.default_gpus(host))
-        for person in (made, *made.colleagues):
-            for host in person.hosts:
-                ssh(host, "crontab -r 2>/dev/null; true")
-        for person in (*made.colleagues, made):
+            for user in {person.user for person in (made, *made.others)}:
+                ssh(f"{host}-{user}", "crontab -r 2>/dev/null; true")
+        for person in (*made.others, made):
             person.leave()
     finally:
         as_root(hosts[0], "rm", "-rf", root)

@@ -166,7 +166,7 @@ def test_an_interrupted_run_leaves_the_job(lab: Lab) -> None:
 
 
 def test_a_colleague_sees_and_can_not_touch(lab: Lab) -> None:
-    bob = lab.colleague("bob")
+    bob = lab.another_laptop("bob")
     job = lab.one("--gpus", "0", "--env", "TOKEN=s3cret", "--", "sh", "-c", "echo private; sleep 1000")
     lab.until(job, "started")
     assert job in bob.run("jobs", "--all").out

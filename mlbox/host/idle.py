@@ -38,9 +38,13 @@ def _changed(path: str) -> float:
         return 0.0
 
 
-def hung(message: str) -> None:
-    """For a tick's log; what called it may hang in the midst of a print."""
-    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {message}\n".encode())
+def guard(root: str) -> None:
+    """A tick ends, with a line in its log, where ROOT hangs: cron calls the next one in a minute."""
+
+    def said(message: str) -> None:  # it may hang in the midst of a print
+        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {message}\n".encode())
+
+    watchdog.watch(root, said)
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +52,7 @@ def main(arguments: list[str]) -> int:
     import pwd
 
     if len(arguments) == 2 and arguments[0] == "--root":
-        watchdog.watch(arguments[1], hung)
+        guard(arguments[1])
         user = os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
         if idle(arguments[1], user, os.uname().nodename.split(".")[0]):
             return 0

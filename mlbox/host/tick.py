@@ -28,23 +28,8 @@ from mlbox.core.gpu import Holder
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Plan, Start, View, Waiting, limited, plan
-from mlbox.host import (
-    archive,
-    batch,
-    keeper,
-    keeping,
-    lab,
-    lease,
-    limits,
-    look,
-    processes,
-    ready,
-    slots,
-    store,
-    view,
-    watchdog,
-)
-from mlbox.host.idle import hung, idle
+from mlbox.host import archive, batch, keeper, keeping, lab, lease, limits, look, processes, ready, slots, store, view
+from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
@@ -356,7 +341,7 @@ def _record(spec: jobs.JobSpec, job: Waiting, chosen: Start) -> Json:
 
 def again(found: store.Store) -> None:
     """After a job's end, a keeper's last act: what it made room for starts now, not at cron's next minute."""
-    watchdog.watch(str(found.root), hung)
+    guard(str(found.root))
     try:
         run(found)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:

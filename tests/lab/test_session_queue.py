@@ -1,0 +1,67 @@
+"""A session that waits in a queue: why, until it comes up like any other; and one that does not wait any longer."""
+
+from __future__ import annotations
+
+import re
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+from labbox import SESSION_IMAGE, Attached, token
+from queuelab import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
+
+A100 = ("--gpus", "A100")  # one, on gpu1
+WAITS = r"1st in queue default; asks for 1 A100 GPU, 0 are free on gpu1 \(GPU 3 held by ada's job"
+
+
+def queued(lab: Lab, *words: str) -> tuple[Attached, str]:
+    """A session in line behind a job, and its id."""
+    attached = lab.laptop.attach("session", "--queue", "default", *A100, "--image", SESSION_IMAGE, *words)
+    job = attached.wait_for(r"is in line \(job (\w+)\)")[1]
+    attached.wait_for(WAITS)
+    return attached, job
+
+
+def occupied(lab: Lab) -> str:
+    job = lab.one(*A100, "--", "sleep", "1000")
+    lab.until(job, "started")
+    return job
+
+
+def test_it_waits_and_comes_up(lab: Lab) -> None:
+    job = occupied(lab)
+    attached, session = queued(lab, "--no-vscode")
+    lab.run("cancel", job)
+    block = attached.block()
+    assert block["id"] == session
+    with urllib.request.urlopen(block["jupyter"]) as answer:
+        assert answer.status == 200
+    api = block["jupyter"].partition("/lab")[0] + "/api/kernels?token="
+    with urllib.request.urlopen(api + token(block["jupyter"])) as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{api}guessed")
+    assert attached.stop(signal.SIGINT) == 0
+    assert [one["id"] for one in lab.laptop.sessions("gpu1")] == [session]
+    assert "has ended; 1 GPU free again" in lab.run("session", "shutdown", block["name"]).out
+    assert lab.laptop.sessions("gpu1") == []
+    occupied(lab)
+
+
+def test_it_is_taken_out_of_the_line(lab: Lab) -> None:
+    """By ^C; or, once its laptop is gone, by its id from any other."""
+    occupied(lab)
+    attached, session = queued(lab)
+    assert attached.stop(signal.SIGINT) == 130
+    attached.wait_for("stopped; it is out of the line")
+    assert lab.state(session) == "cancelled"
+
+    attached, session = queued(lab)
+    attached.stop(signal.SIGKILL)
+    other = lab.another_laptop()
+    assert re.search(f"{session} .*waiting", other.run("jobs").out)
+    assert other.run("cancel", session).out.endswith("cancelled\n")
+    assert lab.state(session) == "cancelled" and lab.laptop.sessions("gpu1", "gpu2") == []

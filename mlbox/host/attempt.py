@@ -59,12 +59,15 @@ class Output:
     def _drop(self, count: int, why: str) -> None:
         self.dropped, self._why = self.dropped + count, self._why or why
 
-    def close(self) -> None:
+    def close(self) -> str:
+        """What is to be said of what was dropped and found no room itself: the keeper does, when there is some."""
+        note = _NOTE.format(dropped=self.dropped, why=self._why).encode() if self.dropped else b""
         with suppress(OSError):
-            if self.dropped:
-                os.write(self._file, _NOTE.format(dropped=self.dropped, why=self._why).encode())
+            while note:
+                note = note[os.write(self._file, note) :]
         with suppress(OSError):  # NFS tells of a full disk only now
             os.close(self._file)
+        return note.decode()
 
 
 def main(config_file: str) -> int:
@@ -80,9 +83,10 @@ def main(config_file: str) -> int:
     except OSError as error:  # no such program, no such folder: as a shell says it
         output.write(f"mlbox: {config['argv'][0]}: {error.strerror}\n".encode())
         found = {"exit": 126 if error.errno == 13 else 127, "signal": 0}
-    output.close()
+    unsaid = output.close()
     oom = found["signal"] == signal.SIGKILL and not found.get("stopped") and _oom_kills() > killed_before
-    store.write_whole(folder / "exit.json", json.dumps({**found, "oom": oom, "dropped": output.dropped}).encode())
+    facts = {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid}
+    store.write_whole(folder / "exit.json", json.dumps(facts).encode())
     return 0
 
 

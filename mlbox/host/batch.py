@@ -251,6 +251,7 @@ def finish(attempt: Attempt, outcome: Outcome) -> None:
 def _record(attempt: Attempt, outcome: Outcome) -> None:
     """Again after an error: what of it was done already is seen, and not done twice."""
     job, found = attempt.job, attempt.found
+    _say_what_was_dropped(attempt)
     state = job.state()
     event = jobs.verdict(attempt.spec, state, outcome, time.time())
     job.append(str(event.pop("event")), event, attempt.number)
@@ -261,6 +262,16 @@ def _record(attempt: Attempt, outcome: Outcome) -> None:
     with contextlib.suppress(OSError):  # a fraction of fairness
         usage.add(found, state)
     settle(found, job, attempt.spec)
+
+
+def _say_what_was_dropped(attempt: Attempt) -> None:
+    """In the output itself, where the runner found no room for even that on a full share."""
+    path = attempt.job.boot_folder / "exit.json"
+    record = store.read_json(path)
+    if isinstance(record, dict) and record.get("unsaid"):
+        with (attempt.folder / "output.log").open("a") as file:
+            file.write(str(record["unsaid"]))
+        store.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
 
 
 def settle(found: store.Store, job: store.Job, spec: JobSpec) -> None:

@@ -190,3 +190,9 @@ def test_leases_are_held_until_the_command_has_ended(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert runner.end()["exit"] == 0
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_what_a_full_disk_has_no_room_for_is_said_later() -> None:
+    output = attempt.Output(Path("/dev/full"), 1 << 20)
+    output.write(b"lost")
+    assert output.close() == "\n[mlbox: 4 bytes of output were dropped: No space left on device]\n"

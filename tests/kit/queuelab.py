@@ -97,8 +97,10 @@ class Lab:
         return [job for job in self.jobs() if job["state"] == "started"]
 
     def leave(self) -> None:
-        """This person's jobs end, and nothing of them is left on any host."""
+        """This person's jobs and sessions end, and nothing of them is left on any host."""
         try:
+            for session in self.laptop.sessions(*self.hosts):
+                self.run("session", "shutdown", str(session["id"]))
             live = [job["id"] for job in self.jobs("-n", "0")]
             if live:
                 self.run("cancel", *live)

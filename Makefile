@@ -3,6 +3,7 @@
 # make check      what CI checks, where the packages are there already
 # make unit       the tests that need no lab: seconds
 # make faults     crashes and errors at every call of the queue that touches a file: minutes
+# make chaos      500 jobs on three hosts to which everything happens (SEED=7 repeats a plan): a quarter of an hour
 # make pyz        dist/mlbox.pyz and build/mlbox-host.pyz
 # make bench      measurements (scripts/bench.py)
 
@@ -13,7 +14,7 @@ REPORTS := build/reports
 # The lab installs for itself what it needs beyond this (scripts/labkit).
 PACKAGES := ca-certificates chromium faketime gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv rsync
 
-.PHONY: pyz session unit faults lint types check lab-test lab-down test bench clean packages
+.PHONY: pyz session unit faults lint types check lab-test lab-down chaos test bench clean packages
 .DEFAULT_GOAL := pyz
 
 pyz:
@@ -47,6 +48,12 @@ faults: pyz $(VENV)/.stamp
 lab-test: pyz $(VENV)/.stamp
 	$(PYTHON) scripts/lab up
 	$(RUN) pytest tests/lab --junitxml=$(REPORTS)/lab.xml
+
+# Its short form is among the lab tests.
+JOBS ?= 500
+chaos: pyz $(VENV)/.stamp
+	$(PYTHON) scripts/lab up
+	PYTHONPATH=.:scripts:tests/kit $(RUN) chaos --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 lab-down:
 	$(PYTHON) scripts/lab down

@@ -16,6 +16,7 @@ from mlbox.core import ids, text
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Running, Waiting
+from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
 
@@ -306,4 +307,4 @@ def _again(spec: JobSpec, attempt: int, reason: str, now: float) -> float | None
 
 def _backoff(spec: JobSpec, time: int) -> float:
     """Seconds; `time` counts from 1."""
-    return float(min(3600, spec.backoff * 2 ** min(time - 1, 12)))
+    return min(LONGEST_BACKOFF, float(spec.backoff * 2 ** min(time - 1, 12)))

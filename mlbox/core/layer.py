@@ -140,11 +140,14 @@ _SYSTEM_SFTP = {
 }
 
 
-def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = True) -> Layer:
-    """The layer that `spec` needs on top of what `facts` say is there."""
+def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = True, guest: bool = True) -> Layer:
+    """The layer that `spec` needs on top of what `facts` say is there. Without a `guest`, as a job's command runs, that
+    is only what was asked for by name."""
     work = _Plan(spec, facts, prefix, root)
-    _plan_python(work)
-    _plan_ssh(work)
+    if guest or spec.packages or spec.requirements:
+        _plan_python(work)
+    if guest:
+        _plan_ssh(work)
     _plan_environment(work)
     _plan_vscode(work)
     _plan_init(work)

@@ -25,9 +25,19 @@ def idle(root: str, user: str, host: str) -> bool:
             return False
         if not 0 <= time.time() - told < FRESH or os.listdir(f"{here}/live") or os.listdir(f"{here}/making"):
             return False
+        starting = [name for name in os.listdir(f"/tmp/mlbox-{os.getuid()}") if ".starting." in name]
+        if starting and any(name.startswith(name_of_ticks(root)) for name in starting):  # a start was cut short
+            return False
         return not any(os.listdir(f"{own}/ready/{queue}") for queue in os.listdir(f"{own}/ready"))
     except OSError:
         return False
+
+
+def name_of_ticks(root: str) -> str:
+    """Of what ticks of this user in this ROOT have in the per-boot folder."""
+    import hashlib  # which an idle tick does without
+
+    return f"tick-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
 
 
 def _changed(path: str) -> float:

@@ -31,15 +31,22 @@ class Ready:
     absent: dict[str, str]
 
 
-def prepare(engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say, cancel: Cancel) -> Ready:
-    """`identity`: of the image, empty where it is not known to be there. Raises Refused, StartFailed, Cancelled."""
+def prepare(
+    engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say, cancel: Cancel, guest: bool = True
+) -> Ready:
+    """`identity`: of the image, empty where it is not known to be there. `guest`: whether one is to run in it.
+
+    Raises Refused, StartFailed, Cancelled."""
     identity = identity or engine.identify(spec) or engine.fetch(spec, say, cancel)
     facts = engine.facts(spec, identity, cancel)
-    layer, ready_name = _plan(engine, spec, facts)
+    layer, ready_name = _plan(engine, spec, facts, guest)
     absent = dict(layer.absent)
     if layer.problems:
         what = spec.image or "this host"
-        raise errors.Refused(f"{what} can't run a session: " + "; ".join(layer.problems), "use another image")
+        raise errors.Refused(
+            f"{what} can't run {'a session' if guest else 'this job'}: " + "; ".join(layer.problems),
+            "use another image",
+        )
     if not layer.steps:
         return Ready(identity, layer.after, engine.prefix(layer), absent)
     if not ready_name:
@@ -48,7 +55,7 @@ def prepare(engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say,
         except VsCodeMissing as error:
             if spec.vscode == "yes":
                 raise errors.StartFailed(error.message, error.hint) from None
-            without = prepare(engine, job, _without_vscode(spec), identity, say, cancel)
+            without = prepare(engine, job, _without_vscode(spec), identity, say, cancel, guest)
             facts = replace(without.facts, code_server="")  # not the image's own instead of what was asked for
             return Ready(without.image, facts, without.prefix, {**without.absent, "vscode": error.message})
     return Ready(ready_name, layer.after, engine.prefix(layer), absent)
@@ -62,12 +69,12 @@ def _without_vscode(spec: Spec) -> Spec:
     return replace(spec, vscode="no", vscode_extensions=(), extension_files={})
 
 
-def _plan(engine: Engine, spec: Spec, facts: Facts) -> tuple[Layer, str]:
+def _plan(engine: Engine, spec: Spec, facts: Facts, guest: bool) -> tuple[Layer, str]:
     """Twice for a layer that lives in a folder: its own paths contain its key."""
-    layer = layers.plan(spec, facts, root=engine.as_root())
+    layer = layers.plan(spec, facts, root=engine.as_root(), guest=guest)
     prefix = engine.prefix(layer)
     if prefix != layers.CONTAINER_PREFIX:
-        final = layers.plan(spec, facts, prefix, root=engine.as_root())
+        final = layers.plan(spec, facts, prefix, root=engine.as_root(), guest=guest)
         layer = Layer(layer.key, final.steps, final.after, final.files, final.code_server, final.problems, final.absent)
     return layer, engine.has_layer(layer) if layer.steps else ""
 

@@ -11,7 +11,6 @@ one of them misses, the next one does. Where nothing waits and nothing runs, it 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import sys
@@ -29,7 +28,7 @@ from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Plan, Start, View, Waiting, limited, plan
 from mlbox.host import archive, batch, keeper, keeping, lab, lease, limits, look, processes, ready, slots, store, view
-from mlbox.host.idle import guard, idle
+from mlbox.host.idle import guard, idle, name_of_ticks
 from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 def _is_news(found: store.Store, trouble: str) -> bool:
     """Whether cron's log does not end with it already."""
-    said = found.boot_folder() / f"{_name(found)}.said"
+    said = _local(found, "said")
     if not trouble:
         said.unlink(missing_ok=True)
         return False
@@ -90,8 +89,7 @@ def _cut(path: Path) -> None:
 def run(found: store.Store) -> Report:
     """Raises HostUnready where ROOT is not there."""
     lab.identify(found.root)
-    name = _name(found)
-    lock, wanted = found.boot_folder() / f"{name}.lock", found.boot_folder() / f"{name}.wanted"
+    lock, wanted = _local(found, "lock"), _local(found, "wanted")
     report = Report(busy=True)
     # Who finds a tick at work leaves word: that one may have read before what the newcomer changed. Looked for
     # again after the lock is free, because between a last look and that moment word may have been left too.
@@ -106,8 +104,11 @@ def run(found: store.Store) -> Report:
 
 
 def _name(found: store.Store) -> str:
-    """Of what ticks of this user in this ROOT have in the per-boot folder."""
-    return f"tick-{hashlib.sha256(os.fsencode(found.root)).hexdigest()[:16]}"
+    return name_of_ticks(str(found.root))
+
+
+def _local(found: store.Store, kind: str) -> Path:
+    return found.boot_folder() / f"{_name(found)}.{kind}"
 
 
 def _merged(earlier: Report, later: Report) -> Report:
@@ -120,6 +121,7 @@ def _merged(earlier: Report, later: Report) -> Report:
 def _pass(found: store.Store) -> Report:
     if idle(str(found.root), found.user, found.host):
         return Report()
+    _undo_starts(found)
     sweep(found)
     rules = lab.rules(found)
     if not rules.usable:
@@ -234,7 +236,9 @@ def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None = N
     if held is None:
         return False
     made, keeper_lock, attempt = found.job(job.id), None, None
+    word = _local(found, f"starting.{job.id}")
     try:
+        word.touch()
         found.reserve(made)
         keeper_lock = keeping.lock(made)
         if keeper_lock is None:
@@ -245,19 +249,35 @@ def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None = N
             keeping.detach(lambda: _keep(attempt, held), log, kept)
         return attempt is not None
     finally:
+        settled = attempt is not None
         if keeper_lock is not None:
-            if attempt is None:
-                _unreserve(found, made)
+            settled = settled or _unreserve(found, made)
             os.close(keeper_lock)
         lease.drop(held)
+        if settled:
+            with suppress(OSError):
+                word.unlink()
 
 
-def _unreserve(found: store.Store, made: store.Job) -> None:
+def _undo_starts(found: store.Store) -> None:
+    """A tick was killed at a start, or lost the share, before the mark by which a sweep finds the job: another host may
+    run it since."""
+    for word in found.boot_folder().glob(f"{_name(found)}.starting.*"):
+        made = found.job(word.name.rpartition(".")[2])
+        if keeping.lives(made) or _unreserve(found, made):
+            word.unlink(missing_ok=True)
+
+
+def _unreserve(found: store.Store, made: store.Job) -> bool:
     """It does not start here: its folder of this boot goes, for nothing would find it again. A mark of it can stand
-    all the same: its runner is alive and its keeper killed, or the claim may be on record; then the sweep decides."""
-    with suppress(OSError):
+    all the same: its runner is alive and its keeper killed, or the claim may be on record; then the sweep decides.
+    False where it can't be known now."""
+    try:
         if not found.is_live(made):
             found.clear(made)
+    except OSError:
+        return False
+    return True
 
 
 def _keep(attempt: batch.Attempt, held: dict[str, int]) -> None:

@@ -94,6 +94,29 @@ def test_a_host_without_venv_still_gives_a_session() -> None:
     assert "jupyter" in found.absent
 
 
+@pytest.mark.parametrize(
+    ("spec", "facts", "steps", "problems"),
+    [
+        (IMAGE, BARE, [], []),
+        (IMAGE, replace(BARE, package_manager=""), [], []),
+        (IMAGE, replace(PYTHON, python_version=(3, 6)), [], []),
+        (have(IMAGE, packages=("einops",)), BARE,
+         ["installing python3, python3-venv, ca-certificates", "installing einops"], []),
+        (have(IMAGE, packages=("einops",)), replace(BARE, package_manager=""), [],
+         ["it has no python3, and no package manager (apt-get, apk, dnf) that could add one"]),
+        (have(IMAGE, init_script="true"), BARE, ["running the init script"], []),
+    ],
+    ids=["bare", "busybox", "old python", "packages", "packages in busybox", "init script"],
+)  # fmt: skip
+def test_a_job_gets_what_was_asked_for_and_no_session_s_tools(
+    spec: Spec, facts: Facts, steps: list[str], problems: list[str]
+) -> None:
+    found = plan(have(spec, jupyter="no", vscode="no"), facts, guest=False)
+    assert [s.title for s in found.steps] == steps
+    assert list(found.problems) == problems
+    assert found.absent == {}
+
+
 def test_as_it_is_when_nothing_is_missing() -> None:
     found = plan(IMAGE, FULL)
     assert (found.steps, found.after, found.files, found.code_server) == ((), FULL, {}, "")

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,53 @@ def test_a_job_s_end_starts_the_next(box: Box) -> None:
     assert [box.end(job).name for job in jobs] == ["finished"] * 4  # without another tick
     starts = [job.state().facts["claimed_at"] for job in jobs]
     assert starts == sorted(starts)
+
+
+def ended_elsewhere(box: Box, job: store.Job) -> None:
+    """As another host does it: what is this host's own of the job is not touched."""
+    assert job.append("cancelled", {"at": time.time(), "why": "elsewhere"})
+    shutil.rmtree(box.found.own() / "ready")
+
+
+def test_a_tick_that_is_killed_at_a_start_leaves_no_folder(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the job is never started here again."""
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    box.call(queue, do="resume", queue="default")
+    monkeypatch.setattr(store.Store, "mark_live", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    child = os.fork()
+    if not child:
+        box.tick()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.undo()
+    assert job.boot_folder.exists()
+    ended_elsewhere(box, job)
+    assert not idle.idle(str(box.root), box.found.user, box.found.host)
+    box.tick()
+    box.assert_nothing_leaks()
+    elsewhere = box.found.boot_folder() / f"{idle.name_of_ticks('/another/root')}.starting.{job.id}"
+    elsewhere.touch()
+    assert idle.idle(str(box.root), box.found.user, box.found.host)
+    elsewhere.unlink()
+
+
+def test_a_start_that_loses_the_share_leaves_no_folder(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    box.call(queue, do="resume", queue="default")
+
+    def away(*_: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    for name in ("mark_live", "is_live"):
+        monkeypatch.setattr(store.Store, name, away)
+    assert box.tick().started == ()
+    monkeypatch.undo()
+    assert job.boot_folder.exists()
+    ended_elsewhere(box, job)
+    box.tick()
+    box.assert_nothing_leaks()
 
 
 def test_the_first_tick_of_a_user_and_the_next_find_nothing_to_do(box: Box) -> None:

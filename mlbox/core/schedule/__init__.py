@@ -12,8 +12,8 @@
     preempt   the fewest running jobs, the youngest, of preemptible queues with less priority, and only
               when the room they leave is enough; each user's tick preempts that user's own jobs
 
-Times are seconds on this host's clock, `not_before` and `started` too: of what another host wrote, the
-caller takes how long ago it was by that host's own clock, and no clock crosses hosts.
+Times are seconds on this host's clock. `not_before` and `started` may be another host's, and that clock any: a
+back-off beyond the longest there is holds nobody up.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from mlbox.core.resources import fits
 from mlbox.core.schedule.view import View, Waiting
 from mlbox.core.schedule.words import clock, short
 
+LONGEST_BACKOFF = 3600.0  # s
 ENDED = frozenset(["finished", "failed", "cancelled"])
 
 
@@ -36,8 +37,8 @@ def hindrance(job: Waiting, view: View, now: float) -> str:
         state = view.states.get(after.job, "")
         if state not in ENDED:
             return f"waits for job {short(after.job)} ({_STATES.get(state, state)})"
-    if job.not_before > now:
-        return f"retry not before {clock(job.not_before)} (in {text.duration(min(job.not_before - now, 1e9))})"
+    if now < job.not_before <= now + LONGEST_BACKOFF:  # beyond speaks another clock, or ours as it was
+        return f"retry not before {clock(job.not_before)} (in {text.duration(job.not_before - now)})"
     if job.queue in view.paused:
         return f"queue {job.queue} is paused" + (f" by {view.paused[job.queue]}" if view.paused[job.queue] else "")
     if host.drained:

@@ -1,0 +1,108 @@
+"""The plan of a chaos test, by a seed: what is submitted, and for each host which faults in which order."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import faults
+import intervals
+from labbox import PYTHON_IMAGE
+
+HOSTS = ("gpu1", "gpu2", "gpu3")
+_DAYS = 30 * 86400
+_OUTLAST = ("frozen", "no share")  # once for the longest time: beyond every time-out
+
+# A job that tells of itself: where, on what, that it lives, and that it came to its end.
+_RECORDER = """
+import os, sys, time
+folder, seconds, share, fails = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+job, attempt, now = os.environ["MLBOX_JOB"], int(os.environ["MLBOX_ATTEMPT"]), time.monotonic
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("NVIDIA_VISIBLE_DEVICES") or "void"
+name = f"{folder}/{job}.{attempt}.{os.getpid()}.{time.monotonic_ns()}"
+file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+os.write(file, f"start {now()} {gpus} {share}\\n".encode())
+os.fsync(file)
+end = now() + seconds
+while now() < end:
+    time.sleep(BEAT)
+    os.write(file, f"lives {now()}\\n".encode())
+os.write(file, f"end {now()}\\n".encode())
+sys.exit(1 if attempt <= fails else 0)
+""".replace("BEAT", str(intervals.BEAT))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One submission: an array of jobs that differ in nothing."""
+
+    count: int
+    words: tuple[str, ...]
+    host: str  # that is asked to take it
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    pause: float  # s before it
+    seconds: float
+    number: int  # which victim, or by how many seconds the clock is off
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    batches: tuple[Batch, ...]
+    lanes: dict[str, tuple[Fault, ...]]
+    clocks: dict[str, int]  # by how many seconds they are off from the beginning
+    sessions: int
+    patience: float  # s from the last fault until all must have ended
+
+
+def plan(
+    seed: int, jobs: int, sessions: int, rounds: int, longest: float, pause: tuple[float, float], patience: float
+) -> Plan:
+    """`rounds` faults of each kind, none longer than `longest` seconds, with a `pause` (from, to) before each."""
+    dice = random.Random(seed)
+    batches, left = [], jobs
+    while left:
+        batches.append(_batch(dice, min(left, dice.randint(1, 8))))
+        left -= batches[-1].count
+    kinds = [kind for _ in range(rounds) for kind in dice.sample(faults.KINDS, len(faults.KINDS))]
+    lanes: dict[str, list[Fault]] = {host: [] for host in HOSTS}
+    for number, kind in enumerate(kinds):
+        which = dice.choice((-_DAYS, _DAYS)) if kind == "clock" else dice.randrange(99)
+        part = 1.0 if number < len(faults.KINDS) and kind in _OUTLAST else max(0.1, dice.random() ** 3)
+        fault = Fault(kind, dice.uniform(*pause), longest * part, which)
+        lanes[HOSTS[number % len(HOSTS)]].append(fault)
+    clocks = dict(zip(HOSTS, dice.sample((-_DAYS, 0, _DAYS), len(HOSTS))))
+    return Plan(seed, tuple(batches), {h: tuple(f) for h, f in lanes.items()}, clocks, sessions, patience)
+
+
+def _batch(dice: random.Random, count: int) -> Batch:
+    kind = dice.choices(("plain", "docker", "fails", "limit", "hold", "long"), (60, 10, 8, 6, 8, 8))[0]
+    gpus, share = dice.choice(((0, 0), (1, 0), (1, 0), (2, 0), (1, 6), (1, 12)))
+    seconds, fails, words = round(dice.uniform(0.1, 2), 2), 0, list[str]()
+    folder = "/home/ada/chaos"
+    if kind == "docker":
+        words, folder, count = ["--image", PYTHON_IMAGE, "--mount", "/home/ada/chaos:/chaos"], "/chaos", min(count, 3)
+    elif kind == "fails":
+        fails, words = 2, ["--retries", "9", "--retry-on", "exit", "--backoff", "1s"]
+    elif kind == "limit":
+        seconds, words, count = 600, ["--time-limit", "2s", "--grace", "1s"], min(count, 3)
+    elif kind == "hold":
+        words = ["--on-host-loss", "hold"]
+    elif kind == "long":
+        seconds, count = 15, min(count, 2)
+    words += ["--gpu-share", f"{share}G"] if share else ["--gpus", str(gpus)]
+    words += ["--array", str(count), "--cpus", "0", "--no-code", "--max-losses", "99"]
+    words += ["--", "python3", "-c", _RECORDER, folder, str(seconds), str(share << 10), str(fails)]
+    return Batch(count, tuple(words), dice.choice(HOSTS))
+
+
+def short(seed: int) -> Plan:
+    return plan(seed, jobs=60, sessions=1, rounds=1, longest=16, pause=(1, 5), patience=120)
+
+
+def long(seed: int, jobs: int) -> Plan:
+    return plan(seed, jobs, sessions=6, rounds=6, longest=75, pause=(5, 25), patience=600)

@@ -82,7 +82,11 @@ def _add_session(verbs: Any) -> None:
     )
     what.add_argument("--mount", action="append", metavar="H:C[:ro]", help="a host folder inside the container; repeat")
     what.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
-    what.add_argument("--runtime", choices=("docker", "process"), help="container engine, or process (no container)")
+    what.add_argument(
+        "--runtime",
+        choices=("auto", "docker", "podman", "process"),
+        help="container engine (default: what the host has), or process (no container)",
+    )
     what.add_argument(
         "--user", choices=("uid", "root"), help="the user inside: yours (default), or the container's root"
     )

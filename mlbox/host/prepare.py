@@ -14,7 +14,8 @@ from pathlib import Path
 from mlbox import errors
 from mlbox.core import layer as layers
 from mlbox.core import services
-from mlbox.core.layer import Facts, Layer
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
 from mlbox.host import sources, store
 from mlbox.host.engines import Build, Engine, Say

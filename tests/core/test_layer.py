@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbox.core import layer
-from mlbox.core.layer import Facts, Layer, plan, release_file, script, titles
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer, plan, release_file, script, titles
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
 

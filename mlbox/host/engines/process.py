@@ -19,7 +19,8 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from mlbox import errors
-from mlbox.core.layer import Facts, Layer
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
 from mlbox.host import image, processes, store
 from mlbox.host.engines import Build, Paths, Run, Say

@@ -57,7 +57,7 @@ def _named(spec: JobSpec) -> JobSpec:
     work = spec.work
     if spec.session and work.extension_files:
         raise errors.Usage("a session in a queue takes no .vsix files", "name the extensions, or a HOST")
-    runtime = work.runtime or ("docker" if work.image else "process")
+    runtime = work.runtime or ("auto" if work.image else "process")  # auto: as the host that claims it will have it
     name = work.name or text.pet_name(secrets.randbits(32))
     return replace(spec, work=replace(work, runtime=runtime, name=name))
 
@@ -86,7 +86,7 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
         why = fits(spec.resources, serving[0]) if len(serving) == 1 else "no host of the lab could ever run this"
         raise errors.Refused(why, hint)
     if not fits(spec.resources, here):
-        engines.by_name(spec.work.runtime, found).identify(spec.work)
+        engines.by_name(engines.choose(spec.work, found), found).identify(spec.work)
     return hosts
 
 

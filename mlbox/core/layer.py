@@ -106,11 +106,15 @@ _SYSTEM_SFTP = {
 }
 
 
-def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = True) -> Layer:
-    """The layer that `spec` needs on top of what `facts` say is there."""
+def plan(
+    spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = True, guest: bool = True
+) -> Layer:  # fmt: skip
+    """The layer that `spec` needs on top of what `facts` say is there. A job (not `guest`) needs nothing of mlbox's."""
     work = _Plan(spec, facts, prefix, root)
-    _plan_python(work)
-    _plan_ssh(work)
+    if guest or facts.root_only or spec.packages or spec.requirements:
+        _plan_python(work)
+    if guest:
+        _plan_ssh(work)
     _plan_environment(work)
     _plan_vscode(work)
     _plan_init(work)

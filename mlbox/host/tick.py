@@ -353,7 +353,7 @@ def _record(spec: jobs.JobSpec, job: Waiting, chosen: Start) -> Json:
     return {
         "queue": job.queue, "gpus": list(chosen.gpus), "share": chosen.share, "cpus": asked.cpus,
         "memory": asked.memory, "priority": job.priority, "started": time.time(), "time_limit": chosen.time_limit,
-        "array": job.array, "kind": job.kind,
+        "array": job.array, "kind": job.kind, "program": Path(sys.argv[0]).name,
     }  # fmt: skip
 
 

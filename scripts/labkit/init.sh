@@ -88,8 +88,9 @@ if [ "$LAB_PODMAN" = 1 ]; then
   printf '%s\n' '[storage]' 'driver = "overlay"' 'runroot = "/run/containers/storage"' \
     'graphroot = "/var/lib/containers/storage"' \
     'rootless_storage_path = "/var/lib/containers/user/$USER"' >/etc/containers/storage.conf
-  printf '%s\n' '[[registry]]' 'location = "localhost:5000"' 'insecure = true' \
-    >/etc/containers/registries.conf.d/lab.conf
+  for port in 5000 5002; do
+    printf '%s\n' '[[registry]]' "location = \"localhost:$port\"" 'insecure = true'
+  done >/etc/containers/registries.conf.d/lab.conf
   mkdir -p /var/lib/containers/user && chmod 1777 /var/lib/containers/user
   # A user namespace may mount /proc and /sys only where these are to be seen whole somewhere.
   install -d -m 700 /run/whole && mkdir /run/whole/proc /run/whole/sys

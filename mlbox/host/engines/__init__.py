@@ -13,7 +13,8 @@ from typing import Protocol
 from mlbox import errors
 from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
-from mlbox.core.session import Mount, Spec
+from mlbox.core.session import ENGINES, Mount, Spec
+from mlbox.core.stored import Stored
 from mlbox.host import store
 from mlbox.host.run import Cancel
 
@@ -105,6 +106,12 @@ class Engine(Protocol):
 
         Raises HostUnready where the engine does not say, or does not do it: something may still run."""
 
+    def layers(self) -> list[Stored]:
+        """Those of its layers that mlbox made; `about` begins with the engine's name. Raises HostUnready."""
+
+    def forget(self, name: str) -> bool:
+        """Remove a layer, unless something is made of it: then False."""
+
     def storage(self) -> Path | None:
         """The folder that images and containers fill; None where that is not known, or nothing of its own."""
 
@@ -118,6 +125,11 @@ def by_name(name: str, found: store.Store) -> Engine:
     return engine
 
 
+def present() -> list[str]:
+    """The engines whose command is on this host, and the one that needs none."""
+    return [name for name in _FILES if name == "process" or shutil.which(name)]
+
+
 def choose(spec: Spec, found: store.Store) -> str:
     """The name of the engine for a spec that leaves it open: Docker if its user may use it, or podman; without an
     image none is needed. Raises HostUnready where an image has nothing to run in."""
@@ -126,13 +138,12 @@ def choose(spec: Spec, found: store.Store) -> str:
     if not spec.image:
         return "process"
     problems = []
-    for name in ("docker", "podman"):
-        if shutil.which(name):
-            try:
-                by_name(name, found).identify(spec)
-                return name
-            except errors.HostUnready as error:
-                problems.append(error)
+    for name in (name for name in ENGINES if name in present()):
+        try:
+            by_name(name, found).identify(spec)
+            return name
+        except errors.HostUnready as error:
+            problems.append(error)
     if problems:
         raise problems[0]
     raise errors.HostUnready(

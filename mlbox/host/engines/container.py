@@ -11,6 +11,7 @@ Nobody logs in for the user, and no password passes here: `docker login` on the 
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
+from mlbox.core.stored import Stored
 from mlbox.host import image, store
 from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, Result, capture, stream
@@ -164,7 +166,7 @@ class Container:
         _, out, _ = self.ask("image", "inspect", "--format", "{{json .Config}}", original)
         config = json.loads(out or "{}")
         changes = [f"LABEL mlbox.layer={layer.key}", f"LABEL mlbox.from={original}"]
-        changes += [f"USER {config.get('User') or '0'}"]
+        changes += [f"LABEL mlbox.user={self._user}", f"USER {config.get('User') or '0'}"]
         changes += [
             f"ENTRYPOINT {json.dumps(config.get('Entrypoint') or [])}",
             f"CMD {json.dumps(config.get('Cmd') or [])}",
@@ -173,6 +175,31 @@ class Container:
         result = stream((self.program, "commit", *flags, builder, self._tag(layer)), lambda line: None, cancel)
         if result.code != 0:
             raise errors.StartFailed(f"the layer could not be saved:\n{result.tail}", "is the engine's disk full?")
+
+    def layers(self) -> list[Stored]:
+        code, out, error = self.ask("images", "-q", "--no-trunc", "--filter", "label=mlbox.layer")
+        if code != 0:
+            raise self.unusable(error)
+        _, out, _ = self.ask("image", "inspect", *dict.fromkeys(out.split())) if out.strip() else (0, "", "")
+        found = []
+        for document in json.loads(out or "[]"):
+            labels = (document.get("Config") or {}).get("Labels") or {}
+            name = f"{LAYERS}:{labels.get('mlbox.layer')}"
+            if any(tag.endswith(name) for tag in document.get("RepoTags") or ()):
+                stays = "" if labels.get("mlbox.user", self._user) == self._user else f"{labels['mlbox.user']}'s"
+                about = f"{self.program} {labels.get('mlbox.from', '')}".strip()
+                found.append(Stored("layer", name, self._own_size(name), _seconds(document["Created"]), about, stays))
+        return found
+
+    def _own_size(self, name: str) -> int:
+        """Without what it stands on, which stays."""
+        _, out, _ = self.ask("history", "--human=false", "--format", "{{.Size}}", name)
+        first = out.split()[:1]
+        return int(first[0]) if first and first[0].isdigit() else 0
+
+    def forget(self, name: str) -> bool:
+        """The engine itself refuses where there is a container of it."""
+        return self.ask("rmi", name)[0] == 0
 
     def prefix(self, layer: Layer) -> str:
         return layers.CONTAINER_PREFIX
@@ -245,6 +272,15 @@ wait $child; code=$?
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
 exit $code
 """
+
+
+def _seconds(time_: str) -> float:
+    """Of `2026-11-25T20:22:52.123456789Z` or with an offset; Python reads no more than six digits of a second."""
+    whole = re.sub(r"\.\d+", "", time_).replace("Z", "+00:00")
+    try:
+        return datetime.datetime.fromisoformat(whole).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _mounts(run: Run) -> Sequence[Mount]:

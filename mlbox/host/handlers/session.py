@@ -12,6 +12,7 @@ import secrets
 import selectors
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -212,7 +213,13 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store
 
 def _record(spec: Spec, held: dict[str, int]) -> Json:
     """As other users' schedulers need to know it."""
-    return {"gpus": sorted(held), "started": time.time(), "kind": "session", "queue": ""}
+    return {
+        "gpus": sorted(held),
+        "started": time.time(),
+        "kind": "session",
+        "queue": "",
+        "program": Path(sys.argv[0]).name,
+    }
 
 
 def _announce(

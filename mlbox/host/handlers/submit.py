@@ -31,10 +31,7 @@ def run(call: Call) -> Json:
     rules = lab.rules(found)
     spec = replace(spec, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
     hosts = _check(found, rules, spec)
-    archive = call.args.get("code", "")
-    if archive:
-        spec = replace(spec, code=code.keep(found, base64.b64decode(archive)))
-    made = _submit_all(found, spec, count)
+    made = _submit_with(found, spec, count, call.args.get("code", ""))
     report = tick.run(found)
     started = [job.id for job in made if job.id in report.started]
     waits = {job.id: (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
@@ -88,6 +85,13 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     if not fits(spec.resources, here):
         engines.by_name(engines.choose(spec.work, found), found).identify(spec.work)
     return hosts
+
+
+def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: str) -> list[store.Job]:
+    if not archive:
+        return _submit_all(found, spec, count)
+    with code.keeping(found):
+        return _submit_all(found, replace(spec, code=code.keep(found, base64.b64decode(archive))), count)
 
 
 def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[store.Job]:

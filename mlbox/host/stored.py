@@ -6,6 +6,7 @@ removed), by its layer's key in its folder of this boot, or by its record in ROO
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -73,8 +74,7 @@ def _codes(found: store.Store) -> Iterator[Stored]:
     needed: set[str] | None = None
     for name, status in code.kept(found):
         needed = _needed(found) if needed is None else needed  # it reads every job that has not ended
-        young = time.time() - status.st_mtime < _YOUNG
-        stays = "a job needs it" if name in needed else "it has just come" if young else ""
+        stays = "a job needs it" if name in needed else "it has just come" if _is_young(status) else ""
         yield Stored("code", name, status.st_size, status.st_mtime, "", stays)
 
 
@@ -98,9 +98,13 @@ def _programs(found: store.Store) -> Iterator[Stored]:
     for path in store.cache_home().glob("mlbox-*.pyz"):
         with suppress(OSError):
             status = path.stat()
-            young = time.time() - status.st_mtime < _YOUNG
-            stays = "this one" if path.name == own else "in use" if path.name in named or young else ""
+            stays = "in use" if path.name in named else "it has just come" if _is_young(status) else ""
+            stays = "this one" if path.name == own else stays
             yield Stored("program", path.name, status.st_size, status.st_mtime, "", stays)
+
+
+def _is_young(status: os.stat_result) -> bool:
+    return time.time() - status.st_mtime < _YOUNG
 
 
 def _crontab() -> str:

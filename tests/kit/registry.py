@@ -53,25 +53,35 @@ _LOGIN = "auth: {{htpasswd: {{realm: lab, path: {folder}/htpasswd}}}}\n"
 
 
 class Registry:
-    """`image`: 2 layers of 6 MB that can't be packed, and a shell."""
-
-    def __init__(self, host: str, image: str) -> None:
-        self.host, self._local = host, image
+    def __init__(self, host: str) -> None:
+        self.host = host
 
     def rate(self, bytes_per_second: int) -> None:
         as_root(self.host, "sh", "-c", f"echo {bytes_per_second} >{_FOLDER}/new; mv {_FOLDER}/new {_FOLDER}/rate")
 
     def push(self, registry: str, name: str) -> str:
+        """An image with a shell and two layers of 6 MB that can't be packed, and that no engine has."""
         image = f"{registry}/{name}"
         self.rate(1 << 30)
-        as_root(self.host, "sh", "-c", f"docker tag {self._local} {image} && docker push -q {image} && "
-                f"docker rmi {image}")  # fmt: skip
+        as_root(self.host, "sh", "-ec", _MAKE.format(image=image))
         return image
+
+
+_MAKE = """
+base=mlbox-lab/busybox:1
+for n in 1 2; do
+  docker run --name lab-pulled $base dd if=/dev/urandom of=/data-$n bs=1M count=6
+  docker commit lab-pulled {image}
+  docker rm lab-pulled
+  base={image}
+done
+docker push -q {image}
+docker rmi {image}
+"""
 
 
 @contextmanager
 def registry(host: str) -> Iterator[Registry]:
-    local = "lab-pulled:1"
     make = (
         f"mkdir -p {_FOLDER}; echo $((1 << 30)) >{_FOLDER}/rate; chmod 755 {_FOLDER}\n"
         f"cat >{_FOLDER}/5001.yml <<'END'\n{_CONFIG.format(folder=_FOLDER, port=5001)}END\n"
@@ -81,11 +91,6 @@ def registry(host: str) -> Iterator[Registry]:
         f"cd {_FOLDER}; : >pids\n"
         "for port in 5001 5002; do docker-registry serve $port.yml >$port.log 2>&1 & echo $! >>pids; done\n"
         "python3 line.py >line.log 2>&1 & echo $! >>pids\n"
-        "for n in 1 2; do\n"
-        "  docker run --name lab-pulled $(docker images -q lab-pulled:1 | grep . || echo mlbox-lab/busybox:1) "
-        "dd if=/dev/urandom of=/data-$n bs=1M count=6 2>/dev/null\n"
-        f"  docker commit lab-pulled {local} >/dev/null; docker rm lab-pulled >/dev/null\n"
-        "done\n"
     )
     as_root(host, "sh", "-c", make)
     try:
@@ -93,8 +98,8 @@ def registry(host: str) -> Iterator[Registry]:
         while "ready" not in ssh(host, "curl -sf localhost:5000/v2/ >/dev/null && echo ready; true"):
             assert time.monotonic() < deadline, as_root(host, "sh", "-c", f"cat {_FOLDER}/*.log")
             time.sleep(0.2)
-        yield Registry(host, local)
+        yield Registry(host)
     finally:
         as_root(host, "sh", "-c", f"kill $(cat {_FOLDER}/pids); rm -rf {_FOLDER}; "
-                "docker images --format '{{.Repository}}:{{.Tag}}' | grep -E '^(localhost:|lab-pulled)' "
+                "docker images --format '{{.Repository}}:{{.Tag}}' | grep -E '^localhost:' "
                 "| xargs -r docker rmi -f >/dev/null; true", check=False)  # fmt: skip

@@ -45,8 +45,10 @@ def test_a_layer_stays_while_a_session_runs_in_it_and_then_goes(laptop: Laptop) 
     assert started.code == 0, started.all
     [(name, layer)] = things(laptop, HOST, "layer").items()
     assert layer["stays"] == "in use" and layer["about"] == f"docker {SESSION_IMAGE}"
-    size = int(ssh(HOST, f"docker history --human=false --format '{{{{.Size}}}}' {name}").split()[0])
-    assert layer["size"] == size > 0
+    whole, base = (
+        int(ssh(HOST, f"docker image inspect --format '{{{{.Size}}}}' {image}")) for image in (name, SESSION_IMAGE)
+    )
+    assert layer["size"] == whole - base > 0
     assert prune(laptop, HOST, "layer") == set()
 
     keeper = json.loads(ssh(HOST, "cat /tmp/mlbox-1001/*/keeper.pid"))["pid"]
@@ -103,7 +105,8 @@ def test_the_code_of_jobs(laptop: Laptop) -> None:
     project.mkdir()
     (project / "train.py").write_text("print('trained')\n")
     here = ("--host", HOST)
-    laptop.run("queue", "pause", "default", *here)
+    assert laptop.run("run", *here, "--no-code", "--gpus", "0", "--", "true").code == 0  # which makes the queue
+    assert laptop.run("queue", "pause", "default", *here).code == 0
     try:
         job = ("submit", *here, "--code", str(project), "--gpus", "0", "--json", "--", "python3", "train.py")
         id_ = json.loads(laptop.run(*job).out)["jobs"][0]["id"]
@@ -127,7 +130,7 @@ def test_mlboxs_own_files_of_other_versions(laptop: Laptop) -> None:
               f"touch {names[2]}; echo '0 0 1 1 * : ~/.cache/mlbox/{names[1]}' | crontab -")  # fmt: skip
     try:
         found = things(laptop, HOST, "program")
-        assert [found[name]["stays"] for name in names] == ["", "in use", "in use"]
+        assert [found[name]["stays"] for name in names] == ["", "in use", "it has just come"]
         assert "this one" in [thing["stays"] for thing in found.values()]
         removed = prune(laptop, HOST, "program", "--older-than", "30d")
         assert names[0] in removed and not removed & set(names[1:])

@@ -17,10 +17,11 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, Popen
+from typing import Any
 
 from mlbox import errors
 from mlbox.core import layer as layers
@@ -166,6 +167,7 @@ class Container:
         _, out, _ = self.ask("image", "inspect", "--format", "{{json .Config}}", original)
         config = json.loads(out or "{}")
         changes = [f"LABEL mlbox.layer={layer.key}", f"LABEL mlbox.from={original}"]
+        changes += [f"LABEL mlbox.base={layer.after.id}"]
         changes += [f"LABEL mlbox.user={self._user}", f"USER {config.get('User') or '0'}"]
         changes += [
             f"ENTRYPOINT {json.dumps(config.get('Entrypoint') or [])}",
@@ -180,22 +182,26 @@ class Container:
         code, out, error = self.ask("images", "-q", "--no-trunc", "--filter", "label=mlbox.layer")
         if code != 0:
             raise self.unusable(error)
-        _, out, _ = self.ask("image", "inspect", *dict.fromkeys(out.split())) if out.strip() else (0, "", "")
         found = []
-        for document in json.loads(out or "[]"):
+        for document in self._inspect(*dict.fromkeys(out.split())):
             labels = (document.get("Config") or {}).get("Labels") or {}
             name = f"{LAYERS}:{labels.get('mlbox.layer')}"
             if any(tag.endswith(name) for tag in document.get("RepoTags") or ()):
                 stays = "" if labels.get("mlbox.user", self._user) == self._user else f"{labels['mlbox.user']}'s"
                 about = f"{self.program} {labels.get('mlbox.from', '')}".strip()
-                found.append(Stored("layer", name, self._own_size(name), _seconds(document["Created"]), about, stays))
+                found.append(
+                    Stored("layer", name, self._own_size(document, labels), _seconds(document["Created"]), about, stays)
+                )
         return found
 
-    def _own_size(self, name: str) -> int:
-        """Without what it stands on, which stays."""
-        _, out, _ = self.ask("history", "--human=false", "--format", "{{.Size}}", name)
-        first = out.split()[:1]
-        return int(first[0]) if first and first[0].isdigit() else 0
+    def _own_size(self, document: Mapping[str, Any], labels: Mapping[str, str]) -> int:
+        """Without what it stands on, where that is still there."""
+        base = self._inspect(labels["mlbox.base"]) if "mlbox.base" in labels else []
+        return int(document["Size"]) - sum(int(one["Size"]) for one in base)
+
+    def _inspect(self, *images: str) -> list[dict[str, Any]]:
+        code, out, _ = self.ask("image", "inspect", *images) if images else (1, "", "")
+        return list(json.loads(out)) if code == 0 else []
 
     def forget(self, name: str) -> bool:
         """The engine itself refuses where there is a container of it."""

@@ -24,6 +24,12 @@ RUN = Run(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not root, as whom these tests may run: root is root inside, too."""
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+
+
 def arguments(run: Run) -> tuple[str, ...]:
     return Docker(store.Store()).arguments(run)
 
@@ -80,6 +86,13 @@ def test_the_user_inside_is_the_user_s_own() -> None:
     mounts = values(argv, "-v")
     assert f"/share/users/ada/home:/home/{store.user_name()}" in mounts
     assert "/tmp/mlbox-1000/q69g5fav/conf/passwd:/etc/passwd:ro" in mounts
+
+
+def test_root_is_root_inside_with_the_image_s_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own in their place would lack sshd's, which a layer has added."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    argv = arguments(RUN)
+    assert values(argv, "--user") == ["0:0"] and not any("/etc/passwd" in mount for mount in values(argv, "-v"))
 
 
 def test_root_inside_by_choice_has_the_image_s_accounts() -> None:

@@ -44,6 +44,7 @@ def podman(rootless: bool = True, runtime: str = "crun", version: str = "5.4.2",
 def specifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cdi"
     folder.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 1001)  # root is root inside, too
     monkeypatch.setattr(cdi, "FOLDERS", (folder, tmp_path / "none"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (folder / "nvidia.yaml").write_text("kind: nvidia.com/gpu\ndevices:\n- name: GPU-1\n- name: GPU-2\n- name: '0'\n")
@@ -87,7 +88,10 @@ def test_docker_takes_cdi_where_it_reads_it(gpus: tuple[str, ...], answer: str, 
     assert flag in argv and len({"--gpus", "--device"} & set(argv)) == 1
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "nvidia.com/gpu", "devices": 3}', "- [", '{"kind": "other"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"kind": "nvidia.com/gpu", "devices": 3}', "- [", '{"kind": "other", "devices": [{"name": "GPU-1"}]}'],
+)
 def test_a_specification_that_is_none_names_nothing(specifications: Path, content: str) -> None:
     (specifications / "nvidia.yaml").write_text(content)
     (specifications / "other.json").write_text(content)

@@ -216,7 +216,7 @@ class Container:
     # ---- containers
 
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
-        return Paths(RUN, "/workspace", "/root" if spec.user == "root" else f"/home/{self._user}")
+        return Paths(RUN, "/workspace", "/root" if is_root(spec.user) else f"/home/{self._user}")
 
     def start(self, run: Run, log: int) -> Popen[bytes]:
         return Popen(self.arguments(run), stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -280,6 +280,12 @@ exit $code
 """
 
 
+def is_root(user: str) -> bool:
+    """Whether the command inside is the container's root: by choice, or because root itself asks. It has the image's
+    own accounts and home."""
+    return user == "root" or os.getuid() == 0
+
+
 def _seconds(time_: str) -> float:
     """Of `2026-11-25T20:22:52.123456789Z` or with an offset; Python reads no more than six digits of a second."""
     whole = re.sub(r"\.\d+", "", time_).replace("Z", "+00:00")
@@ -291,7 +297,7 @@ def _seconds(time_: str) -> float:
 
 def _mounts(run: Run) -> Sequence[Mount]:
     mounts = [Mount(str(run.boot_folder), RUN), Mount(str(run.folder), "/workspace")]
-    if run.user != "root":
+    if not is_root(run.user):
         mounts.append(Mount(str(run.home), f"/home/{store.user_name()}"))
         mounts += [Mount(str(run.boot_folder / f"conf/{n}"), f"/etc/{n}", True) for n in ("passwd", "group")]
     return [*mounts, *(Mount(os.path.expanduser(m.source), m.target, m.read_only) for m in run.mounts)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from mlbox import errors
 from mlbox.host import store
 from mlbox.host.engines import cdi
-from mlbox.host.engines.container import Container
+from mlbox.host.engines.container import Container, is_root
 
 
 class Docker(Container):
@@ -29,7 +29,7 @@ class Docker(Container):
         return errors.HostUnready(f"Docker does not work here: {error[-400:]}", "`docker info` on the host")
 
     def identity(self, user: str) -> list[str]:
-        if user == "root":
+        if is_root(user):
             return ["--user", "0:0"]
         groups = [word for gid in os.getgroups() if gid != os.getgid() for word in ("--group-add", str(gid))]
         return ["--user", f"{os.getuid()}:{os.getgid()}", *groups]

@@ -23,7 +23,7 @@ from mlbox import errors
 from mlbox.core.session import Spec
 from mlbox.host import store
 from mlbox.host.engines import cdi
-from mlbox.host.engines.container import Container
+from mlbox.host.engines.container import Container, is_root
 
 _OLDEST = (4, 1)
 _LIMITS = {"--cpu-shares", "--cpus", "--cpuset-cpus", "--memory", "--memory-reservation", "--memory-swap",
@@ -80,7 +80,7 @@ class Podman(Container):
         return super().identify(spec)
 
     def identity(self, user: str) -> list[str]:
-        if user == "root":
+        if is_root(user):
             return ["--user", "0:0"]
         own = ["--user", f"{os.getuid()}:{os.getgid()}"]
         others = [gid for gid in os.getgroups() if gid != os.getgid()]

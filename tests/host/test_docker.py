@@ -27,6 +27,7 @@ RUN = Run(
 @pytest.fixture(autouse=True)
 def somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not root, as whom these tests may run: root is root inside, too."""
+    monkeypatch.setenv("LOGNAME", "ada")
     monkeypatch.setattr(os, "getuid", lambda: 1001)
 
 

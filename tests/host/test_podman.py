@@ -44,6 +44,7 @@ def podman(rootless: bool = True, runtime: str = "crun", version: str = "5.4.2",
 def specifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cdi"
     folder.mkdir()
+    monkeypatch.setenv("LOGNAME", "ada")
     monkeypatch.setattr(os, "getuid", lambda: 1001)  # root is root inside, too
     monkeypatch.setattr(cdi, "FOLDERS", (folder, tmp_path / "none"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))

@@ -37,6 +37,7 @@ class Engine:
     machine: str
     runtime: str
     program: str = ""
+    gpu: int = 1
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -44,7 +45,7 @@ class Engine:
 
     @property
     def uuid(self) -> str:
-        return HOSTS[self.machine].gpu_uuid(1)
+        return HOSTS[self.machine].gpu_uuid(self.gpu)
 
     @property
     def data(self) -> str:
@@ -64,7 +65,7 @@ class Engine:
 
 ENGINES = {
     "docker": Engine("gpu2", "gpu2", "docker", "docker"),
-    "docker with CDI": Engine("gpu3", "gpu3", "docker", "docker"),
+    "docker with CDI": Engine("gpu3", "gpu3", "docker", "docker", gpu=0),
     "podman rootless": Engine("gpu3", "gpu3", "podman", "podman"),
     "podman rootful": Engine("gpu3-root", "gpu3", "podman", "podman"),
     "process": Engine("noeng", "noeng", "process"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,15 +104,17 @@ def test_an_environment_without_a_container(laptop: Laptop) -> None:
 def test_the_code_of_jobs(laptop: Laptop) -> None:
     project = laptop.home / "project"
     project.mkdir()
-    (project / "train.py").write_text("print('trained')\n")
+    (project / "train.py").write_text(f"print({time.time()})\n")
     here = ("--host", HOST)
     assert laptop.run("run", *here, "--no-code", "--gpus", "0", "--", "true").code == 0  # which makes the queue
     assert laptop.run("queue", "pause", "default", *here).code == 0
     try:
         job = ("submit", *here, "--code", str(project), "--gpus", "0", "--json", "--", "python3", "train.py")
+        before = set(things(laptop, HOST, "code"))
         id_ = json.loads(laptop.run(*job).out)["jobs"][0]["id"]
         assert laptop.run("cancel", id_, *here).code == 0
-        [code] = [name for name, thing in things(laptop, HOST, "code").items() if thing["stays"] == "it has just come"]
+        [(code, new)] = [one for one in things(laptop, HOST, "code").items() if one[0] not in before]
+        assert new["stays"] == "it has just come"
         waiting = json.loads(laptop.run(*job).out)["jobs"][0]["id"]
         ssh(HOST, f"touch -d '40 days ago' {DATA}/code/{code}.tgz")
         assert things(laptop, HOST, "code")[code]["stays"] == "a job needs it"

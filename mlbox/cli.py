@@ -91,7 +91,11 @@ def _add_session(verbs: Any) -> None:
     )
     what.add_argument("--mount", action="append", metavar="H:C[:ro]", help="a host folder inside the container; repeat")
     what.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
-    what.add_argument("--runtime", choices=("docker", "process"), help="container engine, or process (no container)")
+    what.add_argument(
+        "--runtime",
+        choices=("auto", "docker", "podman", "process"),
+        help="container engine (default: what the host has), or process (no container)",
+    )
     what.add_argument(
         "--user", choices=("uid", "root"), help="the user inside: yours (default), or the container's root"
     )
@@ -146,6 +150,7 @@ QUEUE_VERBS = {
     "move": "another queue, priority, top or bottom",
     "queue": "list, create, pause, resume, process",
     "cron": "install, show or remove the line that works the queue off",
+    "image": "what is kept on the hosts for another time: list, prune",
     "host": "drain, resume or fence a host",
     "open": "a session in an editor of this machine's, or in the browser",
     "ssh-config": "the line by which ssh knows sessions by name: install, remove, show",

@@ -89,6 +89,10 @@ class JobSpec:
     def name(self) -> str:
         return self.work.name
 
+    def with_runtime(self, runtime: str) -> JobSpec:
+        """As the host that claimed it has it (`claimed` says so); nothing is said by an empty one."""
+        return replace(self, work=replace(self.work, runtime=runtime)) if runtime else self
+
     def without_secrets(self) -> JobSpec:
         return replace(self, work=self.work.without_secrets())
 

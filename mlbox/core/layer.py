@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mlbox.core.facts import OLDEST_PYTHON, Facts
 from mlbox.core.session import Spec
 
 Json = dict[str, Any]
 
 RECIPE = 1  # raise it when the steps below change, so that old layers are not taken for new ones
-OLDEST_PYTHON = (3, 9)
 CONTAINER_PREFIX = "/opt/mlbox"
 CONTAINER_BUILD = "/run/mlbox-build"
 
@@ -34,40 +34,6 @@ CODE_SERVER_SHA256 = {
     "4.108.1-macos-arm64": "33854eb31fccdc7db594de5bac76e93614c8a9cd4cd8d36d934dbf6c54ccdf00",
 }
 CODE_SERVER_URL = "https://github.com/coder/code-server/releases/download/v{version}/{file}"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a probe found in an image (or on the host, for the process runtime). Paths are empty where absent."""
-
-    id: str = ""
-    system: str = "linux"
-    arch: str = ""  # amd64, arm64
-    musl: bool = False
-    python: str = ""
-    python_version: tuple[int, ...] = ()
-    venv: bool = False  # python -m venv makes one that has pip
-    jupyter_module: bool = False  # that python imports jupyterlab
-    jupyter: str = ""  # a jupyter-lab command of another python
-    code_server: str = ""
-    sshd: str = ""
-    sftp_server: str = ""
-    package_manager: str = ""  # apt-get, apk, dnf, or empty
-    shell: str = "/bin/sh"
-    path: str = ""
-    passwd: str = ""
-    group: str = ""
-
-    @property
-    def usable_python(self) -> bool:
-        return bool(self.python) and self.python_version >= OLDEST_PYTHON
-
-    def to_wire(self) -> Json:
-        return asdict(self)
-
-    @classmethod
-    def from_wire(cls, data: Mapping[str, Any]) -> Facts:
-        return cls(**{**data, "python_version": tuple(data.get("python_version", ()))})
 
 
 @dataclass(frozen=True)
@@ -141,10 +107,9 @@ _SYSTEM_SFTP = {
 
 
 def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = True, guest: bool = True) -> Layer:
-    """The layer that `spec` needs on top of what `facts` say is there. Without a `guest`, as a job's command runs, that
-    is only what was asked for by name."""
+    """The layer that `spec` needs on top of what `facts` say is there. A job (not `guest`) needs nothing of mlbox's."""
     work = _Plan(spec, facts, prefix, root)
-    if guest or spec.packages or spec.requirements:
+    if guest or facts.root_only or spec.packages or spec.requirements:
         _plan_python(work)
     if guest:
         _plan_ssh(work)
@@ -172,6 +137,9 @@ def _names(work: _Plan, what: str) -> tuple[str, ...]:
 
 def _plan_python(work: _Plan) -> None:
     """The guest itself needs a Python; nothing starts without one."""
+    if work.facts.root_only:
+        work.problems.append("its files are closed to everybody but root (--user root would do)")
+        return
     if work.facts.usable_python:
         return
     found = ".".join(map(str, work.facts.python_version)) if work.facts.python else ""

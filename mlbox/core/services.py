@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlbox.core.layer import Facts
+from mlbox.core.facts import Facts
 from mlbox.core.session import Spec
 
 Json = dict[str, Any]

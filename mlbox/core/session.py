@@ -18,7 +18,8 @@ from mlbox.errors import Usage
 Json = dict[str, Any]
 
 SERVICES = ("jupyter", "vscode", "ssh")
-RUNTIMES = ("docker", "process")
+ENGINES = ("docker", "podman")
+RUNTIMES = ("auto", *ENGINES, "process")
 WANTED = ("auto", "yes", "no")
 USERS = ("uid", "root")
 
@@ -106,8 +107,8 @@ class Spec:
         _one_of("vscode", self.vscode, WANTED)
         if self.image and not _IMAGE.fullmatch(self.image):
             raise Usage(f"{text.safe(self.image)!r} is not an image's name")
-        if self.runtime == "docker" and not self.image:
-            raise Usage("--runtime docker needs an image", "add --image, such as pytorch/pytorch")
+        if self.runtime in ENGINES and not self.image:
+            raise Usage(f"--runtime {self.runtime} needs an image", "add --image, such as pytorch/pytorch")
         if self.runtime == "process" and self.image:
             raise Usage("--runtime process takes no image", "leave out --image or --runtime")
         for version in (self.jupyter_version, self.vscode_version):

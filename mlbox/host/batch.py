@@ -86,7 +86,8 @@ class Batch:
     def _start(self) -> subprocess.Popen[bytes]:
         work = replace(self.spec.work, jupyter="no", vscode="no")
         note = self.attempt.folder / "progress"
-        made = prepare(self.engine, self.job, work, "", self._say(note), Cancel((self.signals.stop_r,)), guest=False)
+        cancel = Cancel((self.signals.stop_r,))
+        made = prepare(self.engine, self.job, work, "", self._say(note), cancel, guest=False)
         folder = self._folder()
         argv, environment = self._command(made, folder)
         config = {

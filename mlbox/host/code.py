@@ -6,9 +6,13 @@ paths checked: nothing outside the folder, no links out of it, no devices.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +26,57 @@ MOST_UNPACKED = 4 << 30  # bytes
 MOST_FILES = 200_000
 
 
+@contextmanager
+def keeping(found: store.Store, wait: bool = True) -> Iterator[bool]:
+    """While jobs are made that need code, none is removed; and the other way round (not `wait`: False where somebody
+    is at it). Hosts share this folder: where its filesystem knows no such lock, nothing is removed."""
+    folder = found.own() / "code"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield _locked(descriptor, wait)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
 def keep(found: store.Store, archive: bytes) -> str:
-    """Store it once; its sha256."""
+    """Store it once; its sha256. Under `keeping`, until a job's spec names it."""
     digest = hashlib.sha256(archive).hexdigest()
     path = _path(found, digest)
-    if not path.exists():
+    if path.exists():
+        os.utime(path)
+    else:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         store.write_whole(path, archive)
     return digest
+
+
+def kept(found: store.Store) -> list[tuple[str, os.stat_result]]:
+    """The digests of all that is there."""
+    there = []
+    for path in (found.own() / "code").glob("*.tgz"):
+        with suppress(OSError):
+            there.append((path.stem, path.stat()))
+    return there
+
+
+def forget(found: store.Store, digest: str, needed: Callable[[], set[str]]) -> bool:
+    """Unless a job that has not ended needs it, also one that was made just now: then False."""
+    with keeping(found, wait=False) as nobody:
+        if not nobody or digest in needed():
+            return False
+        _path(found, digest).unlink(missing_ok=True)
+        return True
 
 
 def _path(found: store.Store, digest: str) -> Path:

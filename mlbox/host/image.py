@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Callable
 
 from mlbox import errors
-from mlbox.core.layer import Facts
+from mlbox.core.facts import Facts
 from mlbox.host import store
 from mlbox.host.engines import Say
 from mlbox.host.run import Result
 
-_VERSION = 1  # of the probe; its answers from an older one are asked again
+_VERSION = 2  # of the probe; its answers from an older one are asked again
 
 _PYTHON = (
     "import sys\n"
@@ -47,6 +47,7 @@ say shell "$(first /bin/bash /usr/bin/bash /bin/sh)"
 say machine "$(uname -m)"
 say kernel "$(uname -s)"
 for f in /lib/ld-musl-*; do if [ -e "$f" ]; then say musl 1; fi; done
+for f in /lib/ld-linux* /lib64/ld-linux*; do if [ -e "$f" ]; then say musl 0; fi; done
 say path "$PATH"
 if [ -r /etc/passwd ]; then while read -r line; do say passwd "$line"; done </etc/passwd; fi
 if [ -r /etc/group ]; then while read -r line; do say group "$line"; done </etc/group; fi
@@ -87,19 +88,19 @@ def parse(identity: str, lines: Sequence[str]) -> Facts:
     )
 
 
-def _memo(identity: str) -> Path:
-    return store.cache_home() / "images" / f"{identity.rpartition(':')[2][:64]}-{_VERSION}.json"
+def _memo(identity: str, user: str) -> Path:
+    return store.cache_home() / "images" / f"{identity.rpartition(':')[2][:64]}-{user}-{_VERSION}.json"
 
 
-def recall(identity: str) -> Facts | None:
-    known = store.read_json(_memo(identity))
+def recall(identity: str, user: str) -> Facts | None:
+    known = store.read_json(_memo(identity, user))
     return Facts.from_wire(known) if isinstance(known, dict) else None
 
 
-def remember(identity: str, facts: Facts) -> Facts:
+def remember(identity: str, user: str, facts: Facts) -> Facts:
     import json
 
-    path = _memo(identity)
+    path = _memo(identity, user)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     store.write_whole(path, json.dumps(facts.to_wire()).encode())
     return facts

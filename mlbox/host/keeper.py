@@ -223,9 +223,9 @@ class Keeper:
     def _start_failed(self) -> errors.MlboxError:
         assert self._child is not None
         log = (self.job.logs / "guest.log").read_text(errors="replace").strip()
-        if "could not select device driver" in log or "nvidia-container-cli" in log:
+        if any(word in log for word in ("could not select device driver", "nvidia-container-cli", "CDI device")):
             return errors.HostUnready(
-                "Docker here can't give GPUs to containers",
+                f"{self.spec.runtime} here can't give GPUs to containers",
                 "the NVIDIA Container Toolkit is missing or not set up; --gpus 0 starts without",
             )
         end = "\n".join(log.splitlines()[-12:])

@@ -3,6 +3,7 @@
     /tmp/mlbox-leases/<uuid>                 the lock file, any user's, never removed
     /tmp/mlbox-leases/<uuid>.<uid>           who took it last, for display; believed only while the lock is held
     /tmp/mlbox-leases/<uuid>.share.<job>     one job's share of the GPU, locked as long as the job lives; its MiB
+    /tmp/mlbox-leases/layer-<key>            who uses a layer (host/uses.py)
     /tmp/mlbox-leases/choosing               held while somebody chooses and takes, so that two don't both find
                                              room for their share
 
@@ -53,6 +54,11 @@ def _name(uuid: str) -> str:
     if not _UUID.fullmatch(name):
         raise errors.Usage(f"{uuid!r} is not a GPU's UUID")
     return name
+
+
+def lock_file(name: str) -> int:
+    """A file of this host's that any user may lock; not locked yet."""
+    return _open(name)
 
 
 def _open(uuid: str) -> int:

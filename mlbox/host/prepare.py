@@ -14,9 +14,10 @@ from pathlib import Path
 from mlbox import errors
 from mlbox.core import layer as layers
 from mlbox.core import services
-from mlbox.core.layer import Facts, Layer
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
-from mlbox.host import sources, store
+from mlbox.host import sources, store, uses
 from mlbox.host.engines import Build, Engine, Say
 from mlbox.host.run import Cancel
 
@@ -34,19 +35,16 @@ class Ready:
 def prepare(
     engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say, cancel: Cancel, guest: bool = True
 ) -> Ready:
-    """`identity`: of the image, empty where it is not known to be there. `guest`: whether one is to run in it.
-
-    Raises Refused, StartFailed, Cancelled."""
+    """`identity`: of the image, empty where it is not known to be there; `guest`: for a session, whose services run
+    inside. Raises Refused, StartFailed, Cancelled."""
     identity = identity or engine.identify(spec) or engine.fetch(spec, say, cancel)
     facts = engine.facts(spec, identity, cancel)
-    layer, ready_name = _plan(engine, spec, facts, guest)
+    layer, ready_name = _plan(engine, job, spec, facts, guest)
     absent = dict(layer.absent)
     if layer.problems:
         what = spec.image or "this host"
-        raise errors.Refused(
-            f"{what} can't run {'a session' if guest else 'this job'}: " + "; ".join(layer.problems),
-            "use another image",
-        )
+        wanted = "a session" if guest else "this job"
+        raise errors.Refused(f"{what} can't run {wanted}: " + "; ".join(layer.problems), "use another image")
     if not layer.steps:
         return Ready(identity, layer.after, engine.prefix(layer), absent)
     if not ready_name:
@@ -69,14 +67,20 @@ def _without_vscode(spec: Spec) -> Spec:
     return replace(spec, vscode="no", vscode_extensions=(), extension_files={})
 
 
-def _plan(engine: Engine, spec: Spec, facts: Facts, guest: bool) -> tuple[Layer, str]:
-    """Twice for a layer that lives in a folder: its own paths contain its key."""
+def _plan(engine: Engine, job: store.Job, spec: Spec, facts: Facts, guest: bool) -> tuple[Layer, str]:
+    """The layer, and its name where it is there already; from then on it stays there.
+
+    Twice for a layer that lives in a folder: its own paths contain its key."""
     layer = layers.plan(spec, facts, root=engine.as_root(), guest=guest)
     prefix = engine.prefix(layer)
     if prefix != layers.CONTAINER_PREFIX:
         final = layers.plan(spec, facts, prefix, root=engine.as_root(), guest=guest)
         layer = Layer(layer.key, final.steps, final.after, final.files, final.code_server, final.problems, final.absent)
-    return layer, engine.has_layer(layer) if layer.steps else ""
+    if not layer.steps:
+        return layer, ""
+    uses.begin(layer.key)
+    store.write_whole(job.conf / "layer", layer.key.encode())  # for when this keeper is gone, and its lock with it
+    return layer, engine.has_layer(layer)
 
 
 @contextmanager

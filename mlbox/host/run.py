@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import selectors
 import signal
+import struct
 import subprocess
+import termios
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,29 +85,33 @@ class Result:
 
 
 def stream(
-    argv: Sequence[str], on_line: Callable[[str], None], cancel: Cancel, env: Mapping[str, str] | None = None
-) -> Result:
-    """Run `argv`, handing each line of its output (stderr too) to `on_line`; Cancelled kills it and is raised."""
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=env,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    argv: Sequence[str], on_line: Callable[[str], None], cancel: Cancel, env: Mapping[str, str] | None = None,
+    terminal: bool = False,
+) -> Result:  # fmt: skip
+    """Run `argv`, handing each line of its output (stderr too) to `on_line`; Cancelled kills it and is raised.
+
+    On a `terminal`: for programs that say how far they are only to a person; its escape sequences are in the lines."""
+    out, theirs = _terminal() if terminal else os.pipe()
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+        )
+    except OSError:
+        os.close(out)
+        raise
+    finally:
+        os.close(theirs)
     kept: deque[str] = deque(maxlen=KEPT_LINES)
     rest = b""
     try:
         with selectors.DefaultSelector() as selector:
-            for descriptor in (process.stdout.fileno(), *cancel.descriptors):
+            for descriptor in (out, *cancel.descriptors):
                 selector.register(descriptor, selectors.EVENT_READ)
             while True:
                 ready = {key.fd for key, _ in selector.select()}
-                if ready - {process.stdout.fileno()}:
+                if ready - {out}:
                     raise Cancelled
-                data = os.read(process.stdout.fileno(), 65536)
+                data = _read(out)
                 *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
                 for line in (*lines, *([rest] if not data and rest else [])):
                     kept.append(line.decode(errors="replace"))
@@ -113,7 +121,23 @@ def stream(
     finally:
         if process.poll() is None:
             _end(process)
-        process.stdout.close()
+        os.close(out)
+
+
+def _terminal() -> tuple[int, int]:
+    """Wide enough that no program shortens its lines."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    return ours, theirs
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError as error:
+        if error.errno != errno.EIO:  # how a terminal says that its last program has gone
+            raise
+        return b""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

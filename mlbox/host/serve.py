@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ HANDLERS = {
     "host": "host",
     "tick": "tick",
     "wait": "wait",
+    "images": "images",
 }
 _WITHOUT_ROOT = ("connect",)  # after its reply stdout is the connection's
 
@@ -81,6 +83,7 @@ def main() -> int:
     call = Call(wire.Request(""))
     try:
         request = read_request()
+        _touch(sys.argv[0])
         call = Call(request)
         if request.verb not in HANDLERS:
             raise errors.Usage(f"this host's mlbox knows no {request.verb!r}")
@@ -99,6 +102,12 @@ def main() -> int:
         call.send(wire.encode_error(_unexpected(error, traceback.format_exc())))
         return 1
     return 0
+
+
+def _touch(program: str) -> None:
+    """Its last use, by which `mlbox image prune` goes."""
+    with suppress(OSError):
+        os.utime(program)
 
 
 def _unexpected(error: Exception, where: str) -> errors.MlboxError:

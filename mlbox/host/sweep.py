@@ -67,7 +67,7 @@ def _rescue(found: store.Store, job: store.Job) -> bool:
         if not state.name:  # its folder is gone, or it never came to be
             found.end(job)
             return False
-        spec = job.spec()
+        spec = job.spec().with_runtime(str(state.facts.get("runtime", "")))
         if not state.live or state.waiting:
             return _settle(found, job, state, spec)
         if state.facts.get("host", found.host) != found.host:

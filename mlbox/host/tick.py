@@ -27,7 +27,22 @@ from mlbox.core.gpu import Holder
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Plan, Start, View, Waiting, limited, plan
-from mlbox.host import archive, batch, keeper, keeping, lab, lease, limits, look, processes, ready, slots, store, view
+from mlbox.host import (
+    archive,
+    batch,
+    engines,
+    keeper,
+    keeping,
+    lab,
+    lease,
+    limits,
+    look,
+    processes,
+    ready,
+    slots,
+    store,
+    view,
+)  # fmt: skip
 from mlbox.host.idle import guard, idle, name_of_ticks
 from mlbox.host.sweep import sweep
 
@@ -304,6 +319,8 @@ def _claim(found: store.Store, made: store.Job, job: Waiting, chosen: Start, rul
     if spec is None or not state.waiting:
         _stale(found, made, job)
         return None
+    runtime = engines.choose(spec.work, found)
+    spec = spec.with_runtime(runtime)
     number = state.attempt + 1
     record = _record(spec, job, chosen)
     if rules and limited(rules, job):
@@ -316,6 +333,7 @@ def _claim(found: store.Store, made: store.Job, job: Waiting, chosen: Start, rul
     facts = {
         "at": time.time(), "claimed_at": time.time(), "host": found.host, "boot": processes.boot_id(),
         "gpus": list(chosen.gpus), "share": chosen.share, "time_limit": chosen.time_limit, "attempt": number,
+        "runtime": runtime,
     }  # fmt: skip
     if not made.append("claimed", facts, patience=0):
         found.end(made)  # keeper.lock is ours: nothing runs here for it
@@ -355,7 +373,7 @@ def _record(spec: jobs.JobSpec, job: Waiting, chosen: Start) -> Json:
     return {
         "queue": job.queue, "gpus": list(chosen.gpus), "share": chosen.share, "cpus": asked.cpus,
         "memory": asked.memory, "priority": job.priority, "started": time.time(), "time_limit": chosen.time_limit,
-        "array": job.array, "kind": job.kind,
+        "array": job.array, "kind": job.kind, "program": Path(sys.argv[0]).name,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from .inventory import (
     JUPYTERLAB,
     NODE,
     OLD_PACKAGES,
+    PODMAN_PACKAGES,
     SERVER_PACKAGES,
     SHARE_PACKAGES,
     STORE_IMAGE,
@@ -44,7 +45,7 @@ SUITES = {"base-bullseye": "bullseye", "base-bookworm": "bookworm", "base-trixie
 RECIPES: dict[str, Recipe] = {
     "host-bullseye": Recipe("base-bullseye", "packages.sh", _packages(HOST_PACKAGES)),
     "host-bookworm": Recipe("base-bookworm", "packages.sh", _packages(HOST_PACKAGES)),
-    "host-trixie": Recipe("base-trixie", "packages.sh", _packages(f"{HOST_PACKAGES} docker-cli")),
+    "host-trixie": Recipe("base-trixie", "packages.sh", _packages(f"{HOST_PACKAGES} docker-cli {PODMAN_PACKAGES}")),
     "host-old": Recipe("base-bullseye", "old.sh", _packages(OLD_PACKAGES)),
     STORE_IMAGE: Recipe("base-bookworm", "packages.sh", _packages(STORE_PACKAGES)),
     "python": Recipe("base-bookworm", "packages.sh", _packages("python3 python3-venv python3-pip")),

@@ -18,6 +18,8 @@ from .inventory import (
     HOSTS,
     NAME,
     NETWORK,
+    PODMAN_IMAGES,
+    PODMAN_USERS,
     RUN,
     STORE_ADDRESS,
     SUBNET,
@@ -96,6 +98,7 @@ def _arguments(host: Host) -> list[str]:
     argv += ["-v", f"{RUN / 'certs'}:/lab-certs:ro"]
     argv += ["-v", f"{machine.resolv_conf()}:/etc/resolv.conf:ro"]
     argv += ["-e", f"LAB_USERS={users}", "-e", f"LAB_ENGINE={int(host.engine)}", "-e", f"LAB_CDI={int(host.cdi)}"]
+    argv += ["-e", f"LAB_PODMAN={int(host.podman)}"]
     argv += ["-e", f"LAB_MTU={machine.mtu()}", "-e", f"LAB_CGROUP=/{CGROUP}/{host.name}"]
     for other in HOSTS.values():
         if other is not host:
@@ -108,6 +111,10 @@ def _arguments(host: Host) -> list[str]:
         docker = CACHE / f"docker-{host.name}"
         docker.mkdir(parents=True, exist_ok=True)
         argv += ["-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "-v", f"{docker}:/var/lib/docker"]
+    if host.podman:
+        podman = CACHE / f"podman-{host.name}"
+        podman.mkdir(parents=True, exist_ok=True)
+        argv += ["-v", f"{podman}:/var/lib/containers"]
     return [*argv, tag_of(host.image), "/bin/bash", "/lab/init.sh"]
 
 
@@ -127,8 +134,17 @@ def wait_ready(engine: Engine, host: Host) -> None:
 
 
 def fill(engine: Engine, host: Host, names: Iterable[str], fresh: bool) -> None:
-    """Give the host's engine these images, and nothing from an earlier life when it is `fresh`."""
-    inside = ("exec", host.container, "docker")
+    """Give the host's engines these images, and nothing from an earlier life when it is `fresh`."""
+    _fill(engine, host, ("docker",), names, fresh)
+    for user in PODMAN_USERS if host.podman else ():
+        home = "/root" if user == "root" else f"/home/{user}"
+        _fill(engine, host, ("env", f"HOME={home}", f"USER={user}", "podman"), PODMAN_IMAGES, fresh, user)
+
+
+def _fill(
+    engine: Engine, host: Host, program: tuple[str, ...], names: Iterable[str], fresh: bool, user: str = "root"
+) -> None:
+    inside = ("exec", "--user", user, "--workdir", "/", host.container, *program)
     if fresh:
         old = engine.docker(*inside, "ps", "-aq").stdout.split()
         if old:
@@ -137,19 +153,17 @@ def fill(engine: Engine, host: Host, names: Iterable[str], fresh: bool) -> None:
     wanted = {f"mlbox-lab/{name}:1": engine.image_id(f"mlbox-lab/{name}:1") for name in names}
     form = "{{.Repository}}:{{.Tag}} {{.ID}}"
     listing = engine.docker(*inside, "images", "--no-trunc", "--format", form).stdout
-    have = dict(line.split() for line in listing.splitlines())
+    # podman has a registry for every name: this machine.
+    have = dict(line.replace("localhost/", "", 1).split() for line in listing.splitlines())
     if fresh:
         strange = [tag for tag in have if not tag.startswith("mlbox-lab/") and "<none>" not in tag]
         if strange:
             engine.docker(*inside, "rmi", "-f", *strange, check=False)
     missing = [tag for tag, image in wanted.items() if have.get(tag) != image]
     if missing:
-        say(f"loading {' '.join(missing)} into {host.name}")
-        pipe(
-            ("docker", "save", *missing),
-            ("docker", "exec", "-i", host.container, "docker", "load", "--quiet"),
-            engine.env,
-        )
+        say(f"loading {' '.join(missing)} into {host.name} ({program[-1]}, {user})")
+        load = ("docker", "exec", "-i", *inside[1:], "load", "--quiet")
+        pipe(("docker", "save", *missing), load, engine.env)
         engine.docker(*inside, "image", "prune", "-f")
 
 

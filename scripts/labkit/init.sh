@@ -1,7 +1,7 @@
 #!/bin/bash
 # PID 1 of a lab host: sets the host up from /lab (read-only), starts its daemons, reaps orphans.
 # Restarting the container is a reboot: /run is emptied and the boot id is a new one.
-# Environment: LAB_ENGINE=1|0, LAB_CDI=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP, LAB_SHARE=server:/volume or none.
+# Environment: LAB_ENGINE=1|0, LAB_CDI=1|0, LAB_PODMAN=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP, LAB_SHARE=server:/volume or none.
 set -u
 
 find /run -mindepth 1 -maxdepth 1 -exec rm -rf {} + 2>/dev/null
@@ -30,8 +30,9 @@ for entry in $LAB_USERS; do
   if [ "$LAB_ENGINE" = 1 ] && { [ "$user" = ada ] || [ "$user" = noisy ]; }; then
     usermod --append --groups docker "$user"
   fi
-  install -d -m 700 -o "$user" -g "$user" "/home/$user/.ssh"
-  install -m 600 -o "$user" -g "$user" /lab/authorized_keys "/home/$user/.ssh/authorized_keys"
+  home=$(getent passwd "$user" | cut -d: -f6)
+  install -d -m 700 -o "$user" -g "$user" "$home/.ssh"
+  install -m 600 -o "$user" -g "$user" /lab/authorized_keys "$home/.ssh/authorized_keys"
 done
 install -m 644 -o noisy -g noisy /lab/noisy.bashrc /home/noisy/.bashrc
 if [ -d /opt/python2/bin ] && ! grep -q python2 /home/ada/.bashrc; then
@@ -74,6 +75,28 @@ if [ "$LAB_ENGINE" = 1 ]; then
   # Docker 26 refuses a network without IPv6's sysctls, which are read-only here.
   export DOCKER_ALLOW_IPV6_ON_IPV4_INTERFACE=1
   dockerd >/var/log/dockerd.log 2>&1 &
+fi
+
+if [ "$LAB_PODMAN" = 1 ]; then
+  # Without systemd there is neither its journal nor its manager of control groups; SYS_RESOURCE is missing here, so
+  # no limit can be raised; /proc/sys is read-only, so no network of a container's own; crun wants pure cgroups v2.
+  # Storage is on a filesystem that an overlay can stand on, for root and for the others.
+  mkdir -p /etc/containers/registries.conf.d
+  printf '%s\n' '[containers]' 'default_ulimits = ["nofile=20000:20000", "nproc=1000:1000"]' 'netns = "host"' \
+    '[engine]' 'cgroup_manager = "cgroupfs"' 'events_logger = "file"' 'runtime = "runc"' \
+    >/etc/containers/containers.conf
+  printf '%s\n' '[storage]' 'driver = "overlay"' 'runroot = "/run/containers/storage"' \
+    'graphroot = "/var/lib/containers/storage"' \
+    'rootless_storage_path = "/var/lib/containers/user/$USER"' >/etc/containers/storage.conf
+  for port in 5000 5002; do
+    printf '%s\n' '[[registry]]' "location = \"localhost:$port\"" 'insecure = true'
+  done >/etc/containers/registries.conf.d/lab.conf
+  mkdir -p /var/lib/containers/user && chmod 1777 /var/lib/containers/user
+  # A user namespace may mount /proc and /sys only where these are to be seen whole somewhere.
+  install -d -m 700 /run/whole && mkdir /run/whole/proc /run/whole/sys
+  mount -t proc proc /run/whole/proc
+  mount -t sysfs sysfs /run/whole/sys
+  mount --make-shared /
 fi
 
 trap 'exit 0' TERM

@@ -31,6 +31,8 @@ BRICKS = 2
 
 SERVER_PACKAGES = "openssh-server cron python3 python3-venv python3-pip git curl ca-certificates procps iproute2"
 DOCKER_PACKAGES = "docker.io iptables"  # and docker-cli, which is in docker.io before Debian 13
+# Rootless as a person sets it up: subordinate uids, a network without root, an overlay without root; and a registry.
+PODMAN_PACKAGES = "podman crun uidmap passt fuse-overlayfs docker-registry"
 SHARE_PACKAGES = "glusterfs-client"
 STORE_PACKAGES = "glusterfs-server"
 OLD_PACKAGES = "openssh-server python2.7 procps"
@@ -42,8 +44,10 @@ CODE_SERVER_PACKAGES = (
 # The names and tags inside the hosts' own engines.
 BARE_IMAGES = ("busybox", "nopython", "python")
 SESSION_IMAGE = "session"
+PODMAN_IMAGES = ("python",)  # for each of PODMAN_USERS, who keep images of their own; layers add the rest
+PODMAN_USERS = ("root", "ada")
 
-USERS = {"ada": 1001, "bob": 1002, "noisy": 1003, "nopy": 1004}
+USERS = {"root": 0, "ada": 1001, "bob": 1002, "noisy": 1003, "nopy": 1004}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ H100 = Model("NVIDIA H100 80GB HBM3", 81559, 700, "9.0")
 
 @dataclass(frozen=True)
 class Host:
-    """One host. `engine` says whether it runs Docker (`cdi`: with CDI); `image` is the recipe of its system."""
+    """One host. `engine` says whether it runs Docker (`cdi`: with CDI; `podman`: beside podman, for root and ada, and a
+    registry); `image` is the recipe of its system."""
 
     name: str
     number: int
@@ -75,6 +80,7 @@ class Host:
     users: tuple[str, ...] = ("ada", "bob", "noisy")
     share: bool = True
     cdi: bool = False
+    podman: bool = False
     about: str = field(default="", compare=False)
 
     @property
@@ -109,6 +115,16 @@ HOSTS: dict[str, Host] = {
             about="Debian 11, python3 is 2.7 (ada) or missing",
         ),
         Host("noeng", 14, "host-bookworm", False, (RTX_3090,) * 2, about="Debian 12, no engine"),
-        Host("gpu3", 15, "host-trixie", True, (L40S,) * 2, cdi=True, about="Debian 13, Docker with CDI"),
+        Host(
+            "gpu3",
+            15,
+            "host-trixie",
+            True,
+            (L40S,) * 2,
+            users=("root", "ada", "bob", "noisy"),
+            cdi=True,
+            podman=True,
+            about="Debian 13, Docker with CDI, podman",
+        ),
     )
 }

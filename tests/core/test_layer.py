@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbox.core import layer
-from mlbox.core.layer import Facts, Layer, plan, release_file, script, titles
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer, plan, release_file, script, titles
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
 
@@ -286,3 +287,25 @@ def test_every_step_prints_its_title_first() -> None:
     )
     assert next(iter(names.values())) == f"@step 1/{len(found.steps)} installing openssh-server\n"
     assert len(names) == len(found.steps)
+
+
+def test_what_is_closed_to_the_user_is_told_and_nothing_is_added_for_it() -> None:
+    for guest in (True, False):
+        found = plan(IMAGE, replace(FULL, root_only=True), guest=guest)
+        assert found.problems == ("its files are closed to everybody but root (--user root would do)",)
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "problems"),
+    [
+        (have(IMAGE, jupyter="no", vscode="no"), 0, 0),
+        (have(IMAGE, jupyter="no", vscode="no", packages=("six",)), 2, 0),
+    ],
+    ids=["as it is", "with packages"],
+)
+def test_a_jobs_image_is_left_as_it_is(spec: Spec, steps: int, problems: int) -> None:
+    """A session's guest needs Python and sshd in it; a job's command needs what it needs."""
+    found = plan(spec, BARE, guest=False)
+    assert (len(found.steps), len(found.problems)) == (steps, problems)
+    assert not any("openssh" in step.title for step in found.steps)
+    assert any("openssh" in step.title for step in plan(spec, BARE).steps)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlbox.core import services
-from mlbox.core.layer import Facts
+from mlbox.core.facts import Facts
 from mlbox.core.session import Spec
 
 ALL = Facts(

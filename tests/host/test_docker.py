@@ -12,7 +12,7 @@ from mlbox import errors
 from mlbox.core.session import Mount
 from mlbox.host import store
 from mlbox.host.engines import Run
-from mlbox.host.engines.docker import arguments
+from mlbox.host.engines.docker import Docker
 
 RUN = Run(
     session="01ARYZ6S41TSV4RRFFQ69G5FAV", name="kind-otter", image="pytorch/pytorch:2.9", user="uid",
@@ -24,6 +24,17 @@ RUN = Run(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not root, as whom these tests may run: root is root inside, too."""
+    monkeypatch.setenv("LOGNAME", "ada")
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+
+
+def arguments(run: Run) -> tuple[str, ...]:
+    return Docker(store.Store()).arguments(run)
+
+
 def values(argv: tuple[str, ...], flag: str) -> list[str]:
     return [argv[i + 1] for i, word in enumerate(argv) if word == flag]
 
@@ -31,7 +42,7 @@ def values(argv: tuple[str, ...], flag: str) -> list[str]:
 @pytest.mark.parametrize("user", ["uid", "root"])
 @pytest.mark.parametrize("gpus", [(), ("GPU-1",)], ids=["no GPU", "one GPU"])
 def test_never_more_than_a_session_needs(user: str, gpus: tuple[str, ...]) -> None:
-    argv = arguments("docker", replace(RUN, user=user, gpus=gpus))
+    argv = arguments(replace(RUN, user=user, gpus=gpus))
     flags = [word.split("=")[0] for word in argv if word.startswith("-")]
     forbidden = {
         "-p", "--publish", "-P", "--publish-all", "--privileged", "--cap-add", "--device", "--pid", "--ipc", "--net",
@@ -43,7 +54,7 @@ def test_never_more_than_a_session_needs(user: str, gpus: tuple[str, ...]) -> No
 
 
 def test_the_image_comes_last_with_what_it_runs() -> None:
-    argv = arguments("docker", RUN)
+    argv = arguments(RUN)
     at = argv.index(RUN.image)
     assert argv[:2] == ("docker", "run")
     assert argv[at - 2 : at] == ("--entrypoint", "/usr/bin/python3")
@@ -51,26 +62,26 @@ def test_the_image_comes_last_with_what_it_runs() -> None:
 
 
 def test_it_can_be_found_by_its_session() -> None:
-    argv = arguments("docker", RUN)
+    argv = arguments(RUN)
     assert f"mlbox.session={RUN.session}" in values(argv, "--label")
     assert values(argv, "--name") == ["mlbox-kind-otter-9g5fav"]
     assert values(argv, "--hostname") == ["kind-otter"]
 
 
 def test_gpus_go_by_uuid() -> None:
-    argv = arguments("docker", RUN)
+    argv = arguments(RUN)
     assert values(argv, "--gpus") == ['"device=GPU-1,GPU-2"']
     assert "NVIDIA_VISIBLE_DEVICES=void" not in argv
 
 
 def test_without_gpus_a_cuda_image_sees_none() -> None:
-    argv = arguments("docker", replace(RUN, gpus=()))
+    argv = arguments(replace(RUN, gpus=()))
     assert values(argv, "--gpus") == []
     assert "NVIDIA_VISIBLE_DEVICES=void" in values(argv, "--env")
 
 
 def test_the_user_inside_is_the_user_s_own() -> None:
-    argv = arguments("docker", RUN)
+    argv = arguments(RUN)
     assert values(argv, "--user") == [f"{os.getuid()}:{os.getgid()}"]
     assert set(values(argv, "--group-add")) == {str(gid) for gid in os.getgroups()} - {str(os.getgid())}
     mounts = values(argv, "-v")
@@ -78,26 +89,33 @@ def test_the_user_inside_is_the_user_s_own() -> None:
     assert "/tmp/mlbox-1000/q69g5fav/conf/passwd:/etc/passwd:ro" in mounts
 
 
+def test_root_is_root_inside_with_the_image_s_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own in their place would lack sshd's, which a layer has added."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    argv = arguments(RUN)
+    assert values(argv, "--user") == ["0:0"] and not any("/etc/passwd" in mount for mount in values(argv, "-v"))
+
+
 def test_root_inside_by_choice_has_the_image_s_accounts() -> None:
-    argv = arguments("docker", replace(RUN, user="root"))
+    argv = arguments(replace(RUN, user="root"))
     assert values(argv, "--user") == ["0:0"]
     assert not any("passwd" in mount or "/home/" in mount.split(":")[1] for mount in values(argv, "-v"))
 
 
 def test_mounts() -> None:
-    mounts = values(arguments("docker", RUN), "-v")
+    mounts = values(arguments(RUN), "-v")
     assert mounts[:2] == ["/tmp/mlbox-1000/q69g5fav:/run/mlbox", "/home/ada/mlbox:/workspace"]
     assert mounts[-2:] == ["/data:/data:ro", "/scratch:/scratch"]
 
 
 def test_a_mount_from_the_home(home: Path) -> None:
-    mounts = values(arguments("docker", replace(RUN, mounts=(Mount("~/data", "/data"),))), "-v")
+    mounts = values(arguments(replace(RUN, mounts=(Mount("~/data", "/data"),))), "-v")
     assert mounts[-1] == f"{home}/data:/data"
 
 
 def test_only_mlbox_s_own_variables_are_on_the_command_line() -> None:
     """The user's variables, which may be secrets, are in a file (conf/guest.json)."""
-    assert values(arguments("docker", RUN), "--env") == [f"MLBOX_SESSION={RUN.session}"]
+    assert values(arguments(RUN), "--env") == [f"MLBOX_SESSION={RUN.session}"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +124,7 @@ def test_only_mlbox_s_own_variables_are_on_the_command_line() -> None:
     ids=["default", "two words", "one word"],
 )
 def test_shared_memory_is_set_once(engine_args: tuple[str, ...], sizes: int) -> None:
-    argv = arguments("docker", replace(RUN, engine_args=engine_args))
+    argv = arguments(replace(RUN, engine_args=engine_args))
     found = values(argv, "--shm-size")
     assert len(found) == sizes
     if not engine_args:
@@ -115,6 +133,6 @@ def test_shared_memory_is_set_once(engine_args: tuple[str, ...], sizes: int) -> 
 
 def test_engine_arguments_are_checked_again_on_the_host() -> None:
     with pytest.raises(errors.Usage):
-        arguments("docker", replace(RUN, engine_args=("--privileged",)))
-    argv = arguments("docker", RUN)
+        arguments(replace(RUN, engine_args=("--privileged",)))
+    argv = arguments(RUN)
     assert argv.index("--memory") < argv.index(RUN.image)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlbox import errors
-from mlbox.core.layer import Facts
+from mlbox.core.facts import Facts
 from mlbox.host import image
 from mlbox.host.run import Result
 
@@ -100,16 +100,17 @@ def test_probe_sees_this_python(tmp_path: Path) -> None:
 
 def test_an_image_is_asked_once(home: Path) -> None:
     identity = "sha256:" + "ab" * 32
-    assert image.recall(identity) is None
-    assert image.remember(identity, FACTS) == FACTS
-    assert image.recall(identity) == FACTS
-    assert image.recall("sha256:" + "cd" * 32) is None
+    assert image.recall(identity, "uid") is None
+    assert image.remember(identity, "uid", FACTS) == FACTS
+    assert image.recall(identity, "uid") == FACTS
+    assert image.recall("sha256:" + "cd" * 32, "uid") is None
+    assert image.recall(identity, "root") is None  # who sees more of it
 
 
 def test_answers_of_an_older_probe_are_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image.remember("sha256:1", FACTS)
+    image.remember("sha256:1", "uid", FACTS)
     monkeypatch.setattr(image, "_VERSION", image._VERSION + 1)
-    assert image.recall("sha256:1") is None
+    assert image.recall("sha256:1", "uid") is None
 
 
 # ---- the builder's surroundings ------------------------------------------------------------------

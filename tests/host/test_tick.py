@@ -404,7 +404,7 @@ def test_a_keeper_that_could_not_start_the_job_says_why(box: Box) -> None:
 
 
 def test_a_bug_in_the_keeper_is_a_failure_and_no_endless_loop(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("mlbox.host.batch.prepare", broken)

@@ -225,7 +225,7 @@ def test_engine_arguments_that_hand_out_the_host(laptop: Laptop, arguments: str)
         (("--gpu", "1"), "unrecognized arguments: --gpu"),
         (("--start-timeout", "soon"), "invalid int value"),
         (("--start-timeout", "1"), "5 to 3600"),
-        (("--runtime", "podman"), "invalid choice"),
+        (("--runtime", "lxc"), "invalid choice"),
         (("--runtime", "process", "--image", SESSION_IMAGE), "takes no image"),
         (("--name", "Not A Name"), "can't be a session's name"),
         (("--image", "-it"), "expected one argument"),

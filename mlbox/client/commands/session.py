@@ -57,7 +57,7 @@ def _complete(said: Answers, host: str, config: state.Config, fresh: bool) -> An
     weaker = last.over(Answers(image=config.image or None, sources=config.sources or None))
     if said.runtime == "process":
         weaker = replace(weaker, image=None)
-    elif said.image:
+    elif said.image and weaker.runtime == "process":
         weaker = replace(weaker, runtime=None)
     if host == transports.LOCAL and not said.image:
         weaker = replace(weaker, image=None, runtime=None)

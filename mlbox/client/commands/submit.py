@@ -34,7 +34,11 @@ def parser(make: Any) -> argparse.ArgumentParser:
     what.add_argument("--init-script", metavar="F", help="a script to run once, when the image's layer is built")
     what.add_argument("--mount", action="append", metavar="H:C[:ro]", help="a host folder in the container; repeat")
     what.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
-    what.add_argument("--runtime", choices=("docker", "process"), help="container engine, or process (no container)")
+    what.add_argument(
+        "--runtime",
+        choices=("auto", "docker", "podman", "process"),
+        help="container engine (default: what the host has), or process (no container)",
+    )
     what.add_argument("--user", choices=("uid", "root"), help="the user inside: yours, or the container's root")
     need = made.add_argument_group("what it needs")
     need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")

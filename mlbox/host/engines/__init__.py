@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from typing import Protocol
 
-from mlbox.core.layer import Facts, Layer
-from mlbox.core.session import Mount, Spec
+from mlbox import errors
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer
+from mlbox.core.session import ENGINES, Mount, Spec
+from mlbox.core.stored import Stored
 from mlbox.host import store
 from mlbox.host.run import Cancel
 
@@ -92,7 +96,7 @@ class Engine(Protocol):
 
     def batch(self, run: Run) -> tuple[str, ...]:
         """The command whose process is the job's: it ends with the job's exit code, and passes SIGTERM on. What is in
-        `run.env` it takes from its own environment."""
+        `run.env` gets to the job by a file of its boot folder, or by the command's own environment."""
 
     def out_of_memory(self, session: str) -> bool:
         """Whether the engine says that it ended for want of memory. Before `remove`."""
@@ -102,14 +106,47 @@ class Engine(Protocol):
 
         Raises HostUnready where the engine does not say, or does not do it: something may still run."""
 
+    def layers(self) -> list[Stored]:
+        """Those of its layers that mlbox made; `about` begins with the engine's name. Raises HostUnready."""
+
+    def forget(self, name: str) -> bool:
+        """Remove a layer, unless something is made of it: then False."""
+
     def storage(self) -> Path | None:
         """The folder that images and containers fill; None where that is not known, or nothing of its own."""
 
 
-_FILES: Mapping[str, str] = {"docker": "docker", "process": "process"}
+_FILES: Mapping[str, str] = {"docker": "docker", "podman": "podman", "process": "process"}
 
 
 def by_name(name: str, found: store.Store) -> Engine:
     module = importlib.import_module(f"mlbox.host.engines.{_FILES[name]}")
     engine: Engine = module.make(found)
     return engine
+
+
+def present() -> list[str]:
+    """The engines whose command is on this host, and the one that needs none."""
+    return [name for name in _FILES if name == "process" or shutil.which(name)]
+
+
+def choose(spec: Spec, found: store.Store) -> str:
+    """The name of the engine for a spec that leaves it open: Docker if its user may use it, or podman; without an
+    image none is needed. Raises HostUnready where an image has nothing to run in."""
+    if spec.runtime not in ("", "auto"):
+        return spec.runtime
+    if not spec.image:
+        return "process"
+    problems = []
+    for name in (name for name in ENGINES if name in present()):
+        try:
+            by_name(name, found).identify(spec)
+            return name
+        except errors.HostUnready as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
+    raise errors.HostUnready(
+        "there is no container engine on this host (Docker or podman)",
+        "install one, or leave out --image: --runtime process needs none",
+    )

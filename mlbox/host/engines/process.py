@@ -15,17 +15,20 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from mlbox import errors
-from mlbox.core.layer import Facts, Layer
+from mlbox.core.facts import Facts
+from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
+from mlbox.core.stored import Stored
 from mlbox.host import image, processes, store
 from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, stream
 
-_COMPLETE = ".complete"
+_COMPLETE, _HOST = ".complete", ".host"
 _KILLED = 15.0  # s within which a process is gone after SIGKILL, unless it hangs in the kernel
 
 
@@ -60,6 +63,7 @@ class Process:
         context, folder = work.context, self._folder(work.layer)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
+        (folder / _HOST).write_text(store.host_name())  # hosts may share this folder; none uses another's
         environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}
         image.write_environment(context, environment, "", str(context / "pip.conf"))
         try:
@@ -72,6 +76,24 @@ class Process:
             if not (folder / _COMPLETE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
         return str(folder)
+
+    def layers(self) -> list[Stored]:
+        found = []
+        for folder in self._environments.glob("*"):
+            with suppress(OSError):
+                host = (folder / _HOST).read_text()
+                stays = "" if host == store.host_name() else f"{host}'s"
+                made = folder.stat().st_mtime
+                size = 0 if stays else store.size_of(folder)
+                found.append(Stored("environment", folder.name, size, made, "process", stays))
+        return found
+
+    def forget(self, name: str) -> bool:
+        """Under another name first: half an environment is never found."""
+        going = self._environments / f".{name}.{os.getpid()}"
+        os.rename(self._environments / name, going)
+        shutil.rmtree(going, ignore_errors=True)
+        return True
 
     def prefix(self, layer: Layer) -> str:
         return str(self._folder(layer))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
-from mlbox.host import lab, lookup, store, tick
+from mlbox.host import code, lab, lookup, store, tick
 from mlbox.host.handlers.submit import submit
 from mlbox.host.serve import Call
 
@@ -22,7 +22,10 @@ def run(call: Call) -> Json:
         raise errors.Usage(f"{spec.name} is a session", "mlbox session HOST starts another")
     if state.live:
         raise errors.Refused(f"job {spec.name} has not ended: it is {state.name}", f"mlbox cancel {job.id} first")
-    again = submit(found, replace(spec, after=(), array="", array_index=0))
+    with code.keeping(found):
+        if spec.code and spec.code not in dict(code.kept(found)):
+            raise errors.Refused(f"the code of job {spec.name} is not kept any more", "mlbox submit sends it anew")
+        again = submit(found, replace(spec, after=(), array="", array_index=0))
     report = tick.run(found)
     started = again.id in report.started
     return {"id": again.id, "name": spec.name, "of": job.id, "started": started,

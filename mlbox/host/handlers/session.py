@@ -12,6 +12,7 @@ import secrets
 import selectors
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +37,8 @@ _TRIES = 5  # GPUs chosen free and taken by somebody else in between
 
 
 def run(call: Call) -> Json:
-    spec = _named(Spec.from_wire(call.args.get("spec", {})))
     found = store.Store(call.root)
+    spec = _named(Spec.from_wire(call.args.get("spec", {})))
     running = [sessions.describe(job) for job in sweep(found) if sessions.is_session(job)]
     if running and not call.args.get("new"):
         return {"running": running}
@@ -45,6 +46,7 @@ def run(call: Call) -> Json:
         raise errors.Refused(
             f"you have a session {spec.name} here already", f"mlbox session attach {spec.name}, or another --name"
         )
+    spec = replace(spec, runtime=engines.choose(spec, found))
     identity, gpus = _check(spec, found)
     chosen, held = _lease(spec, gpus)
     job, keeper_lock = _create(found, spec, held)
@@ -54,10 +56,9 @@ def run(call: Call) -> Json:
 
 def _named(spec: Spec) -> Spec:
     """With all that the caller left open; paths are made full here, for the keeper stands elsewhere."""
-    runtime = spec.runtime or ("docker" if spec.image else "process")
     folder = os.path.abspath(os.path.expanduser(spec.user_folder)) if spec.user_folder else ""
     name = spec.name or text.pet_name(secrets.randbits(32))
-    return replace(spec, runtime=runtime, name=name, user_folder=folder)
+    return replace(spec, name=name, user_folder=folder)
 
 
 # ---- read --------------------------------------------------------------------------------------------
@@ -212,7 +213,13 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store
 
 def _record(spec: Spec, held: dict[str, int]) -> Json:
     """As other users' schedulers need to know it."""
-    return {"gpus": sorted(held), "started": time.time(), "kind": "session", "queue": ""}
+    return {
+        "gpus": sorted(held),
+        "started": time.time(),
+        "kind": "session",
+        "queue": "",
+        "program": Path(sys.argv[0]).name,
+    }
 
 
 def _announce(

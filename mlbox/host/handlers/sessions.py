@@ -69,7 +69,8 @@ def describe(job: store.Job) -> Json:
         spec = Spec(name=job.id.lower())
     return {
         "id": job.id, "name": spec.name, "state": state.name, "host": state.facts.get("host", ""),
-        "gpus": list(state.facts.get("gpus", ())), "image": spec.image, "runtime": spec.runtime,
+        "gpus": list(state.facts.get("gpus", ())), "image": spec.image,
+        "runtime": state.facts.get("runtime", spec.runtime),
         "trouble": store.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
         "user": store.user_name(), "queued": "queue" in state.facts,
     }  # fmt: skip

@@ -31,10 +31,7 @@ def run(call: Call) -> Json:
     rules = lab.rules(found)
     spec = replace(spec, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
     hosts = _check(found, rules, spec)
-    archive = call.args.get("code", "")
-    if archive:
-        spec = replace(spec, code=code.keep(found, base64.b64decode(archive)))
-    made = _submit_all(found, spec, count)
+    made = _submit_with(found, spec, count, call.args.get("code", ""))
     report = tick.run(found)
     started = [job.id for job in made if job.id in report.started]
     waits = {job.id: (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
@@ -57,7 +54,7 @@ def _named(spec: JobSpec) -> JobSpec:
     work = spec.work
     if spec.session and work.extension_files:
         raise errors.Usage("a session in a queue takes no .vsix files", "name the extensions, or a HOST")
-    runtime = work.runtime or ("docker" if work.image else "process")
+    runtime = work.runtime or ("auto" if work.image else "process")  # auto: as the host that claims it will have it
     name = work.name or text.pet_name(secrets.randbits(32))
     return replace(spec, work=replace(work, runtime=runtime, name=name))
 
@@ -86,8 +83,15 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
         why = fits(spec.resources, serving[0]) if len(serving) == 1 else "no host of the lab could ever run this"
         raise errors.Refused(why, hint)
     if not fits(spec.resources, here):
-        engines.by_name(spec.work.runtime, found).identify(spec.work)
+        engines.by_name(engines.choose(spec.work, found), found).identify(spec.work)
     return hosts
+
+
+def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: str) -> list[store.Job]:
+    if not archive:
+        return _submit_all(found, spec, count)
+    with code.keeping(found):
+        return _submit_all(found, replace(spec, code=code.keep(found, base64.b64decode(archive))), count)
 
 
 def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[store.Job]:

@@ -1,0 +1,92 @@
+"""mlbox image: what is kept on the hosts for another time, and the removal of what nothing uses. All hosts at once."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import lab, output
+from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.core import text
+from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
+
+Json = dict[str, Any]
+Replies = dict[str, "Json | errors.MlboxError"]
+_TITLES = {"layer": "layer", "environment": "environment", "code": "code of jobs", "program": "mlbox itself"}
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        description="Layers that mlbox added to images, environments without a container, code of jobs, and mlbox's "
+        "own files, on each HOST (default: those configured or seen before)."
+    )
+    verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
+    for name, words in (("list", "what there is, its size and last use"), ("prune", "remove what nothing uses")):
+        one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        one.add_argument("hosts", nargs="*", metavar="HOST")
+        if name == "prune":
+            age = one.add_mutually_exclusive_group()
+            age.add_argument("--older-than", metavar="30d", help="not used for that long (default: 30d)")
+            age.add_argument("--all", action="store_true", help="of any age; never what is in use")
+            one.add_argument("--dry-run", action="store_true", help="say what would go")
+            one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+        one.add_argument("--root", metavar="DIR", help="mlbox's folder on the hosts (default: config.toml's, or yours)")
+        one.add_argument("--json", action="store_true", help="print facts as JSON")
+        one.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = lab.config(arguments)
+    hosts = list(dict.fromkeys(arguments.hosts)) or known_hosts(settings)
+    if arguments.do == "list":
+        replies = ask_all(hosts, "images", {}, settings)
+        return _tell(arguments, replies, "things", "")
+    older_than = 0.0 if arguments.all else parse_age(arguments.older_than) if arguments.older_than else OLDER_THAN
+    args = {"do": "prune", "older_than": older_than}
+    if not arguments.dry_run and not arguments.yes and not arguments.json and output.may_ask():
+        _tell(arguments, ask_all(hosts, "images", {**args, "dry_run": True}, settings), "removed", "would be freed")
+        if output.ask("Remove these? [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
+            return 0
+    replies = ask_all(hosts, "images", {**args, "dry_run": arguments.dry_run}, settings)
+    return _tell(arguments, replies, "removed", "would be freed" if arguments.dry_run else "freed")
+
+
+def _tell(arguments: argparse.Namespace, replies: Replies, what: str, freed: str) -> int:
+    failed = [reply for reply in replies.values() if isinstance(reply, errors.MlboxError)]
+    if arguments.json:
+        output.facts([_as_json(name, reply) for name, reply in replies.items()])
+    else:
+        for number, (name, reply) in enumerate(replies.items()):
+            if number:
+                print()
+            _print(name, reply, what, freed)
+    return failed[0].exit_code if len(failed) == len(replies) else 0
+
+
+def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
+    if isinstance(reply, errors.MlboxError):
+        return {"host": name, "error": {"kind": reply.kind, "message": reply.message}}
+    return {**reply, "host": name}
+
+
+def _print(name: str, reply: Json | errors.MlboxError, what: str, freed: str) -> None:
+    if isinstance(reply, errors.MlboxError):
+        print(f"{output.bold(name)}  {text.safe(reply.message)}")
+        return
+    things = [Stored.from_wire(thing) for thing in reply[what]]
+    total = size(sum(thing.size for thing in things))
+    print(f"{output.bold(name)}  {text.count(len(things), 'thing')}, {total} {freed}".rstrip())
+    if things:
+        output.table(("KIND", "NAME", "SIZE", "LAST USED", "OF", "STAYS"), [_row(thing) for thing in things])
+    for disk in reply["disks"]:
+        print(f"{text.safe(str(disk['folder']))}: {size(disk['free'])} of {size(disk['total'])} free")
+
+
+def _row(thing: Stored) -> tuple[str, ...]:
+    kind = _TITLES.get(thing.kind, thing.kind)
+    name = thing.name if thing.kind in ("layer", "environment") else thing.name[:18]
+    used = f"{text.duration(max(0.0, time.time() - thing.used))} ago"
+    return kind, text.safe(name), size(thing.size), used, text.safe(thing.about), text.safe(thing.stays)

@@ -1,0 +1,67 @@
+"""Who uses a layer now, and who used one when: so that what is in use, or about to be, is never removed.
+
+    /tmp/mlbox-leases/layer-<key>      a kernel lock: shared by all who use it or are about to look whether it is
+                                       there, exclusive for who removes it; gone with its holders (host/lease.py)
+    /var/tmp/mlbox-uses/<key>.<uid>    its time is that user's last use; what a host forgets there counts as long ago
+
+A keeper that looks while another removes waits, and then finds that the layer must be built again. All users' uses
+count, for Docker's images are everybody's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mlbox.host import lease
+
+FOLDER = Path("/var/tmp/mlbox-uses")
+_HELD: dict[str, int] = {}  # for as long as this process lives: a keeper keeps what its session runs in
+
+
+def begin(key: str) -> None:
+    """Before one looks whether it is there."""
+    if key not in _HELD:
+        descriptor = lease.lock_file(f"layer-{key}")
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _HELD[key] = descriptor
+    with suppress(OSError):  # a full disk costs the note, not the session
+        with suppress(FileExistsError):
+            os.mkdir(FOLDER)
+            FOLDER.chmod(0o1777)
+        (FOLDER / f"{key}.{os.getuid()}").touch(mode=0o644)
+
+
+def last(key: str) -> float:
+    """Seconds since 1970; 0 where no use is known."""
+    times = [0.0]
+    for path in FOLDER.glob(f"{key}.*"):
+        with suppress(OSError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
+
+
+@contextmanager
+def nobody(key: str) -> Iterator[bool]:
+    """Whether nobody uses it; nobody begins to meanwhile."""
+    descriptor = lease.lock_file(f"layer-{key}")
+    try:
+        yield _mine(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mine(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def forget(key: str) -> None:
+    with suppress(OSError):
+        (FOLDER / f"{key}.{os.getuid()}").unlink(missing_ok=True)

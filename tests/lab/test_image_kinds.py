@@ -1,0 +1,105 @@
+"""Images as people make them: whose they are, what they lack, and what they start by themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from labbox import BUSYBOX_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE, SESSION_IMAGE, Laptop, as_root, ssh
+
+pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
+
+HOST = "gpu2"
+PLAIN = ("--gpus", "0", "--no-vscode")
+
+
+def made(name: str, base: str, script: str, *changes: str) -> Iterator[str]:
+    """An image: what the script makes of `base`."""
+    image = f"lab-kind/{name}:1"
+    flags = " ".join(f"--change '{change}'" for change in changes)
+    as_root(HOST, "sh", "-c", f"docker run --name kind-{name} --user 0:0 --entrypoint sh {base} -c '{script}' && "
+            f"docker commit {flags} kind-{name} {image}; docker rm kind-{name}")  # fmt: skip
+    try:
+        yield image
+    finally:
+        layers = "docker images --format '{{.Repository}}:{{.Tag}}' --filter label=mlbox.layer"
+        as_root(HOST, "sh", "-c", f"{layers} | xargs -r docker rmi >/dev/null; docker rmi {image}")
+
+
+@pytest.fixture(scope="module")
+def roots() -> Iterator[str]:
+    """Everything in it that runs is closed to all but root."""
+    yield from made("roots", SESSION_IMAGE, "chmod 700 /usr/bin/python3.11 /usr/local /opt", "USER root")
+
+
+@pytest.fixture(scope="module")
+def closed() -> Iterator[str]:
+    yield from made("closed", SESSION_IMAGE, "chmod 700 /usr", "USER root")
+
+
+@pytest.fixture(scope="module")
+def owned() -> Iterator[str]:
+    """A user of its own, as many images of frameworks have."""
+    script = "useradd -m -u 5000 app && touch /home/app/file"
+    yield from made("owned", SESSION_IMAGE, script, "USER app", "WORKDIR /home/app", "ENV HOME=/home/app")
+
+
+@pytest.fixture(scope="module")
+def exiting() -> Iterator[str]:
+    yield from made("exiting", SESSION_IMAGE, "true", 'ENTRYPOINT ["/bin/false"]', 'CMD ["--serve"]')
+
+
+def inside(laptop: Laptop, name: str, command: str) -> str:
+    argv = ["ssh", "-F", str(laptop.home / ".local/state/mlbox/ssh_config"), "-o", "BatchMode=yes", name, command]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("kind", ["roots", "closed"])
+def test_roots_own_image_is_refused_to_others_before_anything_starts(
+    laptop: Laptop, request: pytest.FixtureRequest, kind: str
+) -> None:
+    image = request.getfixturevalue(kind)
+    refused = laptop.run("session", HOST, "--image", image, *PLAIN, "--detach")
+    assert refused.code == 3, refused.all
+    said = [line for line in refused.err.splitlines() if line.startswith("mlbox: ")]
+    why = "its files are closed to everybody but root (--user root would do)"
+    assert said == [f"mlbox: {image} can't run a session: {why}"]
+
+
+def test_roots_own_image_serves_root(laptop: Laptop, roots: str) -> None:
+    session = laptop.attach("session", HOST, "--image", roots, *PLAIN, "--user", "root")
+    block = session.block()
+    assert "jupyter" in block and inside(laptop, block["name"], "id -u") == "0"
+    assert session.stop() == 0
+
+
+def test_an_image_with_a_user_of_its_own_is_worked_in_as_oneself(laptop: Laptop, owned: str) -> None:
+    session = laptop.attach("session", HOST, "--image", owned, *PLAIN)
+    block = session.block()
+    assert inside(laptop, block["name"], "id -un; id -u; echo $HOME; pwd").split() == [
+        "ada", "1001", "/home/ada", "/workspace",
+    ]  # fmt: skip
+    assert "jupyter" in block
+    assert session.stop() == 0
+    job = laptop.run("run", "--host", HOST, "--no-code", "--image", owned, "--gpus", "0", "--", "id", "-un")
+    assert job.out.endswith("\nada\n"), job.all
+
+
+def test_an_entrypoint_that_exits_is_not_asked(laptop: Laptop, exiting: str) -> None:
+    session = laptop.attach("session", HOST, "--image", exiting, *PLAIN)
+    assert "jupyter" in session.block()
+    assert session.stop() == 0
+    job = laptop.run("run", "--host", HOST, "--no-code", "--image", exiting, "--gpus", "0", "--", "echo", "ran")
+    assert job.code == 0 and job.out.endswith("\nran\n")
+
+
+@pytest.mark.parametrize("image", [BUSYBOX_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE])
+def test_a_job_needs_nothing_in_its_image_but_a_shell(laptop: Laptop, image: str) -> None:
+    """Nothing is added to it, so nothing is fetched."""
+    layers = ssh(HOST, "docker images -q mlbox-layer")
+    job = laptop.run("run", "--host", HOST, "--no-code", "--image", image, "--gpus", "0", "--", "sh", "-c", "echo ran")
+    assert job.code == 0 and job.out.endswith("\nran\n"), job.all
+    assert ssh(HOST, "docker images -q mlbox-layer") == layers

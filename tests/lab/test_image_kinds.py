@@ -69,13 +69,6 @@ def test_roots_own_image_is_refused_to_others_before_anything_starts(
     assert said == [f"mlbox: {image} can't run a session: {why}"]
 
 
-def test_roots_own_image_serves_root(laptop: Laptop, roots: str) -> None:
-    session = laptop.attach("session", HOST, "--image", roots, *PLAIN, "--user", "root")
-    block = session.block()
-    assert "jupyter" in block and inside(laptop, block["name"], "id -u") == "0"
-    assert session.stop() == 0
-
-
 def test_an_image_with_a_user_of_its_own_is_worked_in_as_oneself(laptop: Laptop, owned: str) -> None:
     session = laptop.attach("session", HOST, "--image", owned, *PLAIN)
     block = session.block()

@@ -151,7 +151,7 @@ QUEUE_VERBS = {
     "queue": "list, create, pause, resume, process",
     "cron": "install, show or remove the line that works the queue off",
     "image": "what is kept on the hosts for another time: list, prune",
-    "host": "drain, resume or fence a host",
+    "host": "drain, resume or fence a host; add or remove one behind NAT",
     "open": "a session in an editor of this machine's, or in the browser",
     "ssh-config": "the line by which ssh knows sessions by name: install, remove, show",
 }

@@ -34,7 +34,7 @@ def test_the_example_is_read() -> None:
     lab = read((REPOSITORY / "conf" / "lab.yaml").read_text(encoding="utf-8"))
     assert lab.hosts["gpu1"] == Host("gpu1", "gpu1.lab", ("nvlink", "fast-disk"), ("interactive", "default", "night"))
     assert lab.hosts["gpu2"] == Host("gpu2", "gpu2", (), ("default", "night"))
-    assert lab.hosts["gpu3"].rendezvous == "gate.lab"
+    assert lab.hosts["gpu3"].via == "gate.lab"
     assert lab.queues["interactive"] == Queue(
         "interactive", max_running_per_user=2, time_limit=28800, max_time_limit=172800, priority=10, preempts=True
     )

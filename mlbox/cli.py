@@ -103,6 +103,11 @@ def _add_session(verbs: Any) -> None:
     what.add_argument("--vscode-version", metavar="V", help="the code-server to add")
     what.add_argument("--sources", metavar="DIR", help="the host's folder with code-server archives and SHA256SUMS")
     what.add_argument(
+        "--tunnel",
+        choices=("forward", "reverse"),
+        help="forward: this machine dials the host (default); reverse: the host dials out, and both meet (host add)",
+    )
+    what.add_argument(
         "--start-timeout", type=int, metavar="S", help="seconds a service may take to answer (default: 120)"
     )
     how = parser.add_argument_group("the command")
@@ -208,6 +213,7 @@ _PLAIN_SETTINGS = [
     "jupyter_version",
     "vscode_version",
     "sources",
+    "tunnel",
     "start_timeout",
 ]
 

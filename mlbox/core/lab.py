@@ -15,10 +15,10 @@ from typing import Any, Callable
 
 from mlbox.core import resources, text
 from mlbox.core.resources import Resources
+from mlbox.core.session import TUNNELS
 from mlbox.errors import Usage
 
 ON_HOST_LOSS = ("requeue", "hold")
-TUNNELS = ("forward", "reverse")
 EVERYONE = "*"
 
 
@@ -28,7 +28,8 @@ class Host:
     ssh: str = ""  # what `ssh` calls it
     labels: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()  # that it serves, in their order
-    via: str = ""  # where its reverse tunnels end (an ssh name); empty: it is dialled itself
+    via: str = ""  # where its reverse tunnels end, if it has any (an ssh name)
+    reverse: bool = False  # all its tunnels are: it can't be dialled itself
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Lab:
     def ssh_name(self, host: str) -> str:
         """What a laptop's ssh may call it; empty where it can't be dialled."""
         found = self.host(host)
-        return "" if found.via else found.ssh
+        return "" if found.reverse else found.ssh
 
     def host(self, name: str) -> Host:
         """As written, or the defaults: a host need not be listed to serve."""
@@ -145,14 +146,14 @@ def _host(part: _Section, queues: Mapping[str, Queue]) -> Host:
     served = part.words("queues", lambda name: name in queues, "the queues are " + ", ".join(queues))
     if part.data.get("queues") is None:
         served = _by_priority(queues)
-    via = part.text("via")
-    if (part.one_of("tunnel", TUNNELS) == "reverse") != bool(via) or (via and not is_ssh_name(via)):
-        raise part.wrong("via", "must name the host where reverse tunnels end, beside `tunnel: reverse`")
+    via, reverse = part.text("via"), part.one_of("tunnel", TUNNELS) == "reverse"
+    if (reverse and not via) or (via and not is_ssh_name(via)):
+        raise part.wrong("via", "must name the host where its reverse tunnels end")
     ssh = part.text("ssh") or part.name
     if not is_ssh_name(ssh):
         raise part.wrong("ssh", "must be a name that ssh knows, or user@host")
     labels = part.words("labels", resources.is_label, "letters, digits, '.', '_' and '-'")
-    return Host(part.name, ssh, labels, served, via)
+    return Host(part.name, ssh, labels, served, via, reverse)
 
 
 def is_ssh_name(name: str) -> bool:

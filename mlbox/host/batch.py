@@ -66,7 +66,7 @@ class Batch:
         self.engine = engines.by_name(self.spec.work.runtime, attempt.found)
         self.signals = Signals()
         keeping.sign(self.job)
-        if lab.rules(attempt.found).lab.host(attempt.found.host).via:
+        if lab.rules(attempt.found).lab.host(attempt.found.host).reverse:
             keeping.listen(self.job)
 
     # ---- from the claim ----------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class Keeper:
         self._let_go()
 
     def _start(self) -> Json:
-        place = reverse.meeting(self.claim.found)
+        place = reverse.meeting(self.claim.found, self.spec.tunnel)
         ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.say, self.cancel)
         folder = _user_folder(self.spec)
         home = self.claim.found.home
@@ -153,12 +153,12 @@ class Keeper:
             self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
             self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
         )  # fmt: skip
-        self._send({"progress": {"text": "starting", "starting": self._reachable(plan)}})
+        self._send({"progress": {"text": "starting", "starting": self._reachable(plan, place)}})
         log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._child = self.engine.start(run, log)
         os.close(log)
         self._await_services(set(plan.services))
-        return {**self._info(plan, ready), **({"via": place.to_wire()} if place is not None else {})}
+        return self._info(plan, ready, place)
 
     def _open_tunnel(self, place: Meeting, services: Iterable[str]) -> None:
         """From here on laptops come by the rendezvous, and words to this keeper by the log."""
@@ -183,16 +183,17 @@ class Keeper:
         write_accounts(self.job, ready.facts, paths.home)
         shutil.copyfile(sys.argv[0], self.job.boot_folder / "mlbox-host.pyz")
 
-    def _reachable(self, plan: services.Plan) -> Json:
+    def _reachable(self, plan: services.Plan, place: Meeting | None) -> Json:
         """The sockets that a tunnel leads to, with what opens each; enough to dial while the guest starts."""
         found = {
             name: {**facts, "socket": str(self.job.sockets / facts["socket"])} for name, facts in plan.services.items()
         }
-        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock")}
+        met = {"via": place.to_wire()} if place is not None else {}
+        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock"), **met}
 
-    def _info(self, plan: services.Plan, ready: Ready) -> Json:
+    def _info(self, plan: services.Plan, ready: Ready, place: Meeting | None) -> Json:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
-        reachable = self._reachable(plan)
+        reachable = self._reachable(plan, place)
         if "ssh" in reachable["services"]:
             reachable["services"]["ssh"]["host_key"] = self.services["ssh"]["host_key"]
         return {

@@ -76,17 +76,24 @@ def meeting_file(found: store.Store, host: str, user: str = "") -> Path:
     return found.own(user) / "via" / f"{host}.json"
 
 
-def meeting(found: store.Store) -> Meeting | None:
-    """Where this host's tunnels end; None where it is dialled itself. Raises HostUnready."""
-    via = lab.rules(found).lab.host(found.host).via
-    if not via:
+def meeting(found: store.Store, tunnel: str) -> Meeting | None:
+    """Where a session's tunnel ends (`tunnel`: as it was asked for, or ""); None where laptops dial this host itself.
+    Raises HostUnready, and Refused where none is to be had."""
+    host = lab.rules(found).lab.host(found.host)
+    via = host.via
+    if tunnel == "forward" and host.reverse:
+        raise errors.Refused(f"{found.host} can't be dialled: its tunnels are reverse ones", "leave out --tunnel")
+    if not host.reverse and tunnel != "reverse":
         return None
+    if not via:
+        hint = f"mlbox host add {found.host} --via HOST, one that laptops can dial"
+        raise errors.Refused(f"{found.host} has no rendezvous for reverse tunnels", hint)
     try:
         known = Meeting.from_wire(store.read_json(meeting_file(found, found.host)))
     except errors.Usage:
         known = None
     if known is None or known.via != via:
-        hint = f"mlbox host add {found.host} --tunnel reverse --via {via}"
+        hint = f"mlbox host add {found.host} --via {via}"
         raise errors.HostUnready(f"{found.host} and {via} have not met yet: no reverse tunnel can come up", hint)
     return known
 

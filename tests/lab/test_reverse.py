@@ -127,7 +127,7 @@ def keeper(session: str) -> int:
 
 
 def get(url: str) -> int:
-    """The HTTP status in the end; a tunnel that comes back is waited for by the port itself."""
+    """The HTTP status after redirects; 0 without an answer."""
     done = subprocess.run(
         ("curl", "-s", "-m", "120", "-o", "/dev/null", "-w", "%{http_code}", "-L", "-c", "/dev/null", url),
         capture_output=True, text=True,
@@ -150,7 +150,7 @@ def works(lab: Lab, session: Attached) -> None:
     """Jupyter answers with its token, VS Code, and a command by ssh sees the chosen GPU."""
     block = session.block()
     jupyter = block["jupyter"].replace("/lab?", "/api/status?")
-    assert get(jupyter) == 200
+    awaited(lambda: get(jupyter) == 200)  # while the tunnel is dialled anew, a connection is closed
     assert get(jupyter.replace(token(jupyter), "x" * 32)) == 403
     assert get(block["vscode"]) == 200
     config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
@@ -242,7 +242,30 @@ def test_another_laptop_joins_and_ends_it(lab: Lab, session: Attached, tmp_path:
     other.laptop.close()
 
 
-# ---- the key -----------------------------------------------------------------------------------------------
+def test_a_session_of_any_host_may_be_met_at_a_rendezvous(lab: Lab) -> None:
+    """gpu2 can be dialled; with --tunnel reverse it dials gpu1 all the same."""
+    ssh(VIA, f"sed -i '/^  gpu2:/d' {lab.root}/lab.yaml")
+    lab.run("host", "add", "gpu2", "--via", VIA, "--host", "gpu2", "-y")
+    try:
+        words = ("--runtime", "process", "--no-jupyter", "--no-vscode", "--gpus", "0", "--name", "met")
+        made = lab.laptop.attach("session", "gpu2", "--tunnel", "reverse", *words)
+        id_ = made.block()["id"]
+        assert {path.rpartition(".")[2] for path in sockets()} == {"ssh", "guest", "call"}
+        config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
+        said = subprocess.run(
+            ("ssh", "-F", config, "-o", "BatchMode=yes", "met", "uname -n; echo $MLBOX_SESSION"),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert said.stdout.split() == ["gpu2", id_], said.stderr
+        lab.run("session", "shutdown", "met")
+        made.wait_for("met: the session has ended: shut down")
+        assert made.process.wait(60) == 0
+        assert sockets() == []
+    finally:
+        lab.run("host", "remove", "gpu2", "-y")
+
+
+# ---- the key ----# ---- the key -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

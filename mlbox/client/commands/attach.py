@@ -8,11 +8,11 @@ from typing import Any, Callable, TypeVar
 
 from mlbox import errors
 from mlbox.client import output, ssh_config, ssh_include, state
-from mlbox.client.attached import Attached, Reach, block
+from mlbox.client.attached import Attached, block, reach
 from mlbox.client.commands import session as sessions
 from mlbox.client.commands.status import ask_all, known_hosts
 from mlbox.client.remote import Host, connect, of_session
-from mlbox.core import reverse, text
+from mlbox.core import text
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -25,16 +25,6 @@ def summary(session: Json) -> str:
     return ", ".join(parts)
 
 
-def reach(session: Json) -> Reach:
-    """Its sockets as our ssh finds them: on its host, or on the rendezvous where its reverse tunnel ends."""
-    services, guest, place = session["services"], session["guest_socket"], session.get("via")
-    if place:
-        folder, id_ = place["folder"], session["id"]
-        services = {n: {**facts, "socket": f"{folder}/{reverse.lasting(id_, n)}"} for n, facts in services.items()}
-        guest = f"{folder}/{reverse.lasting(id_, 'guest')}"
-    return Reach(session["id"], session["name"], services, guest)
-
-
 def public(session: Json) -> Json:
     """Facts for --json; the URLs carry their tokens, nothing else does."""
     keys = ("id", "name", "gpus", "image", "runtime", "absent")
@@ -43,7 +33,7 @@ def public(session: Json) -> Json:
 
 def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
-    state.remember_session(session["id"], session["name"], host.name, host.root)
+    state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
     facts = session["services"].get("ssh")
     way = host.transport.way(facts["socket"]) if facts else None
     if way is None:

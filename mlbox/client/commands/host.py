@@ -25,8 +25,11 @@ def parser(make: Any) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
         one.add_argument("name", metavar="NAME")
         if name == "add":
-            one.add_argument("--tunnel", choices=("reverse",), required=True, help="it dials out, and nobody dials it")
-            one.add_argument("--via", metavar="HOST", required=True, help="the host of the lab where its tunnels end")
+            one.add_argument(
+                "--tunnel", choices=("forward", "reverse"), default="forward",
+                help="reverse: it can't be dialled, it dials out (default: only sessions with --tunnel reverse do)",
+            )  # fmt: skip
+            one.add_argument("--via", metavar="HOST", required=True, help="the host where its reverse tunnels end")
             one.add_argument(
                 "--address", metavar="HOST[:PORT]", default="", help="of --via as NAME dials it (default: as ssh here)"
             )
@@ -65,7 +68,7 @@ def _add(arguments: argparse.Namespace, settings: state.Config) -> int:
     name, entry, via = arguments.name, lab.entry(arguments, settings), connect(arguments.via, settings)
     place = _address(via, arguments.address)
     with output.Progress() as progress:
-        args = {"do": "add", "name": name, "via": via.name}
+        args = {"do": "add", "name": name, "via": via.name, "tunnel": arguments.tunnel}
         key = entry.call("host", args, lambda facts: progress.say(str(facts.get("text", ""))))["key"]
     shown = via.call("rendezvous", {"do": "show", "name": name, "key": key})
     if not shown["known"]:
@@ -76,7 +79,8 @@ def _add(arguments: argparse.Namespace, settings: state.Config) -> int:
     if arguments.json:
         output.facts({"host": name, "via": via.name, "line": shown["line"], "file": shown["file"]})
     else:
-        print(f"{text.safe(name)} brings its sessions to {via.name}: mlbox session --queue finds them there")
+        how = "all its sessions" if arguments.tunnel == "reverse" else "sessions with --tunnel reverse"
+        print(f"{text.safe(name)} brings {how} to {via.name}")
     return 0
 
 

@@ -55,11 +55,12 @@ def _add(call: Call, found: store.Store, name: str) -> Json:
     via, entry = str(call.args.get("via", "")), lab.rules(found).lab.hosts.get(name)
     if not lab_rules.is_ssh_name(via):
         raise errors.Usage(f"{text.safe(via)!r} is no name that ssh knows", "--via HOST, one that laptops can dial")
+    tunnel = str(call.args.get("tunnel", "reverse"))
     if entry is None:
-        lab.add(found.root, "hosts", name, json.dumps({"tunnel": "reverse", "via": via}))
-    elif entry.via != via:
-        hint = f"in {found.root}/lab.yaml, under {name}: tunnel: reverse, via: {via}"
-        raise errors.Refused(f"lab.yaml has {name} already, and not with reverse tunnels to {via}", hint)
+        lab.add(found.root, "hosts", name, json.dumps({"tunnel": tunnel, "via": via}))
+    elif (entry.via, entry.reverse) != (via, tunnel == "reverse"):
+        hint = f"in {found.root}/lab.yaml, under {name}: tunnel: {tunnel}, via: {via}"
+        raise errors.Refused(f"lab.yaml has {name} already, and not with {tunnel} tunnels and via {via}", hint)
     if name == found.host:
         found.on().mkdir(mode=0o755, parents=True, exist_ok=True)
         reverse.publish(found, lab.rules(found).lab)

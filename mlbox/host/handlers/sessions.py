@@ -47,8 +47,8 @@ def out_of_reach(found: store.Store) -> list[Json]:
     """This user's sessions on hosts that can't be asked themselves, as their logs tell, with where to meet them."""
     if not (found.root / "mlbox.json").exists():
         return []
-    hosts = {name: host.via for name, host in lab.rules(found).lab.hosts.items() if host.via and name != found.host}
-    made = [(found.job(id_), via) for name, via in hosts.items() for id_ in _live(found, name)]
+    hosts = {name: host.via for name, host in lab.rules(found).lab.hosts.items() if host.reverse}
+    made = [(found.job(id_), via) for name, via in hosts.items() if name != found.host for id_ in _live(found, name)]
     return [{**describe(job), "via": via, "trouble": _tunnel_trouble(job)} for job, via in made if is_session(job)]
 
 

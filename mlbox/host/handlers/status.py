@@ -36,13 +36,14 @@ def _out_of_reach(found: store.Store, rules: Lab, running: list[Running], draine
     told = []
     own = {job["id"]: job for job in out_of_reach(found)}
     for name, host in rules.hosts.items():
-        if not host.via or name == found.host:
+        if not host.reverse or name == found.host:
             continue
         reports = [r for user in view.known_users(found) if (r := view.report(found, name, user))]
         document, seen = max(reports, key=lambda r: r[1], default=({}, 0.0))
         told.append({
             "host": name, "via": host.via, "age": max(0.0, time.time() - seen) if seen else None,
-            "gpus": _held(document.get("gpus", []), [run for run in running if run.host == name]), "driver": str(document.get("driver", "")),
+            "gpus": _held(document.get("gpus", []), [run for run in running if run.host == name]),
+            "driver": str(document.get("driver", "")),
             "sessions": [job for job in own.values() if job["host"] == name], "drained": drained.get(name, ""),
             "jobs": [_job(run) for run in running if run.host == name and run.kind == "job"],
         })  # fmt: skip

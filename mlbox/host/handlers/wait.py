@@ -21,7 +21,8 @@ def run(call: Call) -> Json:
         host = str(state.facts.get("host", ""))
         if state.name == "started" or not state.live:
             place = lab.rules(found).lab.host(host)
-            return {"state": state.name, "host": host, "ssh": place.ssh, "via": place.via,
+            return {"state": state.name, "host": host, "ssh": place.ssh,
+                    "via": place.via if place.reverse else "",
                     "why": str(state.facts.get("why", ""))}  # fmt: skip
         why = why_they_wait(found, [found.user]).get(job.id, "") if state.waiting else f"starting on {host}"
         call.progress(state=state.name, why=why)

@@ -126,7 +126,7 @@ class Tunnel:
         with self._lock:
             self._closing.set()
             if self._ssh is not None:
-                self._ssh.terminate()
+                self._ssh.kill()  # it has nothing to save, and may miss a SIGTERM that comes before it waits
         self._thread.join()
 
     def _hold(self) -> None:

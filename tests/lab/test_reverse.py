@@ -143,7 +143,8 @@ def session(lab: Lab) -> Iterator[Attached]:
     made.block()
     yield made
     made.stop()
-    lab.run("session", "shutdown", made.block()["id"])
+    for left in lab.laptop.sessions():  # after a failure
+        lab.run("session", "shutdown", str(left["id"]))
 
 
 def works(lab: Lab, session: Attached) -> None:
@@ -313,10 +314,10 @@ def _attack(key: Path, host: str, tmp_path: Path) -> None:
         assert "remote port forwarding failed" in done.stderr, done
     assert _through(key, host, tmp_path, "127.0.0.1:22") == b""
     # Sockets of this host's: the container engine's is root's, a session's is its owner's
-    ssh(host, _LISTENER)
+    listener = ssh(host, _LISTENER).strip()
     for path in ("/var/run/docker.sock", "/tmp/mlbox-1001/target.sock"):
         assert _through(key, host, tmp_path, path) == b""
-    ssh(host, "pkill -f target.soc[k]; rm -f /tmp/mlbox-1001/target.sock")
+    ssh(host, f"kill {listener}; rm /tmp/mlbox-1001/target.sock")
     # No file of the user's is replaced by a socket
     before = ssh(host, "cat ~/.ssh/authorized_keys")
     done = said_to(key, host, "-N", "-o", "ExitOnForwardFailure=yes", "-R",
@@ -340,6 +341,7 @@ s = socket.socket(socket.AF_UNIX); s.bind("/tmp/mlbox-1001/target.sock"); s.list
 while True: s.accept()[0].sendall(b"reached")
 ' >/dev/null 2>&1 &
 until [ -e /tmp/mlbox-1001/target.sock ]; do sleep 0.05; done
+echo $!
 """
 
 

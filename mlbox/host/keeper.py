@@ -162,8 +162,9 @@ class Keeper:
 
     def _open_tunnel(self, place: Meeting, services: Iterable[str]) -> None:
         """From here on laptops come by the rendezvous, and words to this keeper by the log."""
-        self._tunnel = reverse.Tunnel(self.job, place, (*services, "guest"))
-        self._tunnel.open()
+        tunnel = reverse.Tunnel(self.job, place, (*services, "guest"))
+        tunnel.open()
+        self._tunnel = tunnel
         keeping.listen(self.job)
 
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:

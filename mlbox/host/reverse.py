@@ -122,12 +122,12 @@ class Tunnel:
         self._thread.start()
 
     def close(self) -> None:
-        """On return no ssh of this tunnel runs, and none will."""
+        """No ssh of this tunnel runs any more, and none will."""
         with self._lock:
             self._closing.set()
             if self._ssh is not None:
                 self._ssh.kill()  # it has nothing to save, and may miss a SIGTERM that comes before it waits
-        self._thread.join()
+        self._thread.join(_LAST)  # it may have a word to write to a share that hangs
 
     def _hold(self) -> None:
         pause = _FIRST

@@ -35,7 +35,8 @@ def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
     state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
     facts = session["services"].get("ssh")
-    way = host.transport.way(facts["socket"]) if facts else None
+    here = reach(session).services if host.via else session["services"]  # by the rendezvous, where nothing else leads
+    way = host.transport.way(here["ssh"]["socket"]) if facts else None
     if way is None:
         return
     place = {**way, "root": host.root, "moves": bool(session.get("queued"))}

@@ -103,6 +103,11 @@ def _add_session(verbs: Any) -> None:
     what.add_argument("--vscode-version", metavar="V", help="the code-server to add")
     what.add_argument("--sources", metavar="DIR", help="the host's folder with code-server archives and SHA256SUMS")
     what.add_argument(
+        "--tunnel",
+        choices=("forward", "reverse"),
+        help="forward: this machine dials the host (default); reverse: the host dials out, and both meet (host add)",
+    )
+    what.add_argument(
         "--start-timeout", type=int, metavar="S", help="seconds a service may take to answer (default: 120)"
     )
     how = parser.add_argument_group("the command")
@@ -151,7 +156,7 @@ QUEUE_VERBS = {
     "queue": "list, create, pause, resume, process",
     "cron": "install, show or remove the line that works the queue off",
     "image": "what is kept on the hosts for another time: list, prune",
-    "host": "drain, resume or fence a host",
+    "host": "drain, resume or fence a host; add or remove one behind NAT",
     "open": "a session in an editor of this machine's, or in the browser",
     "ssh-config": "the line by which ssh knows sessions by name: install, remove, show",
 }
@@ -208,6 +213,7 @@ _PLAIN_SETTINGS = [
     "jupyter_version",
     "vscode_version",
     "sources",
+    "tunnel",
     "start_timeout",
 ]
 

@@ -1,5 +1,6 @@
 """What the small file on a host runs: `host` answers one request of a laptop, `guest` is a session's first process,
-`attempt` stays with a job's command, and `tick` is one pass over the queue (what cron calls)."""
+`attempt` stays with a job's command, `tick` is one pass over the queue (what cron calls), and at `rendezvous` the
+tunnels of a host end that can't be dialled."""
 
 from __future__ import annotations
 
@@ -23,6 +24,10 @@ def main(argv: list[str] | None = None) -> int:
         from mlbox.host import idle
 
         return idle.main(arguments[1:])
+    if arguments[:1] == ["rendezvous"] and len(arguments) == 2:
+        from mlbox.host import rendezvous
+
+        return rendezvous.main()
     if arguments[:1] == ["guest"] and len(arguments) == 2:
         from mlbox.guest import main as guest
 

@@ -45,6 +45,7 @@ class Answers:
     jupyter_version: str | None = None
     vscode_version: str | None = None
     sources: str | None = None
+    tunnel: str | None = None
     start_timeout: int | None = None
 
     def beyond(self, said: Answers) -> list[str]:
@@ -194,7 +195,7 @@ def to_spec(answers: Answers, authorized_keys: tuple[str, ...]) -> Spec:
     plain = {
         name: getattr(answers, name)
         for name in ("name", "gpus", "image", "runtime", "user", "user_folder", "packages", "engine_args",
-                     "jupyter_version", "vscode_version", "sources", "start_timeout")
+                     "jupyter_version", "vscode_version", "sources", "tunnel", "start_timeout")
         if getattr(answers, name) is not None
     }  # fmt: skip
     return Spec(

@@ -18,10 +18,10 @@ from typing import Any, Callable
 
 from mlbox import errors
 from mlbox.client import output, ssh_config, state
-from mlbox.client.remote import Host
+from mlbox.client.remote import Host, connect
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
-from mlbox.core import text
+from mlbox.core import reverse, text
 
 Json = dict[str, Any]
 PORTS = {"jupyter": 8878, "vscode": 8898, "ssh": 8022}
@@ -31,12 +31,24 @@ _UP = 60.0  # s for the tunnel to come up after the session is ready
 
 @dataclass(frozen=True)
 class Reach:
-    """What it takes to reach a session (host/keeper.py writes it)."""
+    """What it takes to reach a session: which host our ssh dials, and which sockets it forwards."""
 
     id: str
     name: str
     services: Mapping[str, Json]
     guest_socket: str
+    via: str = ""  # the host where these sockets are, if it is another than the session's
+
+
+def reach(session: Json) -> Reach:
+    """What the keeper says of its session (host/keeper.py), as our ssh finds it: on the session's host, or on the
+    rendezvous where its reverse tunnel ends."""
+    id_, name, place = session["id"], session["name"], session.get("via")
+    if not place:
+        return Reach(id_, name, session["services"], session["guest_socket"])
+    at = {service: f"{place['folder']}/{reverse.lasting(id_, service)}" for service in (*session["services"], "guest")}
+    services = {service: {**facts, "socket": at[service]} for service, facts in session["services"].items()}
+    return Reach(id_, name, services, at["guest"], place["via"])
 
 
 class Attached:
@@ -51,9 +63,10 @@ class Attached:
         forwards = {name: str(facts["socket"]) for name, facts in reach.services.items()}
         forwards["guest"] = reach.guest_socket
         ports = {**PORTS, **config.ports}
+        way = connect(reach.via, config).transport if reach.via not in ("", host.via) else host.transport
         self._tunnels = Tunnels(
             [Service(name, ports[name], gated=name == "vscode") for name in reach.services],
-            lambda generation: host.transport.link(forwards, self._folder, generation),
+            lambda generation: way.link(forwards, self._folder, generation),
             self._on_event,
             Key(reach.id, str(reach.services.get("vscode", {}).get("token", ""))),
             probe=self._probe,

@@ -81,6 +81,7 @@ class Host:
     def __init__(self, transport: Transport, root: str = "") -> None:
         self.transport = transport
         self.name = transport.host
+        self.via = ""  # the rendezvous, where it can't be dialled itself
         self.root = root
 
     def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
@@ -146,6 +147,31 @@ class Host:
         return errors.MlboxError(
             f"{self.name}: the host part ended with exit code {code}", tail or noise.strip()[-400:]
         )
+
+
+class OutOfReach(Host):
+    """The host of a session that can't be dialled: its tunnel ends at a rendezvous, and so do our ssh's.
+
+    What it alone knows is asked through that tunnel; what the share tells is asked of the rendezvous."""
+
+    def __init__(self, name: str, session: str, rendezvous: Host) -> None:
+        super().__init__(rendezvous.transport, rendezvous.root)
+        self.name, self.via = name, rendezvous.name
+        self._session, self._rendezvous = session, rendezvous
+
+    def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
+        if verb == "shutdown":  # also where the tunnel is down
+            return self._rendezvous.call(verb, {"session": self._session}, on_progress)
+        relayed = {"session": self._session, "verb": verb, "args": {**args, "root": self.root}}
+        return self._rendezvous.call("relay", relayed, on_progress)
+
+
+def of_session(session: Json, config: state.Config) -> Host:
+    """How a session's host is reached: `host`, `root`, and where that can't be dialled `via`, a rendezvous."""
+    via, root = str(session.get("via", "")), str(session.get("root", ""))
+    if via:
+        return OutOfReach(str(session["host"]), str(session["id"]), connect(via, config, root))
+    return connect(str(session["host"]), config, root)
 
 
 def _await_reply(channel: Channel, reader: wire.MessageReader, on_progress: OnProgress | None) -> Json | None:

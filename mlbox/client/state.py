@@ -80,9 +80,9 @@ def update(name: str, key: str, value: Any) -> None:
 _REMEMBERED = 100
 
 
-def remember_session(session: str, name: str, host: str, root: str) -> None:
+def remember_session(session: str, name: str, host: str, root: str, via: str = "") -> None:
     """Where a session runs, also after its end: then its name still tells how it ended. Ids sort by age."""
-    update("sessions.json", session, {"name": name, "host": host, "root": root})
+    update("sessions.json", session, {"name": name, "host": host, "root": root, "via": via})
     for old in sorted(load("sessions.json"))[:-_REMEMBERED]:
         update("sessions.json", old, None)
 

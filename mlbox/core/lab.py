@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 from mlbox.core import resources, text
 from mlbox.core.resources import Resources
+from mlbox.core.session import TUNNELS
 from mlbox.errors import Usage
 
 ON_HOST_LOSS = ("requeue", "hold")
@@ -27,7 +28,8 @@ class Host:
     ssh: str = ""  # what `ssh` calls it
     labels: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()  # that it serves, in their order
-    rendezvous: str = ""  # where its reverse tunnels end (an ssh name); empty: it is dialled itself
+    via: str = ""  # where its reverse tunnels end, if it has any (an ssh name)
+    reverse: bool = False  # all its tunnels are: it can't be dialled itself
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Lab:
     engine_args: tuple[str, ...] = ()  # allowed beside the safe ones (session.check_engine_args)
     mounts: tuple[str, ...] = ()  # folders that may be mounted, with what is in them
     on_host_loss: str = "requeue"  # of jobs that say nothing themselves
+
+    def ssh_name(self, host: str) -> str:
+        """What a laptop's ssh may call it; empty where it can't be dialled."""
+        found = self.host(host)
+        return "" if found.reverse else found.ssh
 
     def host(self, name: str) -> Host:
         """As written, or the defaults: a host need not be listed to serve."""
@@ -135,22 +142,21 @@ def _is_folder(path: str) -> bool:
 
 
 def _host(part: _Section, queues: Mapping[str, Queue]) -> Host:
-    part.knows("ssh", "labels", "queues", "tunnel")
+    part.knows("ssh", "labels", "queues", "tunnel", "via")
     served = part.words("queues", lambda name: name in queues, "the queues are " + ", ".join(queues))
     if part.data.get("queues") is None:
         served = _by_priority(queues)
-    tunnel = part.text("tunnel") or "forward"
-    way, _, rendezvous = tunnel.partition(":")
-    if (tunnel != "forward" and way != "reverse") or (way == "reverse" and not _is_ssh_name(rendezvous)):
-        raise part.wrong("tunnel", "must be forward, or reverse:HOST with the host where reverse tunnels end")
+    via, reverse = part.text("via"), part.one_of("tunnel", TUNNELS) == "reverse"
+    if (reverse and not via) or (via and not is_ssh_name(via)):
+        raise part.wrong("via", "must name the host where its reverse tunnels end")
     ssh = part.text("ssh") or part.name
-    if not _is_ssh_name(ssh):
+    if not is_ssh_name(ssh):
         raise part.wrong("ssh", "must be a name that ssh knows, or user@host")
     labels = part.words("labels", resources.is_label, "letters, digits, '.', '_' and '-'")
-    return Host(part.name, ssh, labels, served, rendezvous)
+    return Host(part.name, ssh, labels, served, via, reverse)
 
 
-def _is_ssh_name(name: str) -> bool:
+def is_ssh_name(name: str) -> bool:
     """One word that ssh cannot take for an option."""
     return bool(name) and name[0] != "-" and name.isprintable() and not any(c in name for c in " '\"\\$`;&|<>")
 

@@ -22,6 +22,7 @@ ENGINES = ("docker", "podman")
 RUNTIMES = ("auto", *ENGINES, "process")
 WANTED = ("auto", "yes", "no")
 USERS = ("uid", "root")
+TUNNELS = ("forward", "reverse")
 
 MAX_FILE = 256 * 1024  # bytes; both files are kept in the session's spec.json (host/store.py)
 
@@ -95,6 +96,7 @@ class Spec:
     jupyter_version: str = ""
     vscode_version: str = ""
     sources: str = ""
+    tunnel: str = ""  # forward or reverse; empty: as lab.yaml says of the host
     start_timeout: int = 120  # seconds a service may take to answer its first request
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class Spec:
         _one_of("user", self.user, USERS)
         _one_of("jupyter", self.jupyter, WANTED)
         _one_of("vscode", self.vscode, WANTED)
+        _one_of("tunnel", self.tunnel, ("", *TUNNELS))
         if self.image and not _IMAGE.fullmatch(self.image):
             raise Usage(f"{text.safe(self.image)!r} is not an image's name")
         if self.runtime in ENGINES and not self.image:

@@ -29,7 +29,7 @@ from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.job import JobSpec, Outcome
 from mlbox.core.log import State
-from mlbox.host import archive, code, engines, keeping, lease, processes, ready, slots, store, usage
+from mlbox.host import archive, code, engines, keeping, lab, lease, processes, ready, slots, store, usage
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
@@ -66,6 +66,8 @@ class Batch:
         self.engine = engines.by_name(self.spec.work.runtime, attempt.found)
         self.signals = Signals()
         keeping.sign(self.job)
+        if lab.rules(attempt.found).lab.host(attempt.found.host).reverse:
+            keeping.listen(self.job)
 
     # ---- from the claim ----------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from typing import Any
 from mlbox import descriptors, errors
 from mlbox.core import services
 from mlbox.core.log import State
+from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, keeping, lease, processes, store
+from mlbox.host import engines, keeping, lease, processes, reverse, store
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Signals
 
@@ -65,6 +67,7 @@ class Keeper:
         self._buffer = b""
         self._trouble: Json = {}
         self._child: subprocess.Popen[bytes] | None = None
+        self._tunnel: reverse.Tunnel | None = None
 
     # ---- talking to the caller -------------------------------------------------------------------
 
@@ -134,6 +137,7 @@ class Keeper:
         self._let_go()
 
     def _start(self) -> Json:
+        place = reverse.meeting(self.claim.found, self.spec.tunnel)
         ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.say, self.cancel)
         folder = _user_folder(self.spec)
         home = self.claim.found.home
@@ -142,17 +146,26 @@ class Keeper:
         plan = self._plan(ready, paths)
         self._write_conf(plan, ready, paths)
         self._listen()
+        if place is not None:
+            self._open_tunnel(place, plan.services)
         argv = (ready.facts.python, "-I", "-S", f"{paths.run}/mlbox-host.pyz", "guest", f"{paths.run}/conf/guest.json")
         run = engines.Run(
             self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
             self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
         )  # fmt: skip
-        self._send({"progress": {"text": "starting", "starting": self._reachable(plan)}})
+        self._send({"progress": {"text": "starting", "starting": self._reachable(plan, place)}})
         log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._child = self.engine.start(run, log)
         os.close(log)
         self._await_services(set(plan.services))
-        return self._info(plan, ready)
+        return self._info(plan, ready, place)
+
+    def _open_tunnel(self, place: Meeting, services: Iterable[str]) -> None:
+        """From here on laptops come by the rendezvous, and words to this keeper by the log."""
+        tunnel = reverse.Tunnel(self.job, place, (*services, "guest"))
+        tunnel.open()
+        self._tunnel = tunnel
+        keeping.listen(self.job)
 
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
         tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
@@ -171,16 +184,17 @@ class Keeper:
         write_accounts(self.job, ready.facts, paths.home)
         shutil.copyfile(sys.argv[0], self.job.boot_folder / "mlbox-host.pyz")
 
-    def _reachable(self, plan: services.Plan) -> Json:
+    def _reachable(self, plan: services.Plan, place: Meeting | None) -> Json:
         """The sockets that a tunnel leads to, with what opens each; enough to dial while the guest starts."""
         found = {
             name: {**facts, "socket": str(self.job.sockets / facts["socket"])} for name, facts in plan.services.items()
         }
-        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock")}
+        met = {"via": place.to_wire()} if place is not None else {}
+        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock"), **met}
 
-    def _info(self, plan: services.Plan, ready: Ready) -> Json:
+    def _info(self, plan: services.Plan, ready: Ready, place: Meeting | None) -> Json:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
-        reachable = self._reachable(plan)
+        reachable = self._reachable(plan, place)
         if "ssh" in reachable["services"]:
             reachable["services"]["ssh"]["host_key"] = self.services["ssh"]["host_key"]
         return {
@@ -315,6 +329,8 @@ class Keeper:
         """Everything of the session goes, then its end is on record, then its GPUs are free.
 
         What the engine can't remove, or a full disk can't record, is left for the next call to this host (sweep)."""
+        if self._tunnel is not None:
+            self._tunnel.close()
         self._remove(grace)
         over = self.claim.found.end
         try:
@@ -338,6 +354,9 @@ class Keeper:
         try:
             self._buffer = b""
             self._listen()
+            known = store.read_json(self.job.conf / "session.json")
+            if isinstance(known, dict) and "via" in known:
+                self._open_tunnel(Meeting.from_wire(known["via"]), known["services"])
             deadline = time.monotonic() + _RETURN
             while self.guest is None and time.monotonic() < deadline:
                 self._turn(deadline - time.monotonic())

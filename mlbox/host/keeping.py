@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -87,6 +88,24 @@ def _close_all_but(keep: set[int]) -> None:
         if name.isdigit() and int(name) not in keep:
             with suppress(OSError):  # the one that listed them
                 os.close(int(name))
+
+
+_LOOK_EVERY = 3.0  # s
+
+
+def listen(job: store.Job) -> None:
+    """On a host that nobody can call, a word to the keeper (a cancellation, by another host) is found in the log: look
+    for it. Ends with the process."""
+
+    def look() -> None:
+        while True:
+            time.sleep(_LOOK_EVERY)
+            with suppress(OSError):  # the share is away, or slow
+                if job.state().requested:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+    threading.Thread(target=look, name="listen", daemon=True).start()
 
 
 def sign(job: store.Job) -> None:

@@ -143,6 +143,21 @@ def add(root: Path, section: str, name: str, value: str, first: str = "") -> Non
     store.write_whole(path, new.encode(), 0o644)
 
 
+def remove(root: Path, section: str, name: str) -> None:
+    """Take out what `add` put in. Raises Refused where people have made more of it."""
+    path = root / "lab.yaml"
+    old = path.read_text()
+    new, count = re.subn(rf"^  {re.escape(name)}: \{{[^\n]*\}}[ \t]*\n", "", old, flags=re.MULTILINE)
+    if count != 1 or name in _names_in(_document(new.encode(), str(path)), section):
+        raise errors.Refused(f"{path} has {name} in more than one line", "take it out there yourself")
+    lab.from_document(_document(new.encode(), str(path)), str(path))
+    store.write_whole(path, new.encode(), 0o644)
+
+
+def _names_in(document: Any, section: str) -> Any:
+    return (document.get(section) or {}) if isinstance(document, dict) else {}
+
+
 def _parsed(path: Path) -> Any:
     """Raises Usage with line and column."""
     try:

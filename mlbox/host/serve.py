@@ -36,6 +36,8 @@ HANDLERS = {
     "tick": "tick",
     "wait": "wait",
     "images": "images",
+    "relay": "relay",
+    "rendezvous": "rendezvous",
 }
 _WITHOUT_ROOT = ("connect",)  # after its reply stdout is the connection's
 

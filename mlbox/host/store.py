@@ -13,9 +13,11 @@
       users/<user>/on/<host>/              one writer: this user's ticks on that host
           live/<ulid>                      hint: a job or session that the host runs, as others need to know it
           host.json                        inventory, and the beat
+          reverse.json                     the key it dials out with, where nobody dials it (host/reverse.py)
           usage.json, waits.json           GPU time used; why jobs wait
           lab.json                         the last good lab.yaml (host/lab.py)
           look.json                        how far a long line was looked through (host/look.py)
+      users/<user>/via/<host>.json         where that host's reverse tunnels end
       users/<user>/code/<sha256>.tgz       code as it was submitted
       users/<user>/archive/<day>.<host>.jsonl    ended jobs, one line each
       users/<user>/home/, environments/    $HOME inside containers; layers of the process runtime

@@ -39,6 +39,7 @@ from mlbox.host import (
     look,
     processes,
     ready,
+    reverse,
     slots,
     store,
     view,
@@ -397,6 +398,7 @@ def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
         "memory": host.memory, "gpus": [asdict(gpu) for gpu in seen.gpus],
     }  # fmt: skip
     store.write_whole(found.on() / "host.json", json.dumps(facts).encode(), 0o644)
+    reverse.publish(found, seen.view.lab)
     store.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
     if seen.looked != look.remembered(found, found.user):
         store.write_whole(look.path(found), json.dumps(seen.looked).encode(), 0o644)

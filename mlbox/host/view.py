@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,20 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
             if isinstance(document, dict) and _number(document.get("at")) >= _number(newest.get(name, {}).get("at")):
                 newest[name] = document
     return [host for name, document in sorted(newest.items()) if (host := _host(found, rules, name, document))]
+
+
+def report(found: store.Store, name: str, user: str) -> tuple[Json, float] | None:
+    """What this user's ticks on another host last told of it, checked; and when they were last at work (our clock's
+    time, as far as the share has it). None where they have told nothing."""
+    folder = found.on(name, user)
+    document = store.read_json(folder / "host.json")
+    if not isinstance(document, dict) or _host(found, Lab(), name, document) is None:
+        return None
+    times = []
+    for file in ("host.json", "reverse.json"):
+        with suppress(OSError):
+            times.append(os.stat(folder / file, follow_symlinks=False).st_mtime)
+    return document, max(times, default=0.0)
 
 
 def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFacts | None:

@@ -21,10 +21,23 @@ from dataclasses import asdict, replace
 from typing import Callable, Optional
 
 from . import engine as engines
-from . import gpus, hosts, machine, share, sshfiles
+from . import gpus, hosts, machine, router, share, sshfiles
 from .engine import Engine
 from .images import Store
-from .inventory import BARE_IMAGES, CACHE, HOSTS, NETWORK, RUN, SESSION_IMAGE, STORE, STORE_ADDRESS, STORE_IMAGE, Host
+from .inventory import (
+    BARE_IMAGES,
+    CACHE,
+    HOSTS,
+    NETWORK,
+    PRIVATE,
+    ROUTER_IMAGE,
+    RUN,
+    SESSION_IMAGE,
+    STORE,
+    STORE_ADDRESS,
+    STORE_IMAGE,
+    Host,
+)
 from .shell import LabError, say
 
 PACKAGES = {
@@ -67,8 +80,10 @@ def up(args: argparse.Namespace) -> int:
         hosts.prepare()
         names = list(BARE_IMAGES) + ([] if args.without_session_image else [SESSION_IMAGE])
         _make(engine, chosen, names, with_sources=not args.without_session_image)
-        hosts.ensure_network(engine)
+        hosts.ensure_networks(engine)
         store = share.ensure(engine) if any(host.share for host in chosen) else ""
+        if any(host.private for host in chosen):
+            router.ensure(engine)
         sshfiles.write_all(HOSTS.values())
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda host: _bring_up(engine, host, store, names), chosen))
@@ -81,7 +96,7 @@ def up(args: argparse.Namespace) -> int:
 def _make(engine: Engine, chosen: list[Host], names: list[str], with_sources: bool) -> None:
     """Have all images; two at a time, the long ones first."""
     store = Store(engine)
-    wanted = [host.image for host in chosen]
+    wanted = [host.image for host in chosen] + [ROUTER_IMAGE for host in chosen if host.private]
     if any(host.engine for host in chosen):
         wanted += names
     if any(host.share for host in chosen):
@@ -114,7 +129,7 @@ def down(args: argparse.Namespace) -> int:
             names = engine.containers()
             if names:
                 engine.docker("rm", "-f", "-v", *names)
-            engine.docker("network", "rm", NETWORK, check=False)
+            engine.docker("network", "rm", NETWORK, PRIVATE, check=False)
             if args.purge:
                 form = "{{.Repository}}:{{.Tag}}"
                 images = engine.docker("images", "--format", form, "mlbox-lab/*").stdout.split()

@@ -20,6 +20,10 @@ from .inventory import (
     NETWORK,
     PODMAN_IMAGES,
     PODMAN_USERS,
+    PRIVATE,
+    PRIVATE_BRIDGE,
+    PRIVATE_SUBNET,
+    ROUTER_INSIDE,
     RUN,
     STORE_ADDRESS,
     SUBNET,
@@ -40,15 +44,20 @@ def prepare() -> None:
     run(("gcc", *flags, "-o", str(library), str(DATA / "nvml.c")))
 
 
-def ensure_network(engine: Engine) -> None:
-    if engine.docker("network", "inspect", NETWORK, check=False).returncode != 0:
+def ensure_networks(engine: Engine) -> None:
+    _ensure_network(engine, NETWORK, BRIDGE, SUBNET)
+    _ensure_network(engine, PRIVATE, PRIVATE_BRIDGE, PRIVATE_SUBNET)
+
+
+def _ensure_network(engine: Engine, name: str, bridge: str, net: str) -> None:
+    if engine.docker("network", "inspect", name, check=False).returncode != 0:
         options = (
-            f"com.docker.network.bridge.name={BRIDGE}",
+            f"com.docker.network.bridge.name={bridge}",
             f"com.docker.network.driver.mtu={machine.mtu()}",
         )
         args = [part for option in options for part in ("--opt", option)]
-        subnet = ("--subnet", f"{SUBNET}.0/24", "--gateway", f"{SUBNET}.1", "--label", NAME)
-        engine.docker("network", "create", *args, *subnet, NETWORK)
+        subnet = ("--subnet", f"{net}.0/24", "--gateway", f"{net}.1", "--label", NAME)
+        engine.docker("network", "create", *args, *subnet, name)
 
 
 def _furnish(host: Host) -> None:
@@ -90,7 +99,7 @@ def start(engine: Engine, host: Host, store: str) -> bool:
 def _arguments(host: Host) -> list[str]:
     """The arguments of `docker run`. The capabilities and devices are those an inner dockerd needs."""
     users = " ".join(f"{user}:{USERS[user]}" for user in host.users)
-    argv = ["--name", host.container, "--hostname", host.name, "--network", NETWORK]
+    argv = ["--name", host.container, "--hostname", host.name, "--network", PRIVATE if host.private else NETWORK]
     argv += ["--ip", host.address, "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE"]
     argv += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"]
     argv += ["--device", "/dev/fuse", "--device", "/dev/net/tun"]
@@ -100,8 +109,10 @@ def _arguments(host: Host) -> list[str]:
     argv += ["-e", f"LAB_USERS={users}", "-e", f"LAB_ENGINE={int(host.engine)}", "-e", f"LAB_CDI={int(host.cdi)}"]
     argv += ["-e", f"LAB_PODMAN={int(host.podman)}"]
     argv += ["-e", f"LAB_MTU={machine.mtu()}", "-e", f"LAB_CGROUP=/{CGROUP}/{host.name}"]
+    if host.private:
+        argv += ["-e", f"LAB_ROUTER={ROUTER_INSIDE}"]
     for other in HOSTS.values():
-        if other is not host:
+        if other is not host and not other.private:
             argv += ["--add-host", f"{other.name}:{other.address}"]
     if host.share:
         argv += ["-e", f"LAB_SHARE={STORE_ADDRESS}:/{VOLUME}"]
@@ -128,7 +139,10 @@ def wait_ready(engine: Engine, host: Host) -> None:
     def docker() -> bool:
         return engine.docker("exec", host.container, "docker", "info", check=False).returncode == 0
 
-    wait_for(f"sshd on {host.name}", ssh, 30)
+    def past_ssh() -> bool:
+        return engine.docker("exec", host.container, "pgrep", "-x", "cron", check=False).returncode == 0
+
+    wait_for(f"sshd on {host.name}", past_ssh if host.private else ssh, 30)
     if host.engine:
         wait_for(f"dockerd on {host.name}", docker, 60)
 

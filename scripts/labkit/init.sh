@@ -1,7 +1,8 @@
 #!/bin/bash
 # PID 1 of a lab host: sets the host up from /lab (read-only), starts its daemons, reaps orphans.
 # Restarting the container is a reboot: /run is emptied and the boot id is a new one.
-# Environment: LAB_ENGINE=1|0, LAB_CDI=1|0, LAB_PODMAN=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP, LAB_SHARE=server:/volume or none.
+# Environment: LAB_ENGINE=1|0, LAB_CDI=1|0, LAB_PODMAN=1|0, LAB_USERS="name:uid …", LAB_MTU, LAB_CGROUP, LAB_SHARE=server:/volume or none,
+# LAB_ROUTER=address or none.
 set -u
 
 find /run -mindepth 1 -maxdepth 1 -exec rm -rf {} + 2>/dev/null
@@ -45,6 +46,12 @@ install -m 600 /lab/ssh_host_ed25519_key /etc/ssh/
 install -m 644 /lab/ssh_host_ed25519_key.pub /etc/ssh/
 install -D -m 644 /lab/sshd.conf /etc/ssh/sshd_config.d/lab.conf
 install -m 644 /lab/banner /etc/ssh/banner.noisy
+
+if [ -n "${LAB_ROUTER:-}" ]; then
+  # The way out is the router's; in comes nobody, not even from the same network.
+  ip route replace default via "$LAB_ROUTER"
+  iptables -A INPUT -i eth0 -m conntrack --ctstate NEW,INVALID -j DROP
+fi
 
 if [ -n "${LAB_SHARE:-}" ]; then
   mkdir -p /share

@@ -22,6 +22,14 @@ BRIDGE = f"{NAME.replace('-', '')[:14]}0"
 CGROUP = NAME
 UNREACHABLE = f"{SUBNET}.250"
 
+# A network behind a router that lets its hosts out, in another's name (NAT), and nobody in.
+PRIVATE = f"{NAME}-private"
+PRIVATE_BRIDGE = f"{NAME.replace('-', '')[:13]}p0"
+PRIVATE_SUBNET = "{}.{}.{}".format(*(int(n) + (i == 1) for i, n in enumerate(SUBNET.split("."))))
+ROUTER = f"{NAME}-router"
+ROUTER_ADDRESS, ROUTER_INSIDE = f"{SUBNET}.9", f"{PRIVATE_SUBNET}.2"
+ROUTER_IMAGE = "host-bookworm"
+
 # The server of the shared folder: the one in the middle of Debian 11's, 12's and 13's GlusterFS (9, 10, 11).
 STORE = f"{NAME}-store"
 STORE_ADDRESS = f"{SUBNET}.10"
@@ -81,11 +89,12 @@ class Host:
     share: bool = True
     cdi: bool = False
     podman: bool = False
+    private: bool = False  # behind the router
     about: str = field(default="", compare=False)
 
     @property
     def address(self) -> str:
-        return f"{SUBNET}.{self.number}"
+        return f"{PRIVATE_SUBNET if self.private else SUBNET}.{self.number}"
 
     @property
     def container(self) -> str:
@@ -126,5 +135,6 @@ HOSTS: dict[str, Host] = {
             podman=True,
             about="Debian 13, Docker with CDI, podman",
         ),
+        Host("ws", 16, "host-bookworm", True, (RTX_3090,) * 2, private=True, about="Debian 12 behind NAT: no way in"),
     )
 }

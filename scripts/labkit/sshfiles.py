@@ -49,7 +49,7 @@ def public(key: Path) -> str:
 
 def write_all(hosts: Iterable[Host]) -> None:
     """Write known_hosts and config for these hosts."""
-    hosts = list(hosts)
+    hosts = [host for host in hosts if not host.private]
     known = [f"{host.address} {_bare(host.name)}" for host in hosts]
     known.append(f"{CHANGED} {_bare('changed')}")
     write(SSH / "known_hosts", "\n".join(known) + "\n")

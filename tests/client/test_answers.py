@@ -212,6 +212,7 @@ EVERYTHING: dict[str, Any] = {
     "user_folder": "~/w", "packages": ("a", "b"), "vscode_extensions": ("a.b",), "jupyter": False, "vscode": True,
     "env": ("TOKEN=s3cret", "HOME"), "mount": ("/a:/b",), "engine_args": ("--init",), "jupyter_version": "4",
     "vscode_version": "4", "sources": "/s", "start_timeout": 60, "requirements": "/r", "init_script": "/i",
+    "tunnel": "reverse",
 }  # fmt: skip
 
 
@@ -257,14 +258,14 @@ def test_to_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Answers(
             name="kind-otter", gpus="2", image="x", packages=("a",), requirements=str(tmp_path / "req"), jupyter=True,
             vscode=False, env=("A=1=2", "FROM_HERE", "EMPTY="), mount=("/a:/b:ro",), engine_args=("--init",),
-            start_timeout=60,
+            start_timeout=60, tunnel="reverse",
         ),
         ("ssh-ed25519 AAAA",),
     )  # fmt: skip
     assert (spec.name, spec.gpus, spec.jupyter, spec.vscode, spec.start_timeout) == ("kind-otter", "2", "yes", "no", 60)
     assert spec.env == {"A": "1=2", "FROM_HERE": "its value = here", "EMPTY": ""}
     assert (spec.requirements, spec.mounts) == ("torch\n", (Mount("/a", "/b", True),))
-    assert spec.authorized_keys == ("ssh-ed25519 AAAA",)
+    assert (spec.authorized_keys, spec.tunnel) == (("ssh-ed25519 AAAA",), "reverse")
 
 
 def test_nothing_said_is_everything_default() -> None:
@@ -284,6 +285,7 @@ def test_nothing_said_is_everything_default() -> None:
         (Answers(vscode_extensions=("/no/such.vsix",)), "can't be read"),
         (Answers(engine_args=("--privileged",)), "not allowed"),
         (Answers(name="No"), "can't be a session's name"),
+        (Answers(tunnel="sideways"), "tunnel can't be 'sideways'"),
     ],
     ids=lambda v: str(v)[:30] if isinstance(v, str) else "",
 )

@@ -34,7 +34,8 @@ def test_the_example_is_read() -> None:
     lab = read((REPOSITORY / "conf" / "lab.yaml").read_text(encoding="utf-8"))
     assert lab.hosts["gpu1"] == Host("gpu1", "gpu1.lab", ("nvlink", "fast-disk"), ("interactive", "default", "night"))
     assert lab.hosts["gpu2"] == Host("gpu2", "gpu2", (), ("default", "night"))
-    assert lab.hosts["gpu3"].rendezvous == "gate.lab"
+    assert (lab.hosts["gpu3"].via, lab.hosts["gpu3"].reverse) == ("gate.lab", True)
+    assert (lab.ssh_name("gpu1"), lab.ssh_name("gpu3"), lab.ssh_name("unlisted")) == ("gpu1.lab", "", "unlisted")
     assert lab.queues["interactive"] == Queue(
         "interactive", max_running_per_user=2, time_limit=28800, max_time_limit=172800, priority=10, preempts=True
     )
@@ -74,10 +75,10 @@ def test_a_host_serves_the_queues_in_the_order_it_lists_or_by_priority() -> None
         ("hosts: {gpu1: {ssh: 5}}", "lab.yaml: hosts.gpu1.ssh must be text"),
         ("hosts: {gpu1: {ssh: -oProxyCommand=x}}", "lab.yaml: hosts.gpu1.ssh must be a name that ssh knows"),
         ("hosts: {gpu1: {ssh: 'a b'}}", "lab.yaml: hosts.gpu1.ssh must be a name that ssh knows"),
-        ("hosts: {gpu1: {tunnel: back}}", "lab.yaml: hosts.gpu1.tunnel must be forward, or reverse:HOST"),
-        ("hosts: {gpu1: {tunnel: reverse}}", "lab.yaml: hosts.gpu1.tunnel must be forward, or reverse:HOST"),
-        ("hosts: {gpu1: {tunnel: 'reverse:-x'}}", "lab.yaml: hosts.gpu1.tunnel must be forward, or reverse:HOST"),
-        ("hosts: {gpu1: {tunnel: 'forward:x'}}", "lab.yaml: hosts.gpu1.tunnel must be forward, or reverse:HOST"),
+        ("hosts: {gpu1: {tunnel: back}}", "lab.yaml: hosts.gpu1.tunnel must be one of: forward, reverse"),
+        ("hosts: {gpu1: {tunnel: reverse}}", "lab.yaml: hosts.gpu1.via must name the host"),
+        ("hosts: {gpu1: {tunnel: reverse, via: -x}}", "lab.yaml: hosts.gpu1.via must name the host"),
+        ("hosts: {gpu1: {via: 'a b'}}", "lab.yaml: hosts.gpu1.via must name the host"),
         ("hosts: {1: }", "lab.yaml: hosts.1 can't be a name here"),
         ("hosts: {../x: }", "lab.yaml: hosts.../x can't be a name here"),
         ("queues: {Night Shift: }", "lab.yaml: queues.Night Shift can't be a name here"),

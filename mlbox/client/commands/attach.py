@@ -8,10 +8,10 @@ from typing import Any, Callable, TypeVar
 
 from mlbox import errors
 from mlbox.client import output, ssh_config, ssh_include, state
-from mlbox.client.attached import Attached, Reach, block
+from mlbox.client.attached import Attached, block, reach
 from mlbox.client.commands import session as sessions
 from mlbox.client.commands.status import ask_all, known_hosts
-from mlbox.client.remote import Host, connect
+from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -25,10 +25,6 @@ def summary(session: Json) -> str:
     return ", ".join(parts)
 
 
-def reach(session: Json) -> Reach:
-    return Reach(session["id"], session["name"], session["services"], session["guest_socket"])
-
-
 def public(session: Json) -> Json:
     """Facts for --json; the URLs carry their tokens, nothing else does."""
     keys = ("id", "name", "gpus", "image", "runtime", "absent")
@@ -37,9 +33,10 @@ def public(session: Json) -> Json:
 
 def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
-    state.remember_session(session["id"], session["name"], host.name, host.root)
+    state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
     facts = session["services"].get("ssh")
-    way = host.transport.way(facts["socket"]) if facts else None
+    here = reach(session).services if host.via else session["services"]  # by the rendezvous, where nothing else leads
+    way = host.transport.way(here["ssh"]["socket"]) if facts else None
     if way is None:
         return
     place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
@@ -94,7 +91,9 @@ def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.Mlbo
 
 
 def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
-    matching = [s for id_, s in _remembered().items() if wanted in (id_, s["name"])] if wanted else []
+    matching = [{**s, "id": i} for i, s in _remembered().items() if wanted in (i, s["name"])] if wanted else []
+    if len(matching) == 1 and host in ("", matching[0]["host"]):
+        return of_session(matching[0], config)
     if host:
         roots = {s.get("root", "") for s in matching if s["host"] == host}
         return connect(host, config, roots.pop() if len(roots) == 1 else "")
@@ -105,15 +104,9 @@ def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
 
 def ask_around(wanted: str, config: state.Config) -> Host:
     replies = ask_all(known_hosts(config), "sessions", {}, config)
-    there = {
-        name
-        for name, reply in replies.items()
-        if not isinstance(reply, errors.MlboxError)
-        for s in reply["sessions"]
-        if _is(s, wanted)
-    }
+    there = {s["host"]: s for s in _listed(replies) if _is(s, wanted)}
     if len(there) == 1:
-        return connect(there.pop(), config)
+        return of_session(there.popitem()[1], config)
     unasked = [f"{name} did not answer: {r.message}" for name, r in replies.items() if isinstance(r, errors.MlboxError)]
     if there:
         raise errors.NotFound(
@@ -123,6 +116,16 @@ def ask_around(wanted: str, config: state.Config) -> Host:
     raise errors.NotFound(
         f"{what} is running on {', '.join(replies)}", "\n".join(unasked) or "mlbox session HOST starts one"
     )
+
+
+def _listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
+    """Sessions with their hosts as this laptop calls them. Those on hosts that can't be asked are told by each of the
+    others, and listed once."""
+    found: dict[str, Json] = {}
+    for name, reply in replies.items():
+        for session in [] if isinstance(reply, errors.MlboxError) else reply["sessions"]:
+            found.setdefault(session["id"], session if "via" in session else {**session, "host": name})
+    return list(found.values())
 
 
 def _remembered() -> dict[str, Json]:
@@ -202,12 +205,7 @@ def logs(host: Host, wanted: str) -> str:
 def list_all(hosts: list[str], config: state.Config, as_json: bool) -> int:
     names = hosts or known_hosts(config)
     replies = ask_all(names, "sessions", {}, config)
-    rows = [
-        {**s, "host": name}
-        for name, r in replies.items()
-        if not isinstance(r, errors.MlboxError)
-        for s in r["sessions"]
-    ]
+    rows = _listed(replies)
     failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
     for name in set(replies) - set(failed):
         ssh_config.keep_only(name, config.root, [row["id"] for row in rows if row["host"] == name])

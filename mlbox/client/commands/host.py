@@ -1,4 +1,4 @@
-"""mlbox host: drain one, let it go on, or declare it gone."""
+"""mlbox host: drain one, let it go on, or declare it gone; add one that can't be dialled, or remove it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import lab, output, state
+from mlbox.client.remote import Host, connect
+from mlbox.client.transports.openssh import OpenSsh
 from mlbox.core import text
+
+Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -16,9 +20,21 @@ def parser(make: Any) -> argparse.ArgumentParser:
     for name, words in (
         ("drain", "start nothing new there; what runs goes on"), ("resume", "start again"),
         ("fence", "it is gone for good: requeue what it ran"),
+        ("add", "let one that can't be dialled bring its sessions to one that can"), ("remove", "undo add"),
     ):  # fmt: skip
         one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
         one.add_argument("name", metavar="NAME")
+        if name == "add":
+            one.add_argument(
+                "--tunnel", choices=("forward", "reverse"), default="forward",
+                help="reverse: it can't be dialled, it dials out (default: only sessions with --tunnel reverse do)",
+            )  # fmt: skip
+            one.add_argument("--via", metavar="HOST", required=True, help="the host where its reverse tunnels end")
+            one.add_argument(
+                "--address", metavar="HOST[:PORT]", default="", help="of --via as NAME dials it (default: as ssh here)"
+            )
+        if name in ("add", "remove"):
+            one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
         if name == "drain":
             one.add_argument("--why", default="", help="for the others")
         if name == "fence":
@@ -29,6 +45,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     settings = lab.config(arguments)
+    if arguments.do in ("add", "remove"):
+        return (_add if arguments.do == "add" else _remove)(arguments, settings)
     if arguments.do == "fence" and not arguments.yes:
         _sure(arguments.name)
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
@@ -42,6 +60,63 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         state = "starts nothing new" if reply["drained"] else "starts jobs"
         print(f"{text.safe(reply['host'])} {state}; {text.count(len(reply['running']), 'job')} running there")
+    return 0
+
+
+def _add(arguments: argparse.Namespace, settings: state.Config) -> int:
+    """The key is the host's own; the line that lets it in is shown first; then each learns where the other is."""
+    name, entry, via = arguments.name, lab.entry(arguments, settings), connect(arguments.via, settings)
+    place = _address(via, arguments.address)
+    with output.Progress() as progress:
+        args = {"do": "add", "name": name, "via": via.name, "tunnel": arguments.tunnel}
+        key = entry.call("host", args, lambda facts: progress.say(str(facts.get("text", ""))))["key"]
+    shown = via.call("rendezvous", {"do": "show", "name": name, "key": key})
+    if not shown["known"]:
+        _ask(f"{via.name}, {shown['file']} gets:\n{shown['line']}", arguments.yes)
+        via.call("rendezvous", {"do": "add", "name": name, "key": key})
+    meeting = {**place, "via": via.name, "folder": shown["folder"]}
+    entry.call("host", {"do": "meet", "name": name, "meeting": meeting})
+    if arguments.json:
+        output.facts({"host": name, "via": via.name, "line": shown["line"], "file": shown["file"]})
+    else:
+        how = "all its sessions" if arguments.tunnel == "reverse" else "sessions with --tunnel reverse"
+        print(f"{text.safe(name)} brings {how} to {via.name}")
+    return 0
+
+
+def _address(via: Host, wanted: str) -> Json:
+    if not isinstance(via.transport, OpenSsh):
+        raise errors.Usage(f"{via.name} can't be a rendezvous: it must be dialled by OpenSSH", "another --via")
+    address, port, user = via.transport.address()
+    if wanted:
+        address, _, given = wanted.rpartition(":") if wanted.rpartition(":")[2].isdigit() else (wanted, "", "")
+        port = int(given or 22)
+    return {"address": address, "port": port, "user": user, "host_keys": list(via.transport.host_keys())}
+
+
+def _ask(what: str, yes: bool) -> None:
+    output.note(what)
+    if yes:
+        return
+    if not output.may_ask():
+        raise errors.Usage("it is for you to agree to this change", "-y, if you do")
+    if output.ask("[y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
+        raise KeyboardInterrupt
+
+
+def _remove(arguments: argparse.Namespace, settings: state.Config) -> int:
+    """The line goes first: whatever fails after it, the key opens nothing any more."""
+    name, entry = arguments.name, lab.entry(arguments, settings)
+    place = entry.call("host", {"do": "place", "name": name})
+    if place["via"]:
+        _ask(f"{place['via']}, {name}'s line of authorized_keys goes", arguments.yes)
+        connect(place["via"], settings).call("rendezvous", {"do": "remove", "name": name})
+    reply = entry.call("host", {"do": "remove", "name": name})
+    if arguments.json:
+        output.facts(reply)
+    else:
+        kept = f"; in lab.yaml it stays for {', '.join(map(text.safe, reply['others']))}" if reply["others"] else ""
+        print(f"{text.safe(name)} is removed{kept}")
     return 0
 
 

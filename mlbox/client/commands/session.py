@@ -9,7 +9,7 @@ from typing import Any, Callable
 from mlbox import errors
 from mlbox.client import output, ssh_config, ssh_include, state, transports
 from mlbox.client.answers import Answers, remembered, to_remember, to_spec
-from mlbox.client.attached import Attached, Reach, block
+from mlbox.client.attached import Attached, block, reach
 from mlbox.client.commands import attach, shutdown
 from mlbox.client.console import Console
 from mlbox.client.remote import Host, Interrupted
@@ -155,13 +155,8 @@ class _Start:
             self._accepted = facts["accepted"]
             self._progress.keep(_first_line(self._host.name, facts, self._spec.image))
         if "starting" in facts and not self._options.detach:
-            reach = Reach(
-                self._accepted["id"],
-                self._accepted["name"],
-                facts["starting"]["services"],
-                facts["starting"]["guest_socket"],
-            )
-            self._attached = Attached(self._host, reach, self._config, self._progress.keep)
+            found = reach({**self._accepted, **facts["starting"]})
+            self._attached = Attached(self._host, found, self._config, self._progress.keep)
             self._attached.dial()
         if "text" in facts:
             self._progress.say(facts["text"], facts.get("detail", ""))
@@ -172,7 +167,7 @@ class _Start:
             state.update("last.json", self._host.name, to_remember(answers))
         if self._attached is None:
             return attach.told(self._host, session, self._options.json, self._options.yes)
-        self._attached.reach = attach.reach(session)
+        self._attached.reach = reach(session)
         return work(self._host, self._attached, session, self._config, self._options.json, self._options.yes)
 
 

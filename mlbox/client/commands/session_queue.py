@@ -10,7 +10,7 @@ from mlbox.client.answers import Answers, to_spec
 from mlbox.client.commands import attach
 from mlbox.client.commands.session import Options
 from mlbox.client.commands.status import known_hosts
-from mlbox.client.remote import Host, connect
+from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
@@ -33,7 +33,8 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
     lab.nudge(reply["elsewhere"], config, job["id"])
     found = _await(entry, job)
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
-    host = entry if found["host"] == reply["host"] else connect(found["ssh"], config)
+    place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
+    host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
     return attach.join(host, job["id"], config, options.detach, options.json, options.yes)
 
 

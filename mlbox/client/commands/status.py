@@ -42,14 +42,28 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     found = ask_all(names, "status", {}, config)
     failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
     if as_json:
-        output.facts([_as_json(name, reply) for name, reply in found.items()])
+        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found))
     else:
         for number, (name, reply) in enumerate(found.items()):
             if number:
                 print()
             _print(name, reply)
+        for unasked in _out_of_reach(found):
+            print()
+            _print(unasked["host"], unasked)
         _print_queues([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     return failed[0].exit_code if len(failed) == len(found) else 0
+
+
+def _out_of_reach(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
+    """Hosts that can't be dialled, as the others know them: each once, by whoever saw it last."""
+    told: dict[str, Json] = {}
+    for reply in replies.values():
+        for host in [] if isinstance(reply, errors.MlboxError) else reply.get("out_of_reach", []):
+            known = told.setdefault(host["host"], host)
+            if host["age"] is not None and (known["age"] is None or host["age"] < known["age"]):
+                told[host["host"]] = host
+    return list(told.values())
 
 
 def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
@@ -66,7 +80,11 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     free = sum(not g.obstacle for g in gpus)
     summary = f"{free} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
     drained = f" · drained by {text.safe(reply['drained'])}" if reply.get("drained") else ""
-    load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
+    if "via" in reply:
+        ago = "never seen yet" if reply["age"] is None else f"seen {text.duration(reply['age'])} ago"
+        load = f"{ago}, by reverse tunnel through {text.safe(reply['via'])}"
+    else:
+        load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
     print(f"{output.bold(name)}  {summary} · {load}{drained}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -90,6 +91,28 @@ class OpenSsh:
         local = state.runtime() / hashlib.sha256(f"{self._control}\0{socket}".encode()).hexdigest()[:16]
         ssh = ["ssh", *(("-F", self._file) if self._file else ())]
         return {"ssh": ssh, "host": self.host, "control": f"{self._control}p", "local": f"{local}f"}
+
+    def address(self) -> tuple[str, int, str]:
+        """Where it dials to: host name, port, user."""
+        self._resolver.join()
+        found = {name: values[0] for name, values in self._resolved.items()}
+        return found.get("hostname", self.host), int(found.get("port", 22)), found.get("user", "")
+
+    def host_keys(self) -> tuple[str, ...]:
+        """The host keys by which this laptop verifies it: "type base64". Raises Unreachable where it knows none."""
+        address, port, _ = self.address()
+        alias = self._resolved.get("hostkeyalias", [address])[0]
+        name = alias if port == 22 or alias != address else f"[{address}]:{port}"
+        files = " ".join(self._resolved.get("userknownhostsfile", []) + self._resolved.get("globalknownhostsfile", []))
+        found: dict[str, None] = {}
+        for file in shlex.split(files):
+            argv = ("ssh-keygen", "-F", name, "-f", os.path.expanduser(file))
+            said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+            lines = (line.split() for line in said.splitlines() if line[:1] not in ("#", "@", ""))
+            found.update(dict.fromkeys(f"{words[1]} {words[2]}" for words in lines if len(words) >= 3))
+        if not found:
+            raise errors.Unreachable(f"no host key of {self.host} is known on this machine", f"ssh {self.host} once")
+        return tuple(found)
 
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
         batch = generation > 1 or not _may_ask()

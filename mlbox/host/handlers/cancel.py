@@ -22,18 +22,18 @@ def run(call: Call) -> Json:
     if job.spec().session and job.state().running and not call.args.get("session"):
         raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
     already = not job.state().live
-    state = _cancel(found, job)
+    state = request(found, job)
     host = str(state.facts.get("host", ""))
     if state.running and host == found.host:
         keeping.tell(job)
     return {
         "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested, "already": already,
         "why": str(state.facts.get("why", "")), "host": host,
-        "nudge": rules.lab.host(host).ssh if state.running and host != found.host else "",
+        "nudge": rules.lab.ssh_name(host) if state.running and host != found.host else "",
     }  # fmt: skip
 
 
-def _cancel(found: store.Store, job: store.Job) -> State:
+def request(found: store.Store, job: store.Job) -> State:
     """The claim and the cancellation race for the same slot: one of them wins, and the loser looks again."""
     spec = job.spec()
     place = waiting(job.id, job.owner, spec, job.state())

@@ -1,4 +1,5 @@
-"""A person's word about a host: drain and resume it, or declare it gone (fence)."""
+"""A person's word about a host: drain and resume it, declare it gone (fence); and, for one that can't be dialled, where
+its reverse tunnels end (add, meet, remove)."""
 
 from __future__ import annotations
 
@@ -10,11 +11,15 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, resources, text
 from mlbox.core import job as jobs
+from mlbox.core import lab as lab_rules
+from mlbox.core import reverse as reverse_words
 from mlbox.core.job import Outcome
-from mlbox.host import batch, lab, ready, store, view
+from mlbox.host import batch, lab, ready, reverse, store, view
+from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
+_KEY_PATIENCE = 150.0  # s; a host's cron comes each minute
 
 
 def run(call: Call) -> Json:
@@ -30,12 +35,87 @@ def run(call: Call) -> Json:
         store.write_whole(path, json.dumps(said).encode(), 0o644)
     elif what == "resume":
         path.unlink(missing_ok=True)
-    elif what == "fence":
-        return {"host": name, "requeued": _fence(found, name)}
+    elif what in _OTHERS:
+        return {"host": name, **_OTHERS[what](call, found, name)}
     else:
-        raise errors.Usage("a host is drained, resumed or fenced")
+        raise errors.Usage("a host is added, removed, drained, resumed or fenced")
     running = [run.id for user in view.known_users(found) for run in view.running_of(found, user) if run.host == name]
     return {"host": name, "drained": path.exists(), "running": running}
+
+
+def _requeue(call: Call, found: store.Store, name: str) -> Json:
+    return {"requeued": _fence(found, name)}
+
+
+# ---- reverse tunnels ------------------------------------------------------------------------------------------
+
+
+def _add(call: Call, found: store.Store, name: str) -> Json:
+    """It is in lab.yaml; its public key, as soon as its next tick has shown it."""
+    via, entry = str(call.args.get("via", "")), lab.rules(found).lab.hosts.get(name)
+    if not lab_rules.is_ssh_name(via):
+        raise errors.Usage(f"{text.safe(via)!r} is no name that ssh knows", "--via HOST, one that laptops can dial")
+    tunnel = str(call.args.get("tunnel", "reverse"))
+    if entry is None:
+        lab.add(found.root, "hosts", name, json.dumps({"tunnel": tunnel, "via": via}))
+    elif (entry.via, entry.reverse) != (via, tunnel == "reverse"):
+        hint = f"in {found.root}/lab.yaml, under {name}: tunnel: {tunnel}, via: {via}"
+        raise errors.Refused(f"lab.yaml has {name} already, and not with {tunnel} tunnels and via {via}", hint)
+    if name == found.host:
+        found.on().mkdir(mode=0o755, parents=True, exist_ok=True)
+        reverse.publish(found, lab.rules(found).lab)
+    return {"key": _await_key(call, found, name)}
+
+
+def _await_key(call: Call, found: store.Store, name: str) -> str:
+    deadline = time.monotonic() + _KEY_PATIENCE
+    call.progress(text=f"waiting for {name}'s next pass over the queue (its cron, each minute)")
+    while True:
+        shown = store.read_json(found.on(name) / "reverse.json")
+        key = str(shown.get("public_key", "")) if isinstance(shown, dict) else ""
+        if reverse_words.is_key(key):
+            return key
+        if time.monotonic() > deadline:
+            raise errors.Refused(
+                f"{name} has not shown its key within {_KEY_PATIENCE:.0f} s",
+                f"on {name}: is {found.root} mounted? `mlbox cron install local --root {found.root}`; then this again",
+            )
+        pause()
+
+
+def _meet(call: Call, found: store.Store, name: str) -> Json:
+    place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
+    path = reverse.meeting_file(found, name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store.write_whole(path, json.dumps(place.to_wire()).encode())
+    return {"via": place.via}
+
+
+def _place(call: Call, found: store.Store, name: str) -> Json:
+    """Where its tunnels end. Raises NotFound, and Refused where something of this user's still runs on it."""
+    entry = lab.rules(found).lab.hosts.get(name)
+    if entry is None:
+        raise errors.NotFound(f"lab.yaml has no host {name}", f"see {found.root}/lab.yaml")
+    running = [run.id for run in view.running_of(found, found.user) if run.host == name]
+    if running:
+        raise errors.Refused(
+            f"{text.count(len(running), 'job')} of yours still on {name}: {', '.join(running[:5])}",
+            f"mlbox cancel, or mlbox host fence {name} if it is gone",
+        )
+    return {"via": entry.via}
+
+
+def _remove(call: Call, found: store.Store, name: str) -> Json:
+    """It is forgotten; in lab.yaml it stays while others meet it there."""
+    place = _place(call, found, name)
+    reverse.meeting_file(found, name).unlink(missing_ok=True)
+    others = [u for u in view.known_users(found) if u != found.user and reverse.meeting_file(found, name, u).exists()]
+    if not others:
+        lab.remove(found.root, "hosts", name)
+    return {**place, "others": others}
+
+
+_OTHERS = {"fence": _requeue, "add": _add, "meet": _meet, "place": _place, "remove": _remove}
 
 
 def _fence(found: store.Store, name: str) -> list[str]:

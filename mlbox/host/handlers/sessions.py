@@ -8,7 +8,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.session import Spec
-from mlbox.host import store
+from mlbox.host import lab, store, view
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -21,7 +21,7 @@ def run(call: Call) -> Json:
     live = [job for job in sweep(found) if is_session(job)]
     wanted = call.args.get("session")
     if wanted is None:
-        return {"host": found.host, "sessions": [describe(job) for job in live]}
+        return {"host": found.host, "sessions": [*map(describe, live), *out_of_reach(found)]}
     job = pick(live, str(wanted), found)
     reply: Json = {"host": found.host, "session": describe(job)}
     if call.args.get("logs"):
@@ -41,6 +41,24 @@ def is_session(job: store.Job) -> bool:
         return job.spec().session
     except errors.NotFound:
         return True
+
+
+def out_of_reach(found: store.Store) -> list[Json]:
+    """This user's sessions on hosts that can't be asked themselves, as their logs tell, with where to meet them."""
+    if not (found.root / "mlbox.json").exists():
+        return []
+    hosts = {name: host.via for name, host in lab.rules(found).lab.hosts.items() if host.reverse}
+    made = [(found.job(id_), via) for name, via in hosts.items() if name != found.host for id_ in _live(found, name)]
+    return [{**describe(job), "via": via, "trouble": _tunnel_trouble(job)} for job, via in made if is_session(job)]
+
+
+def _live(found: store.Store, host: str) -> list[str]:
+    return [name for name in view.names(found.on(host) / "live") if ids.is_ulid(name)]
+
+
+def _tunnel_trouble(job: store.Job) -> Json:
+    told = store.read_json(job.attempt(1) / "tunnel.json")
+    return {} if not isinstance(told, dict) or told.get("up") else {"tunnel": str(told.get("why"))}
 
 
 def _tail(path: Path) -> str:

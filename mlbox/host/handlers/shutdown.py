@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import threading
+import time
 from typing import IO, Any
 
 from mlbox import errors
 from mlbox.core import ids
 from mlbox.host import keeping, store
-from mlbox.host.handlers.sessions import describe, is_session, pick
+from mlbox.host.handlers import cancel
+from mlbox.host.handlers.logs import pause
+from mlbox.host.handlers.sessions import describe, is_session, out_of_reach, pick
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -26,6 +29,10 @@ def run(call: Call) -> Json:
         state = ended.state()
         if state.name and not state.live:
             return {"session": describe(ended), "freed": [], "already": str(state.facts.get("why", state.name))}
+    if wanted not in ("", *(job.id for job in live), *(describe(job)["name"] for job in live)):
+        for session in out_of_reach(found):
+            if wanted in (session["id"], session["name"]):
+                return _elsewhere(call, found, session)
     job = pick(live, wanted, found)
     described = describe(job)
     call.progress(text=f"ending {described['name']}")
@@ -38,6 +45,21 @@ def run(call: Call) -> Json:
             f"see {job.attempt(1)}/keeper.log on the host; any later call to it tries again",
         )
     return {"session": described, "freed": described["gpus"]}
+
+
+def _elsewhere(call: Call, found: store.Store, session: Json) -> Json:
+    """On a host that can't be asked: the word goes into the log, where that one's keeper finds it within seconds."""
+    job, deadline = found.job(session["id"]), time.monotonic() + _PATIENCE
+    call.progress(text=f"ending {session['name']} on {session['host']}")
+    cancel.request(found, job)
+    while job.state().live:
+        if time.monotonic() > deadline:
+            raise errors.MlboxError(
+                f"{session['name']} on {session['host']} has not ended within {_PATIENCE:.0f} s",
+                f"is {session['host']} on, and its cron at work? it ends the session as soon as it reads its log",
+            )
+        pause()
+    return {"session": session, "freed": session["gpus"]}
 
 
 def _await_end(job: store.Job, held: IO[bytes]) -> None:

@@ -20,7 +20,9 @@ def run(call: Call) -> Json:
         state = job.state()
         host = str(state.facts.get("host", ""))
         if state.name == "started" or not state.live:
-            return {"state": state.name, "host": host, "ssh": lab.rules(found).lab.host(host).ssh,
+            place = lab.rules(found).lab.host(host)
+            return {"state": state.name, "host": host, "ssh": place.ssh,
+                    "via": place.via if place.reverse else "",
                     "why": str(state.facts.get("why", ""))}  # fmt: skip
         why = why_they_wait(found, [found.user]).get(job.id, "") if state.waiting else f"starting on {host}"
         call.progress(state=state.name, why=why)

@@ -1,0 +1,78 @@
+"""Ask a host that can't be dialled: the call goes on to it by its session's reverse tunnel, which ends here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import reverse, wire
+from mlbox.host import lookup, store
+from mlbox.host.handlers.logs import pause
+from mlbox.host.serve import Call
+
+Json = dict[str, Any]
+_PATIENCE = 30.0  # s for a tunnel that is being dialled
+
+
+def run(call: Call) -> Json:
+    found = store.Store(call.root)
+    job = lookup.mine(found, str(call.args.get("session", "")))
+    with _connect(found, job) as connection:
+        request = wire.Request(str(call.args.get("verb", "")), dict(call.args.get("args", {})), secrets.token_hex(8))
+        connection.sendall(request.encode())
+        return _relayed(call, connection, request.nonce)
+
+
+def _connect(found: store.Store, job: store.Job) -> socket.socket:
+    """Raises NotFound where the session has ended, Unreachable where its tunnel does not come up."""
+    path = Path(f"/tmp/mlbox-{os.getuid()}") / reverse.lasting(job.id, reverse.CALL)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        state = job.state()
+        if not state.live:
+            raise errors.NotFound(f"the session has ended: {state.facts.get('why', state.name)}")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+            return connection
+        except OSError:
+            connection.close()
+        if time.monotonic() > deadline:
+            host = str(state.facts.get("host", ""))
+            told = store.read_json(job.attempt(1) / "tunnel.json")
+            why = told.get("why") if isinstance(told, dict) else ""
+            raise errors.Unreachable(
+                f"the reverse tunnel of {host} to {found.host} is not up" + (f": {why}" if why else ""),
+                f"the session goes on there, and dials again and again; see {job.attempt(1)}/tunnel.json",
+            )
+        pause()
+
+
+def _relayed(call: Call, connection: socket.socket, nonce: str) -> Json:
+    """Its reply; its progress passes through. When the caller goes, the other end hears it."""
+    reader = wire.MessageReader(nonce)
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        selector.register(0, selectors.EVENT_READ)
+        while True:
+            ready = {key.fd for key, _ in selector.select()}
+            if 0 in ready and not os.read(0, 65536):
+                selector.unregister(0)
+                connection.shutdown(socket.SHUT_WR)
+            if connection.fileno() not in ready:
+                continue
+            data = connection.recv(65536)
+            if not data:
+                raise errors.Unreachable("the reverse tunnel broke during the call", "again in a moment")
+            for message in reader.feed(data):
+                if "reply" in message:
+                    return dict(message["reply"])
+                if "error" in message:
+                    raise wire.decode_error(message["error"])
+                call.progress(**message.get("progress", {}))

@@ -1,0 +1,79 @@
+"""Where reverse tunnels end: the forced command of the key that a workstation dials in with (core/reverse.py).
+
+    sshd has bound the fresh sockets before it runs this    rename each onto its lasting name, say `up`
+    stdin ends (the tunnel, or its keeper, is gone)         remove the names that are still this tunnel's
+    the folder was missing (a reboot empties /tmp)          make it; the next dial finds it
+
+The words of the request are checked, and no other word of the key's holder is ever run.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.core import reverse
+from mlbox.host import store
+
+_KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
+
+
+def main() -> int:
+    try:
+        session, token, services = reverse.parse(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        folder = Path(f"/tmp/mlbox-{os.getuid()}")
+        existed = folder.is_dir()
+        store.private_folder(folder)
+    except errors.MlboxError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
+    names = {folder / reverse.fresh(session, token, s): folder / reverse.lasting(session, s) for s in services}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    held: dict[Path, int] = {}
+    try:
+        if not all(_is_socket(path) for path in names):
+            why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
+            print(f"{store.host_name()}: {why}", flush=True)
+            return 1
+        for path, name in names.items():
+            held[name] = os.lstat(path).st_ino
+            os.replace(path, name)
+        print("up", flush=True)
+        _stay(held)
+    finally:
+        _remove(held, names)
+    return 0
+
+
+def _is_socket(path: Path) -> bool:
+    with suppress(OSError):
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    return False
+
+
+def _stay(held: dict[Path, int]) -> None:
+    """Until the other end has gone."""
+    while True:
+        ready, _, _ = select.select([0], [], [], _KEEP_YOUNG)
+        if ready and not os.read(0, 4096):
+            return
+        for path in held:
+            with suppress(OSError):
+                os.utime(path, follow_symlinks=False)
+
+
+def _remove(held: dict[Path, int], fresh: dict[Path, Path]) -> None:
+    """A later tunnel of the same session may have taken the names over."""
+    for name, inode in held.items():
+        with suppress(OSError):
+            if os.lstat(name).st_ino == inode:
+                name.unlink()
+    for path in fresh:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,211 @@
+"""A host that can't be dialled: its key, where its tunnels end, and the tunnel of one session.
+
+    the key        made by the first tick that finds `tunnel: reverse` for this host in lab.yaml; it never leaves it
+    reverse.json   its public half, for `mlbox host add`; touched by every tick, so it tells when the host was seen
+    via/<host>     what `host add` agreed with the rendezvous (core/reverse.Meeting)
+    Tunnel         held by the session's keeper: ssh with one `-R` per service, dialled anew with growing pauses
+
+ssh's stdin is a pipe that only the keeper holds: however the keeper ends, the tunnel and its sockets on the
+rendezvous end too, and the successor dials anew. There is no process to find again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core import reverse
+from mlbox.core.lab import Lab
+from mlbox.core.reverse import Meeting
+from mlbox.host import lab, store
+
+Json = dict[str, Any]
+_FIRST, _LAST, _HOPELESS = 0.5, 30.0, 60.0  # s between two dials
+_STEADY = 10.0  # s that a tunnel was up before its pauses start small again
+_HOPELESS_SIGNS = ("Permission denied", "Host key verification failed", "HOST IDENTIFICATION HAS CHANGED")
+
+
+# ---- the key ---------------------------------------------------------------------------------------------
+
+
+def _key() -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    return state / "mlbox/reverse_ed25519"
+
+
+def publish(found: store.Store, rules: Lab) -> None:
+    """Show the key where this host's tunnels are reverse ones; where they no longer are, it goes."""
+    path, key = found.on() / "reverse.json", _key()
+    if not rules.host(found.host).via:
+        if path.exists():
+            for file in (path, key, key.with_suffix(".pub")):
+                file.unlink(missing_ok=True)
+        return
+    shown = {"public_key": _public(key)}
+    if store.read_json(path) != shown:
+        store.write_whole(path, json.dumps(shown).encode(), 0o644)
+
+
+def _public(key: Path) -> str:
+    if not key.exists():
+        key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", reverse.mark(store.host_name()), "-f", str(key))
+        try:
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise errors.HostUnready(f"no key could be made for reverse tunnels: {error}", "install ssh") from None
+    return " ".join(Path(f"{key}.pub").read_text().split()[:2])
+
+
+# ---- where to meet ---------------------------------------------------------------------------------------
+
+
+def meeting_file(found: store.Store, host: str, user: str = "") -> Path:
+    return found.own(user) / "via" / f"{host}.json"
+
+
+def meeting(found: store.Store, tunnel: str) -> Meeting | None:
+    """Where a session's tunnel ends (`tunnel`: as it was asked for, or ""); None where laptops dial this host itself.
+    Raises HostUnready, and Refused where none is to be had."""
+    host = lab.rules(found).lab.host(found.host)
+    via = host.via
+    if tunnel == "forward" and host.reverse:
+        raise errors.Refused(f"{found.host} can't be dialled: its tunnels are reverse ones", "leave out --tunnel")
+    if not host.reverse and tunnel != "reverse":
+        return None
+    if not via:
+        hint = f"mlbox host add {found.host} --via HOST, one that laptops can dial"
+        raise errors.Refused(f"{found.host} has no rendezvous for reverse tunnels", hint)
+    try:
+        known = Meeting.from_wire(store.read_json(meeting_file(found, found.host)))
+    except errors.Usage:
+        known = None
+    if known is None or known.via != via:
+        hint = f"mlbox host add {found.host} --via {via}"
+        raise errors.HostUnready(f"{found.host} and {via} have not met yet: no reverse tunnel can come up", hint)
+    return known
+
+
+# ---- the tunnel of a session -----------------------------------------------------------------------------
+
+
+class Tunnel:
+    """`services`: those whose sockets <name>.sock are the session's; `call` is added, and answered here."""
+
+    def __init__(self, job: store.Job, place: Meeting, services: Iterable[str]) -> None:
+        self._job, self._place = job, place
+        self._services = (*services, reverse.CALL)
+        self._closing = threading.Event()
+        self._ssh: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._hold, name="reverse-tunnel", daemon=True)
+
+    def open(self) -> None:
+        path = self._job.sockets / f"{reverse.CALL}.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        listener.listen(16)
+        threading.Thread(target=_answer, args=(listener, self._job), name="reverse-calls", daemon=True).start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """No ssh of this tunnel runs any more, and none will."""
+        with self._lock:
+            self._closing.set()
+            if self._ssh is not None:
+                self._ssh.kill()  # it has nothing to save, and may miss a SIGTERM that comes before it waits
+        self._thread.join(_LAST)  # it may have a word to write to a share that hangs
+
+    def _hold(self) -> None:
+        pause = _FIRST
+        while not self._closing.is_set():
+            since = time.monotonic()
+            said = self._dial()
+            if self._closing.is_set():
+                return
+            if time.monotonic() - since > _STEADY:
+                pause = _FIRST
+            _note(self._job, self._place, False, said)
+            hopeless = any(sign in said for sign in _HOPELESS_SIGNS)  # servers punish who asks too often
+            self._closing.wait((_HOPELESS if hopeless else pause) * random.uniform(0.75, 1.25))
+            pause = min(_LAST, pause * 2)
+
+    def _dial(self) -> str:
+        """One connection, to its end; why it ended."""
+        log = self._job.logs / "tunnel.log"
+        try:
+            with log.open("wb") as errors_:
+                process = self._spawn(errors_.fileno())
+        except OSError as error:
+            return str(error)
+        if process is None:
+            return ""
+        assert process.stdin is not None and process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said = line.decode(errors="replace").strip()
+            if said == "up":
+                _note(self._job, self._place, True, "")
+        process.stdin.close()
+        process.wait()
+        if said in ("up", ""):
+            with suppress(OSError):
+                lines = log.read_text(errors="replace").strip().splitlines()
+                said = lines[-1] if lines else "the connection ended"
+        return said
+
+    def _spawn(self, log: int) -> subprocess.Popen[bytes] | None:
+        """None: the tunnel is being closed."""
+        token, place, job = secrets.token_hex(4), self._place, self._job
+        known = job.conf / "via_known_hosts"
+        alias = "mlbox-rendezvous"
+        store.write_whole(known, place.known_hosts(alias).encode())
+        forwards = [
+            f"{place.folder}/{reverse.fresh(job.id, token, name)}:{job.sockets / name}.sock" for name in self._services
+        ]
+        argv = (
+            *place.dial(str(_key()), str(known), alias), *(word for one in forwards for word in ("-R", one)),
+            "--", place.address, reverse.request(job.id, token, self._services),
+        )  # fmt: skip
+        with self._lock:
+            if self._closing.is_set():
+                return None
+            environment = {**os.environ, "MLBOX_SESSION": job.id}
+            self._ssh = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+            )
+            return self._ssh
+
+
+def _note(job: store.Job, place: Meeting, up: bool, why: str) -> None:
+    """How the tunnel is, for whoever asks another host of the lab."""
+    said = {"via": place.via, "up": up, "why": why[:300], "at": time.time()}
+    with suppress(OSError):  # the share's trouble is not the tunnel's
+        store.write_whole(job.attempt(1) / "tunnel.json", json.dumps(said).encode())
+
+
+def _answer(listener: socket.socket, job: store.Job) -> None:
+    """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py)."""
+    argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host")
+    while True:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            log = os.open(job.logs / "calls.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                call = subprocess.Popen(argv, stdin=connection.fileno(), stdout=connection.fileno(), stderr=log)
+            finally:
+                os.close(log)
+            threading.Thread(target=call.wait, daemon=True).start()

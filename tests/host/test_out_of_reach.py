@@ -1,0 +1,249 @@
+"""A host that can't be dialled: its key, where it meets, and what the other hosts know and do for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from queuebox import Box, until
+
+from mlbox import errors
+from mlbox.core import ids
+from mlbox.core.job import JobSpec
+from mlbox.core.session import Spec
+from mlbox.host import lab, reverse, store, tick
+from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
+from mlbox.host.idle import idle
+
+Json = dict[str, Any]
+PLACE: Json = {
+    "via": "gate", "address": "10.0.0.1", "port": 22, "user": "ada", "folder": "/tmp/mlbox-1001",
+    "host_keys": ["ssh-ed25519 " + "A" * 68],
+}  # fmt: skip
+
+
+def behind_nat(box: Box, name: str) -> None:
+    box.lab(f"hosts: {{{name}: {{tunnel: reverse, via: gate}}}}\n")
+
+
+def far_session(box: Box) -> store.Job:
+    """Of this user's, running on ws, as this host sees it by the share."""
+    job = box.found.job(ids.ulid(int(time.time() * 1000), os.urandom(10)))
+    box.found.create(job, JobSpec(work=Spec(name="far", runtime="process")), queued=True)
+    job.append("submitted", {"at": 1.0, "queue": "default"})
+    job.append("claimed", {"at": 1.0, "host": "ws", "boot": "b", "gpus": ["GPU-1"], "attempt": 1})
+    job.append("started", {"at": 1.0})
+    job.attempt(1).mkdir(parents=True)
+    ws = box.found.on("ws")
+    (ws / "live").mkdir(parents=True)
+    record = {"gpus": ["GPU-1"], "started": 1.0, "kind": "session", "queue": "default"}
+    store.write_whole(ws / "live" / job.id, json.dumps(record).encode(), 0o644)
+    return job
+
+
+def told(box: Box, **gpu: Any) -> None:
+    """ws told of itself before the session began."""
+    facts = {"index": 0, "uuid": "GPU-1", "name": "X", "memory": 1024, "holder": None, "processes": [], **gpu}
+    document = {"at": time.time(), "cpus": 2, "memory": 100, "driver": "550", "gpus": [facts]}
+    store.write_whole(box.found.on("ws") / "host.json", json.dumps(document).encode(), 0o644)
+
+
+# ---- the key, and where to meet ----------------------------------------------------------------------------
+
+
+def test_a_tick_makes_the_key_and_shows_it_and_takes_it_away(box: Box) -> None:
+    shown, key = box.found.on() / "reverse.json", reverse._key()
+    box.tick()
+    assert not shown.exists() and not key.exists()
+    behind_nat(box, box.found.host)
+    box.tick()
+    public = store.read_json(shown)["public_key"]
+    assert public == " ".join(Path(f"{key}.pub").read_text().split()[:2])
+    assert key.stat().st_mode & 0o777 == 0o600
+    box.tick()
+    assert store.read_json(shown)["public_key"] == public
+    box.lab("")
+    box.tick()
+    assert not any(path.exists() for path in (shown, key, Path(f"{key}.pub")))
+
+
+def test_an_idle_tick_sees_that_lab_yaml_has_changed_and_says_that_it_is_there(box: Box) -> None:
+    box.tick()
+    found, shown = box.found, box.found.on() / "reverse.json"
+    assert idle(str(box.root), found.user, found.host)
+    behind_nat(box, found.host)
+    assert not idle(str(box.root), found.user, found.host)
+    until(lambda: box.tick() and idle(str(box.root), found.user, found.host))
+    os.utime(shown, (5, 5))
+    assert idle(str(box.root), found.user, found.host)
+    assert shown.stat().st_mtime > 5
+
+
+def test_where_it_meets(box: Box) -> None:
+    assert reverse.meeting(box.found, "") is None and reverse.meeting(box.found, "forward") is None
+    with pytest.raises(errors.Refused, match="no rendezvous"):
+        reverse.meeting(box.found, "reverse")
+    behind_nat(box, box.found.host)
+    with pytest.raises(errors.Refused, match="can't be dialled"):
+        reverse.meeting(box.found, "forward")
+    with pytest.raises(errors.HostUnready, match="have not met yet"):
+        reverse.meeting(box.found, "")
+    box.call(host, do="meet", name=box.found.host, meeting=PLACE)
+    place = reverse.meeting(box.found, "")
+    assert place is not None and place.to_wire() == PLACE
+    assert reverse.meeting_file(box.found, box.found.host).stat().st_mode & 0o777 == 0o600
+    box.lab(f"hosts: {{{box.found.host}: {{via: gate}}}}\n")
+    assert reverse.meeting(box.found, "") is None
+    assert reverse.meeting(box.found, "reverse") == place
+    box.lab(f"hosts: {{{box.found.host}: {{via: another, tunnel: reverse}}}}\n")
+    with pytest.raises(errors.HostUnready, match="another have not met"):
+        reverse.meeting(box.found, "")
+
+
+def test_add_and_remove(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.lab("# ours\nhosts:\n  gpu1: {}\n")
+    name = box.found.host
+    added = box.call(host, do="add", name=name, via="gate", tunnel="reverse")
+    assert added["key"] == store.read_json(box.found.on() / "reverse.json")["public_key"]
+    assert lab.rules(box.found).lab.hosts[name].reverse
+    assert box.call(host, do="add", name=name, via="gate", tunnel="reverse") == added
+    with pytest.raises(errors.Refused, match="not with forward tunnels"):
+        box.call(host, do="add", name=name, via="gate", tunnel="forward")
+    box.call(host, do="meet", name=name, meeting=PLACE)
+    assert box.call(host, do="place", name=name) == {"host": name, "via": "gate"}
+    assert box.call(host, do="remove", name=name) == {"host": name, "via": "gate", "others": []}
+    assert (box.root / "lab.yaml").read_text() == "# ours\nhosts:\n  gpu1: {}\n"
+    assert not reverse.meeting_file(box.found, name).exists()
+    with pytest.raises(errors.NotFound):
+        box.call(host, do="remove", name=name)
+    with pytest.raises(errors.Usage):
+        box.call(host, do="add", name=name, via="-oProxyCommand=x")
+
+
+def test_a_host_that_shows_no_key(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_KEY_PATIENCE", 0.0)
+    with pytest.raises(errors.Refused, match="ws has not shown its key"):
+        box.call(host, do="add", name="ws", via="gate", tunnel="reverse")
+
+
+def test_remove_leaves_what_people_wrote_and_what_runs(box: Box) -> None:
+    box.lab("hosts:\n  ws:\n    tunnel: reverse\n    via: gate\n")
+    with pytest.raises(errors.Refused, match="more than one line"):
+        box.call(host, do="remove", name="ws")
+    behind_nat(box, "ws")
+    far_session(box)
+    with pytest.raises(errors.Refused, match="1 job of yours still on ws"):
+        box.call(host, do="place", name="ws")
+
+
+# ---- what other hosts know and do ----------------------------------------------------------------------------
+
+
+def test_its_sessions_are_listed_by_the_others(box: Box) -> None:
+    behind_nat(box, "ws")
+    job = far_session(box)
+    [listed] = box.call(sessions)["sessions"]
+    assert (listed["id"], listed["name"], listed["host"], listed["via"]) == (job.id, "far", "ws", "gate")
+    assert listed["trouble"] == {}
+    (job.attempt(1) / "tunnel.json").write_text('{"up": false, "why": "no route"}')
+    assert box.call(sessions)["sessions"][0]["trouble"] == {"tunnel": "no route"}
+    for another in ("", "hosts: {ws: {via: gate}}"):  # which answers for itself
+        box.lab(another)
+        assert box.call(sessions)["sessions"] == []
+
+
+def test_its_inventory_is_shown_with_its_age_and_todays_holders(box: Box) -> None:
+    behind_nat(box, "ws")
+    assert box.call(status)["out_of_reach"][0]["age"] is None
+    job = far_session(box)
+    told(box)
+    [shown] = box.call(status)["out_of_reach"]
+    assert (shown["host"], shown["via"], shown["jobs"]) == ("ws", "gate", [])
+    assert 0 <= shown["age"] < 60
+    assert shown["gpus"][0]["holder"] == {"user": box.found.user, "session": job.id}
+    assert [session["id"] for session in shown["sessions"]] == [job.id]
+    os.utime(box.found.on("ws") / "host.json", (time.time() - 500, time.time() - 500))
+    assert 400 < box.call(status)["out_of_reach"][0]["age"] < 600
+    (box.found.on("ws") / "reverse.json").write_text("{}")
+    assert box.call(status)["out_of_reach"][0]["age"] < 60
+    told(box, index="x")  # not believed
+    assert box.call(status)["out_of_reach"][0]["gpus"] == []
+
+
+def test_nobody_is_sent_to_nudge_it(box: Box) -> None:
+    box.lab("hosts: {ws: {tunnel: reverse, via: gate}, gpu9: {ssh: gpu9.lab}}\n")
+    job = far_session(box)
+    told(box)
+    spec = JobSpec(command=("true",), work=Spec(runtime="process")).to_wire()
+    reply = box.call(submit, spec=json.loads(json.dumps({**spec, "resources": {"gpus": "1", "hosts": ["ws"]}})))
+    assert reply["elsewhere"] == []
+    reply = box.call(cancel, job=job.id, session=True)
+    assert (reply["host"], reply["requested"], reply["nudge"]) == ("ws", "cancel_requested", "")
+
+
+def test_whoever_waits_hears_where_to_meet(box: Box) -> None:
+    behind_nat(box, "ws")
+    job = far_session(box)
+    found = box.call(wait, job=job.id)
+    assert (found["host"], found["via"]) == ("ws", "gate")
+    box.lab("hosts: {ws: {via: gate}}")
+    assert box.call(wait, job=job.id)["via"] == ""
+
+
+@pytest.fixture
+def quiet_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that stays: `pause` looks at stdin."""
+    monkeypatch.setattr(shutdown, "pause", lambda: time.sleep(0.01))
+    monkeypatch.setattr(relay, "pause", lambda: time.sleep(0.01))
+
+
+def test_its_session_is_ended_by_a_word_in_the_log(box: Box, quiet_stdin: None) -> None:
+    behind_nat(box, "ws")
+    job = far_session(box)
+
+    def keeper() -> None:
+        until(lambda: job.state().requested == "cancel_requested")
+        job.append("finished", {"why": "shut down"})
+
+    thread = threading.Thread(target=keeper)
+    thread.start()
+    reply = box.call(shutdown, session="far")
+    thread.join()
+    assert (reply["session"]["id"], reply["freed"]) == (job.id, ["GPU-1"])
+    assert "shut down" in box.call(shutdown, session=job.id)["already"]
+
+
+def test_a_session_that_does_not_end_in_time(box: Box, quiet_stdin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutdown, "_PATIENCE", 0.0)
+    behind_nat(box, "ws")
+    far_session(box)
+    with pytest.raises(errors.MlboxError, match="far on ws has not ended"):
+        box.call(shutdown, session="far")
+
+
+def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_PATIENCE", 0.0)
+    behind_nat(box, "ws")
+    job = far_session(box)
+    (job.attempt(1) / "tunnel.json").write_text('{"up": false, "why": "Permission denied"}')
+    with pytest.raises(errors.Unreachable, match=r"tunnel of ws to .* is not up: Permission denied"):
+        box.call(relay, session=job.id, verb="sessions", args={})
+    job.append("finished", {"why": "shut down"})
+    with pytest.raises(errors.NotFound, match="has ended: shut down"):
+        box.call(relay, session=job.id, verb="sessions", args={})
+
+
+def test_a_keeper_finds_the_word_in_the_log_by_itself(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where nobody can call its host: only the log is written."""
+    behind_nat(box, box.found.host)
+    job = box.sh("sleep 1000")
+    box.tick()
+    box.started(job)
+    cancel.request(box.found, job)
+    assert box.end(job, patience=60).name == "cancelled"
+    assert tick.run(box.found).failed == ()

@@ -1,0 +1,165 @@
+"""Where reverse tunnels end: sockets get their lasting names, replace stale ones, and go with the connection."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from queuebox import Call, program
+
+from mlbox.core import ids, reverse
+from mlbox.host import store
+from mlbox.host.handlers import rendezvous
+
+FOLDER = Path(f"/tmp/mlbox-{os.getuid()}")
+KEY = "ssh-ed25519 " + "A" * 68
+
+
+@pytest.fixture
+def session() -> Iterator[str]:
+    id_ = ids.ulid(1, os.urandom(10))
+    store.private_folder(FOLDER)
+    yield id_
+    for path in FOLDER.glob(f"r.{id_[-8:].lower()}.*"):
+        path.unlink()
+
+
+def bound(session: str, token: str, service: str) -> socket.socket:
+    """As sshd binds it."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(FOLDER / reverse.fresh(session, token, service)))
+    listener.listen()
+    return listener
+
+
+def dial(tmp_path: Path, words: str) -> subprocess.Popen[bytes]:
+    argv = (sys.executable, str(program(tmp_path)), "rendezvous", "ws")
+    environment = {**os.environ, "SSH_ORIGINAL_COMMAND": words}
+    return subprocess.Popen(
+        argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def said(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def hang_up(process: subprocess.Popen[bytes]) -> None:
+    process.communicate()
+    assert process.returncode == 0
+
+
+def answers(session: str, service: str, listener: socket.socket) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(FOLDER / reverse.lasting(session, service)))
+        listener.settimeout(0.5)
+        try:
+            listener.accept()[0].close()
+        except TimeoutError:
+            return False
+        return True
+
+
+def names(session: str) -> list[str]:
+    return sorted(path.name for path in FOLDER.glob(f"r.{session[-8:].lower()}.*"))
+
+
+def test_sockets_have_lasting_names_while_the_tunnel_lives(tmp_path: Path, session: str) -> None:
+    listeners = {service: bound(session, "00000001", service) for service in ("jupyter", "ssh")}
+    tunnel = dial(tmp_path, reverse.request(session, "00000001", listeners))
+    assert said(tunnel) == b"up\n"
+    assert names(session) == [reverse.lasting(session, "jupyter"), reverse.lasting(session, "ssh")]
+    assert all(answers(session, service, listener) for service, listener in listeners.items())
+    hang_up(tunnel)
+    assert names(session) == []
+
+
+def test_a_later_tunnel_takes_over_and_the_first_ones_end_leaves_it_alone(tmp_path: Path, session: str) -> None:
+    first, second = bound(session, "00000001", "ssh"), bound(session, "00000002", "ssh")
+    tunnels = [dial(tmp_path, reverse.request(session, f"0000000{n}", ["ssh"])) for n in (1,)]
+    assert said(tunnels[0]) == b"up\n" and answers(session, "ssh", first)
+    tunnels.append(dial(tmp_path, reverse.request(session, "00000002", ["ssh"])))
+    assert said(tunnels[1]) == b"up\n" and answers(session, "ssh", second)
+    hang_up(tunnels[0])
+    assert answers(session, "ssh", second)
+    hang_up(tunnels[1])
+    assert names(session) == []
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path, session: str) -> None:
+    bound(session, "00000001", "ssh").close()
+    os.rename(FOLDER / reverse.fresh(session, "00000001", "ssh"), FOLDER / reverse.lasting(session, "ssh"))
+    listener = bound(session, "00000002", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
+    assert said(tunnel) == b"up\n" and answers(session, "ssh", listener)
+    hang_up(tunnel)
+
+
+def test_without_the_sockets_it_says_why_and_leaves_nothing(tmp_path: Path, session: str) -> None:
+    listener = bound(session, "00000001", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh", "jupyter"]))
+    assert b"lets no socket be forwarded" in said(tunnel)
+    assert tunnel.wait(20) == 1
+    tunnel.communicate()
+    assert names(session) == []
+    listener.close()
+
+
+def test_other_words_are_refused(tmp_path: Path) -> None:
+    tunnel = dial(tmp_path, "id")
+    assert b"does nothing else" in tunnel.communicate()[1]
+    assert tunnel.returncode == 2
+
+
+# ---- authorized_keys -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
+    return home / ".ssh/authorized_keys"
+
+
+def ask(do: str, name: str = "ws", key: str = KEY) -> store.Json:
+    return rendezvous.run(Call(None, do=do, name=name, key=key))  # type: ignore[arg-type]
+
+
+def test_the_line_is_shown_first_then_there_once_then_gone(keys: Path) -> None:
+    keys.parent.mkdir(mode=0o700)
+    keys.write_text(f"{KEY} ada@laptop\n# mine, with no line break")
+    before = keys.read_text()
+    shown = ask("show")
+    assert (shown["known"], keys.read_text()) == (False, before)
+    assert ask("add")["changed"]
+    assert not ask("add")["changed"]
+    assert keys.read_text() == f"{before}\n{shown['line']}\n"
+    assert keys.stat().st_mode & 0o777 == 0o644  # as it was
+    other = "ssh-ed25519 " + "B" * 68
+    ask("add", key=other)
+    assert KEY + " mlbox" not in keys.read_text() and other in keys.read_text()
+    assert ask("show", key=other)["known"]
+    assert ask("remove")["removed"]
+    assert keys.read_text() == f"{before}\n"
+    assert not ask("remove")["removed"]
+
+
+def test_where_there_is_no_file_yet(keys: Path) -> None:
+    ask("add")
+    assert keys.stat().st_mode & 0o777 == 0o600 and keys.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_remove_ends_its_tunnels_and_no_others(keys: Path, tmp_path: Path, session: str) -> None:
+    listener = bound(session, "00000001", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh"]))
+    assert said(tunnel) == b"up\n"
+    assert ask("remove", "w")["ended"] == 0
+    assert ask("remove", "ws")["ended"] == 1
+    assert tunnel.wait(20) == 0 and names(session) == []
+    tunnel.communicate()
+    listener.close()

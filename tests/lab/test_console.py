@@ -133,8 +133,9 @@ def test_d_leaves_and_the_offer_brings_back(laptop: Laptop) -> None:
         block = terminal.block()
         terminal.wait_for(PROMPT)
         terminal.say("d")
-        terminal.wait_for(r"^detached; first goes on \(mlbox session attach first\)$")
+        terminal.wait_for(r"^detached; first goes on, its tunnels in the background \(.*mlbox tunnels stop first\)$")
         assert terminal.end() == 0
+        assert banner(block["port"]) == b"SSH-"
 
     with at_terminal(laptop, "session", HOST) as terminal:
         terminal.wait_for(rf"first is running on {HOST} \(1 GPU, {SESSION_IMAGE}, started \d+s ago\)")

@@ -30,8 +30,8 @@ class Talk:
 
     def receive(self, patience: float | None = None) -> Json | None:
         """The next message; None at the end of the conversation. Raises TimeoutError after `patience` seconds."""
-        self._sock.settimeout(patience)
         try:
+            self._sock.settimeout(patience)
             while b"\n" not in self._rest:
                 data = self._sock.recv(65536)
                 if not data:

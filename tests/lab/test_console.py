@@ -207,7 +207,7 @@ def test_logs_during_an_outage_are_an_error_and_not_the_end(laptop: Laptop) -> N
         terminal.block()
         terminal.wait_for(PROMPT)
         with without_sshd(HOST):
-            terminal.wait_for(r"tunnel lost \(.+\); reconnecting")
+            terminal.wait_for(r"tunnel lost \(.+\); reconnecting\n> ")  # and a new prompt
             terminal.say("l")
             terminal.wait_for(rf"{HOST}: no SSH server answers there")
             terminal.wait_for(PROMPT)

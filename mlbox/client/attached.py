@@ -64,7 +64,7 @@ class Attached:
                 time.sleep(0.1)  # another one has just begun, or is about to be gone
         threading.Thread(target=self._listen, args=(self._talk,), daemon=True).start()
         for port in self._wanted:
-            self._say_port(port, self.add(port))
+            self.add(port)
 
     def _join(self) -> bool:
         talk = owners.converse(self.reach.id)
@@ -156,13 +156,11 @@ class Attached:
 
     def add(self, port: Port) -> int:
         """A port of the session's on this machine: which one it became. Raises MlboxError."""
-        local = int(self._ask("add", local=port.local, inside=port.inside)["local"])
-        self.extra[str(port.inside)] = local
-        return local
-
-    def _say_port(self, port: Port, local: int) -> None:
-        if local != port.local:
+        reply = self._ask("add", local=port.local, inside=port.inside)
+        local = self.extra[str(port.inside)] = int(reply["local"])
+        if reply["new"] and local != port.local:
             self.say(f"port {port.local} is taken here; the session's port {port.inside} is on {local}")
+        return local
 
     def reconnect(self) -> None:
         self._ask("reconnect")

@@ -138,7 +138,7 @@ class Holder:
         elif op == "reconnect":
             self._tunnels.reconnect()
         elif op == "add":
-            return {"local": self._add(int(question["local"]), int(question["inside"]))}
+            return self._add(int(question["local"]), int(question["inside"]))
         elif op == "remove":
             self._remove(int(question["inside"]))
         elif op == "end":
@@ -169,7 +169,7 @@ class Holder:
     def _tell(self, message: Json) -> None:
         with self._lock:
             for talk in self._clients:
-                talk.send(message)
+                talk.offer(message)
 
     def _say(self, words: str) -> None:
         journal.note(self._reach.name, words)
@@ -177,12 +177,13 @@ class Holder:
 
     # ---- ports of the session's own programs -------------------------------------------------------
 
-    def _add(self, local: int, inside: int) -> int:
+    def _add(self, local: int, inside: int) -> Json:
         with self._lock:
-            if str(inside) not in self._owner.extra:
+            new = str(inside) not in self._owner.extra
+            if new:
                 number = self._tunnels.add(Service(f"port {inside}", local, inside=inside))
                 self._set(extra={**self._owner.extra, str(inside): number})
-            return self._owner.extra[str(inside)]
+            return {"local": self._owner.extra[str(inside)], "new": new}
 
     def _remove(self, inside: int) -> None:
         with self._lock:

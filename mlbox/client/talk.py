@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 from typing import Any
@@ -27,6 +28,13 @@ class Talk:
             except OSError:
                 return False
         return True
+
+    def offer(self, message: Json) -> None:
+        """Without waiting: one who has not read for long (a stopped client) misses it."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        if poll.poll(0):
+            self.send(message)
 
     def receive(self, patience: float | None = None) -> Json | None:
         """The next message; None at the end of the conversation. Raises TimeoutError after `patience` seconds."""

@@ -25,6 +25,7 @@ from mlbox import cli
 from mlbox.client import journal, owners, state
 from mlbox.client.attached import Attached, block
 from mlbox.client.reach import Reach
+from mlbox.client.talk import Talk
 from mlbox.core.port import Port
 from mlbox.guest import control
 from tests.client.kit import SSHD, Host, Sshd
@@ -76,6 +77,7 @@ from pathlib import Path
 from mlbox.client import state
 from mlbox.client.attached import Attached
 from mlbox.client.reach import Reach
+from mlbox.client.talk import Talk
 reach = Reach(**{self.reach.to_wire()!r})
 config = state.Config(ssh_config={self.config.ssh_config!r}, ports={{"jupyter": 0}})
 attached = Attached(reach, config, (), lambda words: None)
@@ -334,6 +336,9 @@ def test_a_taken_port_is_said_and_the_next_one_used(inside: Inside) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         wanted = taken.getsockname()[1]
         client = inside.attach(Port(wanted, 6006))
+        joined = inside.attach(Port(wanted, 6006))
+        assert joined.extra == client.extra
+        joined.close()
         assert inside.said.get(timeout=_LONG).startswith(f"port {wanted} is taken here; the session's port 6006 is on ")
         assert client.extra["6006"] > wanted
         assert f"Port 6006:  localhost:{client.extra['6006']}" in block(client, {})
@@ -347,6 +352,10 @@ def test_ports_are_added_listed_and_removed_by_name(inside: Inside, capsys: pyte
     assert json.loads(mlbox_says("port", "list", "kind-otter", "--json", capsys=capsys)) == added
     again = json.loads(mlbox_says("port", "add", "kind-otter", "16006", "--json", capsys=capsys))
     assert again == {"16006": added["16006"]}
+    assert (
+        "localhost:" in (told := mlbox_says("port", "add", "kind-otter", "16006", capsys=capsys))
+        and "as before" in told
+    )
     assert f"localhost:{added['6008']}" in mlbox_says("port", "list", capsys=capsys)
     mlbox_says("port", "remove", "kind-otter", "6008", capsys=capsys)
     assert is_refused(added["6008"])
@@ -384,3 +393,12 @@ def test_the_folder_outlives_a_logout(monkeypatch: pytest.MonkeyPatch) -> None:
     """logind empties /run/user/UID then."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
     assert state.runtime() == Path(f"/tmp/mlbox-client-{os.getuid()}")
+
+
+def test_a_client_that_reads_nothing_holds_nobody_up() -> None:
+    ours, its = socket.socketpair()
+    with ours, its:
+        talk = Talk(ours)
+        for _ in range(10_000):
+            talk.offer({"say": "x" * 100})
+        assert its.recv(5) == b'{"say'

@@ -67,8 +67,8 @@ def _carry(near: int, far: int, delay: float, loss: float) -> None:
 def far_away(
     host: str, address: str, container_pid: int, round_trip: float, loss: float, config: Path
 ) -> Iterator[None]:
-    """With `config`, ssh reaches the host, whose key is known for `address`, the long way. `round_trip` in seconds, `loss`
-    from 0 to 1."""
+    """With `config`, ssh reaches the host, whose key is known for `address`, the long way. `round_trip` in seconds,
+    `loss` from 0 to 1."""
     argv = [sys.executable, __file__, str(container_pid), str(round_trip / 2), str(loss)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as program:
         try:

@@ -43,12 +43,14 @@ def main(arguments: argparse.Namespace) -> int:
 def _add(owner: owners.Owner, wanted: list[port.Port], as_json: bool) -> int:
     found = {}
     for one in wanted:
-        here = found[str(one.inside)] = int(owners.ask(owner, "add", local=one.local, inside=one.inside)["local"])
+        reply = owners.ask(owner, "add", local=one.local, inside=one.inside)
+        here = found[str(one.inside)] = int(reply["local"])
         if as_json:
             continue
-        if here != one.local:
-            output.note(f"  port {one.local} is taken here, or leads elsewhere")
-        print(f"port {one.inside} of {owner.name} is on localhost:{here}")
+        if reply["new"] and here != one.local:
+            output.note(f"  port {one.local} is taken here")
+        already = "" if reply["new"] else ", as before"
+        print(f"port {one.inside} of {owner.name} is on localhost:{here}{already}")
     if as_json:
         output.facts(found)
     return 0

@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -268,7 +267,7 @@ def _as_message(error: errors.MlboxError) -> Json:
     return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
 
 
-def _hold(talk: Talk, order: Json, done: Callable[[Path], None]) -> None:
+def _hold(talk: Talk, order: Json) -> None:
     reach = Reach(**order["reach"])
     config = state.Config(**{**order["config"], "hosts": tuple(order["config"]["hosts"])})
     taken = owners.take(reach.id)
@@ -278,7 +277,7 @@ def _hold(talk: Talk, order: Json, done: Callable[[Path], None]) -> None:
     try:
         Holder(reach, config, taken[0]).run(talk)
     finally:
-        done(taken[0])
+        owners.give_up(taken[0])
 
 
 def main(descriptor: int) -> int:
@@ -293,7 +292,7 @@ def main(descriptor: int) -> int:
     threading.excepthook = lambda hooked: journal.note(name, f"a bug: {hooked.exc_type.__name__}: {hooked.exc_value}")
     try:
         if order is not None:
-            _hold(talk, order, owners.give_up)
+            _hold(talk, order)
     except errors.MlboxError as error:
         talk.send(_as_message(error))
     except Exception as error:

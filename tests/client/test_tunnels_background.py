@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from terminal import Terminal
 
 import mlbox
 from mlbox import cli
@@ -69,8 +70,8 @@ class Inside:
         attached.wait_up(self.reach)
         return attached
 
-    def program(self) -> str:
-        """Of a client in a process of its own, which stays until it is told to leave."""
+    def program(self, stay: str = "sys.stdin.readline()") -> str:
+        """Of a client in a process of its own, which does `stay` once all is up."""
         return f"""\
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ attached = Attached(reach, config, (), lambda words: None)
 attached.dial()
 attached.wait_up(reach)
 print(attached.ports["jupyter"], flush=True)
-sys.stdin.readline()
+{stay}
 attached.close()
 """
 
@@ -307,6 +308,19 @@ def test_the_session_s_end_is_its_end(inside: Inside, capsys: pytest.CaptureFixt
     assert client.ended.wait(_LONG) and client.why == "the session has ended: shut down"
     client.close()
     assert folders() == []
+
+
+def test_the_console_s_prompt_comes_again_after_a_message(inside: Inside) -> None:
+    program = inside.program("from mlbox.client.console import Console; print(Console(attached, str).run())")
+    environment = {**os.environ, "PYTHONPATH": str(Path(mlbox.__file__).parents[1])}
+    with Terminal([sys.executable, "-c", program], environment) as terminal:
+        terminal.wait_for(r"\n> ")
+        ssh_of(only()).kill()
+        terminal.wait_for(r"tunnel lost \(.*\); reconnecting\n> ")
+        terminal.wait_for(r"tunnel is back.*\n> ")
+        terminal.say("d")
+        terminal.wait_for("^detach$")
+        assert terminal.end() == 0
 
 
 # ---- more ports --------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ from mlbox.client.talk import Json, Talk
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
 
+ANSWER = 3.0  # s that the end waits for a host that was asked something just now
+
 
 class Holder:
     def __init__(self, reach: Reach, config: state.Config, folder: Path) -> None:
@@ -51,6 +53,7 @@ class Holder:
         )
         self._guest_expected = threading.Event()
         self._told = ""  # the reason of the last attempt that failed
+        self._asking = threading.Thread()
         self._lock = threading.RLock()  # over all that follows
         self._clients: list[Talk] = []
         self._up = False
@@ -87,6 +90,8 @@ class Holder:
         kind, why = self._over or ("stopped", "")
         self._guest_expected.set()
         self._tunnels.close(why)
+        if self._asking.is_alive():
+            self._asking.join(ANSWER)  # its ssh would be left behind
         ssh_config.remove(self._reach.id)
         journal.note(self._reach.name, f"the end: {why}")
         if kind == "ended":
@@ -221,8 +226,9 @@ class Holder:
             self._set(state="up", since=time.time(), why="")
             after = f" after {event.downtime:.1f} s" if event.downtime else ""
             self._say(f"tunnel is back{after}; the ports are the same")
-        elif event.kind == "refused":
-            threading.Thread(target=self._ask_host, daemon=True).start()
+        elif event.kind == "refused" and not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask_host, daemon=True)
+            self._asking.start()
 
     def _came_up(self) -> None:
         """Nothing will be asked at the terminal any more: ssh reconnects in batch mode."""

@@ -5,6 +5,7 @@
 # make faults     crashes and errors at every call of the queue that touches a file: minutes
 # make chaos      500 jobs on three hosts to which everything happens (SEED=7 repeats a plan): a quarter of an hour
 # make pyz        dist/mlbox.pyz and build/mlbox-host.pyz
+# make soak       hours of cut tunnels in the lab (SOAK=7200 PERIOD=60 SLEEP=600: seconds)
 # make bench      measurements (scripts/bench.py)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ REPORTS := build/reports
 # The lab installs for itself what it needs beyond this (scripts/labkit).
 PACKAGES := ca-certificates chromium faketime gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv rsync
 
-.PHONY: pyz session unit faults lint types check lab-test lab-down chaos test bench clean packages
+.PHONY: pyz session unit faults lint types check lab-test lab-down chaos test soak bench clean packages
 .DEFAULT_GOAL := pyz
 
 pyz:
@@ -54,6 +55,14 @@ JOBS ?= 500
 chaos: pyz $(VENV)/.stamp
 	$(PYTHON) scripts/lab up
 	PYTHONPATH=.:scripts:tests/kit $(RUN) chaos --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+
+SOAK ?= 7200
+PERIOD ?= 60
+SLEEP ?= 600
+soak: pyz $(VENV)/.stamp
+	$(PYTHON) scripts/lab up
+	MLBOX_SOAK=$(SOAK) MLBOX_SOAK_PERIOD=$(PERIOD) MLBOX_SLEEP=$(SLEEP) \
+	  $(RUN) pytest tests/lab/test_tunnels_background.py -k 'asleep or again_and_again' --capture=no
 
 lab-down:
 	$(PYTHON) scripts/lab down

@@ -108,6 +108,12 @@ def _add_session(verbs: Any) -> None:
         help="forward: this machine dials the host (default); reverse: the host dials out, and both meet (host add)",
     )
     what.add_argument(
+        "--port",
+        action="append",
+        metavar="P|LOCAL:P",
+        help="bring port P inside to this machine's loopback too; repeat",
+    )
+    what.add_argument(
         "--start-timeout", type=int, metavar="S", help="seconds a service may take to answer (default: 120)"
     )
     how = parser.add_argument_group("the command")
@@ -117,7 +123,7 @@ def _add_session(verbs: Any) -> None:
     )
     how.add_argument("--new", action="store_true", help="start another one even if one is running")
     how.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
-    how.add_argument("--detach", action="store_true", help="start it and leave")
+    how.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
     how.add_argument("--dry-run", action="store_true", help="say what would be started")
     how.add_argument("-y", "--yes", action="store_true", help="ask nothing")
     _common(parser)
@@ -134,6 +140,9 @@ def _session_verbs() -> argparse.ArgumentParser:
             "session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one"
         )
         one.add_argument("--host", default="", help="where it runs (default: remembered, or all known hosts are asked)")
+    attach = verbs.choices["attach"]
+    attach.add_argument("--port", action="append", metavar="P|LOCAL:P", help="bring port P inside here too; repeat")
+    attach.add_argument("--detach", action="store_true", help="leave again; the tunnels stay in the background")
     for sub in verbs.choices.values():
         _common(sub)
     return parser
@@ -159,6 +168,8 @@ QUEUE_VERBS = {
     "host": "drain, resume or fence a host; add or remove one behind NAT",
     "open": "a session in an editor of this machine's, or in the browser",
     "ssh-config": "the line by which ssh knows sessions by name: install, remove, show",
+    "tunnels": "list or stop the tunnels that this machine holds",
+    "port": "add, list or remove more ports of a running session",
 }
 
 
@@ -226,7 +237,7 @@ def _run_session(arguments: argparse.Namespace) -> int:
     for name in ("packages", "vscode_extensions"):
         given = getattr(arguments, name)
         said[name] = tuple(item for word in given for item in answers.split_list(word)) if given is not None else None
-    for name in ("env", "mount"):
+    for name in ("env", "mount", "port"):
         given = getattr(arguments, name)
         said[name] = tuple(given) if given is not None else None
     given = arguments.engine_args
@@ -247,6 +258,7 @@ def _run_session(arguments: argparse.Namespace) -> int:
 
 def _run_session_verb(arguments: argparse.Namespace) -> int:
     from mlbox.client.commands import attach, shutdown
+    from mlbox.core import port
 
     config = _config(arguments)
     if arguments.verb == "list":
@@ -254,7 +266,8 @@ def _run_session_verb(arguments: argparse.Namespace) -> int:
     if arguments.verb == "info":
         return attach.info(arguments.session, arguments.host, config, arguments.json)
     if arguments.verb == "attach":
-        return attach.run(arguments.session, arguments.host, config, arguments.json)
+        ports = [port.parse(word) for word in arguments.port or ()]
+        return attach.run(arguments.session, arguments.host, config, ports, arguments.detach, arguments.json)
     return shutdown.run(arguments.session, arguments.host, config, arguments.json)
 
 

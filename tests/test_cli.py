@@ -48,9 +48,11 @@ def test_version() -> None:
 
 
 VERBS = [[], ["session"], ["status"], *(["session", verb] for verb in cli.SESSION_VERBS)]
-QUEUE_VERBS = [[verb] for verb in cli.QUEUE_VERBS if verb not in ("queue", "host")]
+QUEUE_VERBS = [[verb] for verb in cli.QUEUE_VERBS if verb not in ("queue", "host", "tunnels", "port")]
 GROUPS = [["queue", what] for what in ("list", "create", "pause", "resume", "process")]
 GROUPS += [["host", what] for what in ("drain", "resume", "fence")]
+GROUPS += [["tunnels", what] for what in ("list", "stop")]
+GROUPS += [["port", what] for what in ("add", "list", "remove")]
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *QUEUE_VERBS, *GROUPS], ids=lambda v: " ".join(v) or "mlbox")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import session, text
+from mlbox.core import port, session, text
+from mlbox.core.port import Port
 from mlbox.core.session import Spec
 
 Json = dict[str, Any]
@@ -47,6 +48,7 @@ class Answers:
     sources: str | None = None
     tunnel: str | None = None
     start_timeout: int | None = None
+    port: tuple[str, ...] | None = None
 
     def beyond(self, said: Answers) -> list[str]:
         """The settings that these answers add to what was said, as flags."""
@@ -68,7 +70,7 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 _FILES = ("requirements", "init_script")
-_LISTS = ("packages", "vscode_extensions", "env", "mount", "engine_args")
+_LISTS = ("packages", "vscode_extensions", "env", "mount", "engine_args", "port")
 _FLAGS = ("jupyter", "vscode")
 _FORGOTTEN = ("host", "name", "env")  # not next time's defaults: another session, and perhaps secrets
 
@@ -146,7 +148,7 @@ def _value(name: str, value: Any, path: Path) -> Any:
     if name == "env" and isinstance(value, dict):
         value = [f"{key}={item}" for key, item in value.items()]
     if name in _LISTS:
-        items = value
+        items = [value] if name == "port" and isinstance(value, int) else value
         if isinstance(value, str):
             items = split_words(value, f"{path}: {name}")
             if name in ("packages", "vscode_extensions"):
@@ -186,6 +188,11 @@ def to_remember(answers: Answers) -> Json:
 
 def _absolute(name: str) -> str:
     return os.path.abspath(os.path.expanduser(name))
+
+
+def ports_of(answers: Answers) -> tuple[Port, ...]:
+    """The extra ports asked for. Raises Usage."""
+    return tuple(port.parse(word) for word in answers.port or ())
 
 
 def to_spec(answers: Answers, authorized_keys: tuple[str, ...]) -> Spec:

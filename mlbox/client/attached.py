@@ -1,97 +1,192 @@
 """A session as seen from the laptop: its tunnels up, its block printed, its end noticed.
 
-The tunnel is dialled while the container still starts; its probe waits for the guest, so that no time is lost
-and nothing is asked in vain.
+The tunnels are another process's (client/holder.py), which we start, or join where one holds them already. It dials
+while the container still starts; its probe waits for the guest, so that no time is lost and nothing is asked in vain.
 """
 
 from __future__ import annotations
 
 import http.client
-import shutil
+import queue
+import signal
 import socket
-import tempfile
+import subprocess
+import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
+import mlbox
 from mlbox import errors
-from mlbox.client import output, ssh_config, state
-from mlbox.client.remote import Host, connect
-from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
-from mlbox.client.tunnels.probe import ping
-from mlbox.core import reverse, text
+from mlbox.client import output, owners, ssh_config, state
+from mlbox.client.reach import TITLES, Reach
+from mlbox.client.talk import Talk
+from mlbox.core import text
+from mlbox.core.port import Port
 
 Json = dict[str, Any]
-PORTS = {"jupyter": 8878, "vscode": 8898, "ssh": 8022}
-TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
 _UP = 60.0  # s for the tunnel to come up after the session is ready
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What it takes to reach a session: which host our ssh dials, and which sockets it forwards."""
-
-    id: str
-    name: str
-    services: Mapping[str, Json]
-    guest_socket: str
-    via: str = ""  # the host where these sockets are, if it is another than the session's
-
-
-def reach(session: Json) -> Reach:
-    """What the keeper says of its session (host/keeper.py), as our ssh finds it: on the session's host, or on the
-    rendezvous where its reverse tunnel ends."""
-    id_, name, place = session["id"], session["name"], session.get("via")
-    if not place:
-        return Reach(id_, name, session["services"], session["guest_socket"])
-    at = {service: f"{place['folder']}/{reverse.lasting(id_, service)}" for service in (*session["services"], "guest")}
-    services = {service: {**facts, "socket": at[service]} for service, facts in session["services"].items()}
-    return Reach(id_, name, services, at["guest"], place["via"])
+_REPLY = 20.0  # s
+_BEGIN = 60.0  # s for the holder to begin; a laptop may be busy
+_PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from mlbox.client import holder; holder.main(int(sys.argv[2]))"
 
 
 class Attached:
-    """Tunnels to one session. `ended` is set, with `why`, when the session itself is gone."""
+    """One client of a session's tunnels. `ended` is set, with `why`, when they are, or the session itself is, gone.
 
-    def __init__(self, host: Host, reach: Reach, config: state.Config, say: Callable[[str], None]) -> None:
-        self._host, self.reach, self._say = host, reach, say
+    `say` hears what happens by itself, from any thread."""
+
+    def __init__(self, reach: Reach, config: state.Config, ports: Sequence[Port], say: Callable[[str], None]) -> None:
+        self.reach, self.say = reach, say
         self.ended, self.why = threading.Event(), ""
-        self._told = ""  # the reason of the last attempt that failed
-        self._guest_expected = threading.Event()
-        self._folder = Path(tempfile.mkdtemp(prefix="t", dir=state.runtime()))
-        forwards = {name: str(facts["socket"]) for name, facts in reach.services.items()}
-        forwards["guest"] = reach.guest_socket
-        ports = {**PORTS, **config.ports}
-        way = connect(reach.via, config).transport if reach.via not in ("", host.via) else host.transport
-        self._tunnels = Tunnels(
-            [Service(name, ports[name], gated=name == "vscode") for name in reach.services],
-            lambda generation: way.link(forwards, self._folder, generation),
-            self._on_event,
-            Key(reach.id, str(reach.services.get("vscode", {}).get("token", ""))),
-            probe=self._probe,
-        )
-        self._identity_files = host.transport.identity_files()
+        self.over = False  # ended, and it was the session
+        self.ports: dict[str, int] = {}
+        self.extra: dict[str, int] = {}  # port inside -> port here
+        self._config, self._wanted = config, ports
+        self._talk: Talk | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._replies: queue.Queue[Json | None] = queue.Queue()
+        self._up = threading.Event()
+
+    # ---- the process that holds the tunnels --------------------------------------------------------
 
     def dial(self) -> None:
-        """Take the local ports and begin to connect; returns at once."""
-        self._tunnels.open()
-        for name, (wanted, got) in self._tunnels.moved.items():
-            self._say(f"port {wanted} is taken here; {TITLES[name]} is on {got}")
+        """Have the local ports taken and a connection begun; returns at once. Where this session's tunnels are held
+        already, join. Raises MlboxError."""
+        deadline = time.monotonic() + _BEGIN
+        while self._talk is None:
+            if not self._join() and not self._start():
+                if time.monotonic() > deadline:
+                    owners.answer(None, self.reach.name)
+                time.sleep(0.1)  # another one has just begun, or is about to be gone
+        threading.Thread(target=self._listen, args=(self._talk,), daemon=True).start()
+        for port in self._wanted:
+            self.add(port)
 
-    def _probe(self, path: str, timeout: float) -> bool:
-        self._guest_expected.wait()
-        return ping(path, timeout)
+    def _join(self) -> bool:
+        talk = owners.converse(self.reach.id)
+        if talk is None:
+            return False
+        try:
+            reply = talk.receive(_REPLY) if talk.send({"op": "watch"}) else None
+        except TimeoutError:
+            talk.close()
+            owners.answer(None, self.reach.name)
+        if reply is None:
+            talk.close()
+            return False
+        self._take(talk, owners.answer(reply, self.reach.name))
+        return True
 
-    def wait_up(self) -> None:
-        """The guest is there: until the tunnel reaches it and each service answers through it. Raises Unreachable."""
-        self._guest_expected.set()
-        if not self._tunnels.wait_up(_UP):
+    def _start(self) -> bool:
+        """False where another one was faster."""
+        ours, its = socket.socketpair()
+        talk = Talk(ours)
+        argv = (sys.executable, "-c", _PROGRAM, str(Path(mlbox.__file__).parents[1]), str(its.fileno()))
+        # ^C before it is set up for it would be a traceback of its own.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with its:
+                self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, pass_fds=(its.fileno(),))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            talk.send({"reach": self.reach.to_wire(), "config": asdict(self._config)})
+            found = owners.answer(talk.receive(_BEGIN), self.reach.name)
+        except BaseException:
+            talk.close()
+            raise
+        if "taken" in found:
+            talk.close()
+            return False
+        self._take(talk, found)
+        for name, (wanted, got) in found["moved"].items():
+            self.say(f"port {wanted} is taken here; {TITLES[name]} is on {got}")
+        return True
+
+    def _take(self, talk: Talk, found: Json) -> None:
+        self._talk, self.ports, self.extra = talk, found["ports"], found["extra"]
+
+    def _listen(self, talk: Talk) -> None:
+        """What it tells, until its end."""
+        while (message := talk.receive()) is not None:
+            if "say" in message:
+                self.say(str(message["say"]))
+            elif "up" in message:
+                self._up.set()
+            elif "ended" in message:
+                self.why, self.over = str(message["ended"]), True
+            elif "stopped" in message:
+                self.why = f"{message['stopped']}; the session goes on (mlbox session attach {self.reach.name})"
+            else:
+                self._replies.put(message)
+        self.why = self.why or (
+            f"the process that held its tunnels is gone; the session goes on (mlbox session attach {self.reach.name})"
+        )
+        self.ended.set()
+        self._up.set()
+        self._replies.put(None)
+
+    def _ask(self, op: str, **arguments: Any) -> Json:
+        reply = None
+        if self._talk is not None and self._talk.send({"op": op, **arguments}):
+            try:
+                reply = self._replies.get(timeout=_REPLY)
+            except queue.Empty:
+                reply = None
+        return owners.answer(reply, self.reach.name)
+
+    # ---- what a client can have done ----------------------------------------------------------------
+
+    def wait_up(self, reach: Reach) -> None:
+        """The guest is there, and `reach` is all about it: until the tunnel reaches it and each service answers through
+        it. Raises Unreachable."""
+        self.reach = reach
+        self._ask("ready", reach=reach.to_wire())
+        if not self._up.wait(_UP) or self.ended.is_set():
             raise errors.Unreachable(
-                f"the session {self.reach.name} runs, but no tunnel to it comes up",
-                f"mlbox session attach {self.reach.name} --host {self._host.name}",
+                f"the session {reach.name} runs, but no tunnel to it comes up" + (self.why and f": {self.why}"),
+                f"mlbox session attach {reach.name} --host {reach.host}",
             )
-        self._say_wrong(self._check_ends())
+        for line in self._check_ends():
+            output.warn(line)
+
+    def add(self, port: Port) -> int:
+        """A port of the session's on this machine: which one it became. Raises MlboxError."""
+        reply = self._ask("add", local=port.local, inside=port.inside)
+        local = self.extra[str(port.inside)] = int(reply["local"])
+        if reply["new"] and local != port.local:
+            self.say(f"port {port.local} is taken here; the session's port {port.inside} is on {local}")
+        return local
+
+    def reconnect(self) -> None:
+        self._ask("reconnect")
+
+    def stay(self) -> None:
+        """The tunnels stay when we have left."""
+        self._ask("stay")
+
+    def close(self) -> None:
+        """Leave. The tunnels stay where somebody else needs them or they were told to; else they are gone on return."""
+        talk, self._talk = self._talk, None
+        if talk is None:
+            return
+        remains = False
+        if not self.ended.is_set() and talk.send({"op": "leave"}):
+            try:
+                remains = bool(((self._replies.get(timeout=_REPLY) or {}).get("reply") or {}).get("remains"))
+            except queue.Empty:
+                remains = True  # it does not answer; it will see that we have left
+        talk.close()
+        if not remains:
+            owners.await_end(self.reach.id)
+        if self._process is not None:
+            self._process.poll()
+
+    # ---- does all answer? -----------------------------------------------------------------------------
 
     def _check_ends(self) -> list[str]:
         wrong = []
@@ -105,15 +200,11 @@ class Attached:
                 wrong.append(f"{TITLES[name]} does not answer through the tunnel: {error}")
         return wrong
 
-    def _say_wrong(self, wrong: list[str]) -> None:
-        for line in wrong:
-            output.warn(line)
-
     def _check_http(self, name: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port(name), timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[name], timeout=20)
         try:
             path = "/api" if name == "jupyter" else f"/healthz?tkn={self.reach.services[name]['token']}"
-            connection.request("GET", path, headers={"Host": f"localhost:{self.port(name)}"})
+            connection.request("GET", path, headers={"Host": f"localhost:{self.ports[name]}"})
             status = connection.getresponse().status
             if status >= 400:
                 raise http.client.HTTPException(f"HTTP {status}")
@@ -121,70 +212,15 @@ class Attached:
             connection.close()
 
     def _check_ssh(self) -> None:
-        with socket.create_connection(("127.0.0.1", self.port("ssh")), timeout=20) as probe:
+        with socket.create_connection(("127.0.0.1", self.ports["ssh"]), timeout=20) as probe:
             if not probe.recv(64).startswith(b"SSH-"):
                 raise OSError("no SSH banner")
-
-    def announce_ssh(self) -> None:
-        """Let `ssh -p PORT` know the session's own host key."""
-        facts = self.reach.services.get("ssh")
-        if facts and facts.get("host_key"):
-            port, user = self.port("ssh"), str(facts["user"])
-            ssh_config.add(self.reach.id, port, user, str(facts["host_key"]), self._identity_files)
-
-    def port(self, name: str) -> int:
-        return self._tunnels.port(name)
-
-    def reconnect(self) -> None:
-        self._tunnels.reconnect()
-
-    def close(self) -> None:
-        self._guest_expected.set()
-        self._tunnels.close()
-        ssh_config.remove(self.reach.id)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    # ---- what the tunnels tell -------------------------------------------------------------------
-
-    def _on_event(self, event: TunnelEvent) -> None:
-        if not self._guest_expected.is_set():
-            return
-        if event.kind == "lost":
-            self._say(f"tunnel lost ({event.reason}); reconnecting")
-        elif event.kind == "retrying" and event.reason not in ("", self._told):
-            self._told = event.reason
-            self._say(f"still trying: {event.reason}")
-        elif event.kind == "back":
-            self._told = ""
-            after = f" after {event.downtime:.1f} s" if event.downtime else ""
-            self._say(f"tunnel is back{after}; the ports are the same")
-        elif event.kind == "refused":
-            threading.Thread(target=self._ask_host, daemon=True).start()
-
-    def _ask_host(self) -> None:
-        """ssh works and nobody is behind it: has the session ended?"""
-        try:
-            self._host.call("sessions", {"session": self.reach.id})
-        except errors.NotFound as error:
-            self.why = error.message
-            self.ended.set()
-        except errors.MlboxError:
-            return  # the host is not to be asked just now; the next refusal asks again
 
     # ---- the block -------------------------------------------------------------------------------
 
     def urls(self) -> dict[str, str]:
         """Where each service is on this machine, with the token that opens it."""
-        found = {}
-        services = self.reach.services
-        if "jupyter" in services:
-            found["jupyter"] = f"http://localhost:{self.port('jupyter')}/lab?token={services['jupyter']['token']}"
-        if "vscode" in services:
-            facts = services["vscode"]
-            found["vscode"] = f"http://localhost:{self.port('vscode')}/?tkn={facts['token']}&folder={facts['folder']}"
-        if "ssh" in services:
-            found["ssh"] = f"ssh://{services['ssh']['user']}@localhost:{self.port('ssh')}"
-        return found
+        return self.reach.urls(self.ports)
 
 
 def block(attached: Attached, absent: Mapping[str, str]) -> str:
@@ -192,9 +228,10 @@ def block(attached: Attached, absent: Mapping[str, str]) -> str:
     reach, urls = attached.reach, attached.urls()
     lines = [f"Interactive session is running:  {output.bold(reach.name)}  (job {reach.id})"]
     if "ssh" in urls:
-        lines.append(f"SSH:        {ssh_config.words(reach.id, attached.port('ssh'), reach.services['ssh']['user'])}")
+        lines.append(f"SSH:        {ssh_config.words(reach.id, attached.ports['ssh'], reach.services['ssh']['user'])}")
     for name in ("jupyter", "vscode"):
         if name in urls:
             lines.append(f"{TITLES[name] + ':':<12}{urls[name]}")
+    lines += [f"{f'Port {inside}:':<12}localhost:{local}" for inside, local in attached.extra.items()]
     lines += [f"{TITLES[name] + ':':<12}not there: {text.safe(why)}" for name, why in absent.items()]
     return "\n".join(lines)

@@ -21,18 +21,22 @@ HELP = """\
   r, reconnect   dial the tunnels anew; the local ports stay the same
   s, shell       a shell inside the session
   l, logs        the end of its log
-  d, detach      leave; the session goes on (^C does the same)
+  d, detach      leave; the session goes on, and so do its tunnels, in the background
+  ^C, ^D         leave; the session goes on, its tunnels end
   shutdown       end the session and free its GPUs
   h, help        this"""
 
 
 class Console:
-    """`run` returns what was asked for: detach, shutdown, or ended."""
+    """`run` returns what was asked for: detach, leave, shutdown, or ended."""
 
     def __init__(self, attached: Attached, logs: Callable[[], str]) -> None:
         self._attached, self._logs = attached, logs
         self._wake_r, self._wake_w = os.pipe()
         self._told = ""
+        self._prompt = threading.Lock()
+        self._prompted = False
+        attached.say = self._say
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGHUP, self._stop)
 
@@ -44,10 +48,19 @@ class Console:
         try:
             return self._loop(asking)
         except KeyboardInterrupt:
-            return "detach"
+            return "leave"
+
+    def _say(self, words: str) -> None:
+        """A message that comes by itself; the prompt that it breaks into comes again."""
+        with self._prompt:
+            if self._prompted:
+                print("\r\033[K", end="", flush=True)
+            output.note(f"  {words}")
+            if self._prompted:
+                print("> ", end="", flush=True)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._told = "detach"
+        self._told = "leave"
         os.write(self._wake_w, b"x")
 
     def _await_end(self) -> None:
@@ -62,16 +75,23 @@ class Console:
                 selector.register(sys.stdin, selectors.EVENT_READ)
             while True:
                 if asking:
-                    print("> ", end="", flush=True)
+                    self._set_prompt(True)
                 ready = {key.fd for key, _ in selector.select()}
+                self._set_prompt(False)
                 if self._wake_r in ready:
                     return self._told
                 line = os.read(sys.stdin.fileno(), 4096)
                 if not line:
-                    return "detach"
+                    return "leave"
                 chosen = self._do(line.decode(errors="replace").strip().lower())
                 if chosen:
                     return chosen
+
+    def _set_prompt(self, shown: bool) -> None:
+        with self._prompt:
+            self._prompted = shown
+            if shown:
+                print("> ", end="", flush=True)
 
     def _do(self, word: str) -> str:
         if word in ("d", "detach", "q", "quit"):
@@ -79,7 +99,7 @@ class Console:
         if word == "shutdown":
             return "shutdown"
         if word in ("r", "reconnect"):
-            self._attached.reconnect()
+            self._reconnect()
         elif word in ("s", "shell"):
             self._shell()
         elif word in ("l", "logs"):
@@ -89,6 +109,12 @@ class Console:
         else:
             print(f"  there is no {text.safe(word)!r}\n{HELP}")
         return ""
+
+    def _reconnect(self) -> None:
+        try:
+            self._attached.reconnect()
+        except errors.MlboxError as error:
+            output.warn(error.message)
 
     def _show_logs(self) -> None:
         try:
@@ -101,7 +127,7 @@ class Console:
             print("  the session has no SSH server")
             return
         reach = self._attached.reach
-        by_port = ("-p", str(self._attached.port("ssh")), f"{reach.services['ssh']['user']}@localhost")
+        by_port = ("-p", str(self._attached.ports["ssh"]), f"{reach.services['ssh']['user']}@localhost")
         known = ssh_config.shortened(reach.id)
         ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the shell's
         try:

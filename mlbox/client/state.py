@@ -5,8 +5,9 @@
                         sessions.json  where the last sessions were started: their name, id and host
                         ssh_config     `ssh -F` this, or Include it: sessions by name (ssh.d, proxy.py)
                         asked.json     what was answered about that Include
+                        tunnels.log    what befell the tunnels; the older half of it is tunnels.log.1
 ~/.config/mlbox/config.toml            the user's own defaults (conf/config.toml explains them)
-runtime folder, 0700                   connection sockets; a socket's path must stay short
+runtime folder, 0700                   sockets of connections and tunnels; a socket's path must stay short
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ def home() -> Path:
 
 
 def runtime() -> Path:
-    """A private folder with a short name for sockets; raises HostUnready where it is not ours."""
+    """A private folder with a short name for sockets; raises HostUnready where it is not ours.
+
+    Not in /run/user: logind empties that at logout, and tunnels in the background outlive it."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
-    folder = Path(base) / "mlbox" if base and len(base) < 30 else Path(f"/tmp/mlbox-client-{os.getuid()}")
+    fit = base and len(base) < 30 and not base.startswith("/run/user/")
+    folder = Path(base) / "mlbox" if fit else Path(f"/tmp/mlbox-client-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -68,7 +72,7 @@ def load(name: str) -> Json:
 
 def update(name: str, key: str, value: Any) -> None:
     """Set (or with None remove) one entry. A full disk costs the entry, not the command."""
-    with contextlib.suppress(OSError), _locked():
+    with contextlib.suppress(OSError), locked():
         found = load(name)
         if value is None:
             found.pop(key, None)
@@ -88,7 +92,7 @@ def remember_session(session: str, name: str, host: str, root: str, via: str = "
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
     """One writer at a time, of all of this user's mlbox processes and threads here."""
     home().mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home() / ".lock").open("w") as file:

@@ -1,4 +1,9 @@
-"""guest.sock: one JSON line in, one out. {"op": "ping"} -> {"ok": true, "ready": [service…]}."""
+"""guest.sock: one JSON line in, one out.
+
+{"op": "ping"}                   -> {"ok": true, "ready": [service…]}
+{"op": "connect", "port": 6006}  -> {"ok": true}, and the connection goes on as one to 127.0.0.1:6006 in here;
+                                    or {"ok": false}, and its end
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,12 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
+
+from mlbox.splice import Splice
+
+_LONGEST = 4096  # bytes of a line
+_DIAL = 10.0  # s
 
 
 def listen(path: Path, owner: tuple[int, int]) -> socket.socket:
@@ -38,11 +48,44 @@ def _accept(listener: socket.socket, ready: Callable[[], list[str]]) -> None:
 
 
 def _answer(connection: socket.socket, ready: Callable[[], list[str]]) -> None:
-    with connection, connection.makefile("rwb") as file:
+    rest = b""
+    with connection:
         try:
-            for line in file:
-                known = json.loads(line).get("op") == "ping"
-                file.write(json.dumps({"ok": known, "ready": ready()}).encode() + b"\n")
-                file.flush()
+            while True:
+                while b"\n" not in rest:
+                    data = connection.recv(_LONGEST)
+                    if not data or len(rest) > _LONGEST:
+                        return
+                    rest += data
+                line, _, rest = rest.partition(b"\n")
+                request = json.loads(line)
+                if request.get("op") == "connect":
+                    _join(connection, request.get("port"), rest)
+                    return
+                _say(connection, {"ok": request.get("op") == "ping", "ready": ready()})
         except (OSError, ValueError, AttributeError):
             return
+
+
+def _say(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _join(connection: socket.socket, port: object, head: bytes) -> None:
+    """With a service of this session's own loopback: what else its network reaches is not for this."""
+    far = _dial(port) if isinstance(port, int) and 0 < port < 65536 else None
+    _say(connection, {"ok": far is not None})
+    if far is not None:
+        Splice(connection, far).run(head)
+
+
+def _dial(port: int) -> socket.socket | None:
+    """On IPv6 too: there are programs whose `localhost` is nothing else."""
+    for address in ("127.0.0.1", "::1"):
+        try:
+            far = socket.create_connection((address, port), _DIAL)
+        except OSError:
+            continue
+        far.settimeout(None)
+        return far
+    return None

@@ -3,7 +3,7 @@
 the floor   at once: `ssh HOST docker run -d … jupyter lab --ServerApp.sock=…` (and code-server, where mlbox starts it)
             and `ssh -N -L PORT:…sock HOST`; then asking every 20 ms, through that, until all answer
 attached    mlbox session …, until its block is printed: all services answered through the tunnels
-detached    mlbox session … --detach, until it returns: all services answered on the host
+detached    mlbox session … --detach, until it returns: the same, and the tunnels stay in the background
 warm, cold  over a shared connection that is up, for both; or without any
 """
 

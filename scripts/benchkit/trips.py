@@ -88,6 +88,7 @@ def count(laptop: Laptop) -> dict[str, Trips]:
     found["status"] = _counted(laptop, partial(laptop.mlbox, "status", laptop.host, env=env))
     start = (*sessions.words(laptop), "--detach")
     found["session start, detached"] = _counted(laptop, partial(laptop.mlbox, *start, env=env))
+    laptop.mlbox("tunnels", "stop", name)
     found["session list"] = _counted(laptop, partial(laptop.mlbox, "session", "list", laptop.host, env=env))
     found["session info"] = _counted(laptop, partial(laptop.mlbox, "session", "info", name, env=env))
     found["session attach"] = _counted(laptop, partial(_stay, laptop, laptop.argv("session", "attach", name)))

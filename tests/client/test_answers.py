@@ -52,6 +52,8 @@ def yaml(tmp_path: Path, content: str | bytes) -> Path:
         ("env:\n  A: 1\n  B: x=y\n", Answers(env=("A=1", "B=x=y"))),
         ("env: [A=1, HOME]\n", Answers(env=("A=1", "HOME"))),
         ("engine_args: --shm-size 8g --init\n", Answers(engine_args=("--shm-size", "8g", "--init"))),
+        ("port: 6006\n", Answers(port=("6006",))),
+        ("port: [6006, '8000:80']\n", Answers(port=("6006", "8000:80"))),
         ("image:\nname: kind-otter\n", Answers(name="kind-otter")),
         ("image: &i pytorch\nname: *i\n", Answers(image="pytorch", name="pytorch")),
     ],

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlbox.client.tunnels import splice as splice_module
-from mlbox.client.tunnels.splice import Splice
+from mlbox import splice as splice_module
+from mlbox.splice import Splice
 
 
 class Joined:

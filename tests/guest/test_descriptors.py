@@ -110,3 +110,55 @@ def test_what_root_makes_is_given_to_the_owner(run: Path) -> None:
     control.give(run / "s/x", (65534, 65534))
     found = (run / "s/x").stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
+
+
+# ---- ports inside --------------------------------------------------------------------------------
+
+
+def connect(path: Path, port: object, more: bytes = b"") -> tuple[socket.socket, object]:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(20)
+    connection.connect(str(path))
+    connection.sendall(json.dumps({"op": "connect", "port": port}).encode() + b"\n" + more)
+    answer = b"".join(iter(lambda: connection.recv(1), b"\n"))
+    return connection, json.loads(answer)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_connection_goes_on_as_one_to_a_port_inside(guest: tuple[Path, list[str]], address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        service = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"no {address} here")
+    with service:
+        connection, answer = connect(guest[0], service.getsockname()[1], b"early ")
+        assert answer == {"ok": True}
+        inside, _ = service.accept()
+        with inside, connection:
+            connection.sendall(b"words")
+            connection.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: inside.recv(100), b"")) == b"early words"
+            inside.sendall(b"and back")
+            inside.shutdown(socket.SHUT_WR)
+            assert b"".join(iter(lambda: connection.recv(100), b"")) == b"and back"
+
+
+def test_a_port_where_nobody_listens_yet_is_refused_and_later_not(guest: tuple[Path, list[str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    connection, answer = connect(guest[0], port)
+    with connection:
+        assert answer == {"ok": False} and connection.recv(1) == b""
+    with socket.create_server(("127.0.0.1", port)):
+        connection, answer = connect(guest[0], port)
+        connection.close()
+        assert answer == {"ok": True}
+
+
+@pytest.mark.parametrize("port", [0, 65536, -1, "22", None, 1.5, [22]], ids=repr)
+def test_what_is_no_port_is_refused(guest: tuple[Path, list[str]], port: object) -> None:
+    connection, answer = connect(guest[0], port)
+    with connection:
+        assert answer == {"ok": False} and connection.recv(1) == b""
+    assert ask(guest[0], b'{"op": "ping"}') == [{"ok": True, "ready": []}]

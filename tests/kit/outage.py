@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 from labbox import as_root
 
-# Not those of sessions' containers, which the host sees as its own processes too.
+# Newer ones serve a connection under another name. Not those of sessions' containers, which the host sees as its own
+# processes too.
 _KILL_SSHD = """
-for pid in $(pgrep -x sshd); do
+for pid in $(pgrep -x 'sshd(-session|-auth)?'); do
   if [ "$(readlink /proc/$pid/ns/pid)" = "$(readlink /proc/1/ns/pid)" ]; then kill -KILL $pid; fi
 done
 true

@@ -133,8 +133,9 @@ def test_d_leaves_and_the_offer_brings_back(laptop: Laptop) -> None:
         block = terminal.block()
         terminal.wait_for(PROMPT)
         terminal.say("d")
-        terminal.wait_for(r"^detached; first goes on \(mlbox session attach first\)$")
+        terminal.wait_for(r"^detached; first goes on, its tunnels in the background \(.*mlbox tunnels stop first\)$")
         assert terminal.end() == 0
+        assert banner(block["port"]) == b"SSH-"
 
     with at_terminal(laptop, "session", HOST) as terminal:
         terminal.wait_for(rf"first is running on {HOST} \(1 GPU, {SESSION_IMAGE}, started \d+s ago\)")
@@ -206,7 +207,7 @@ def test_logs_during_an_outage_are_an_error_and_not_the_end(laptop: Laptop) -> N
         terminal.block()
         terminal.wait_for(PROMPT)
         with without_sshd(HOST):
-            terminal.wait_for(r"tunnel lost \(.+\); reconnecting")
+            terminal.wait_for(r"tunnel lost \(.+\); reconnecting\n> ")  # and a new prompt
             terminal.say("l")
             terminal.wait_for(rf"{HOST}: no SSH server answers there")
             terminal.wait_for(PROMPT)

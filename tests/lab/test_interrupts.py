@@ -151,6 +151,7 @@ def test_at_the_offer(laptop: Laptop) -> None:
 
 def test_while_an_attach_connects(laptop: Laptop, request: pytest.FixtureRequest) -> None:
     assert laptop.run("session", HOST, *CONTAINER, "--name", "joined", "--detach").code == 0
+    assert laptop.run("tunnels", "stop", "joined").code == 0
     request.getfixturevalue("no_tunnels")
     with at_terminal(laptop, "session", "attach", "joined") as terminal:
         terminal.wait_for("connecting the tunnels")

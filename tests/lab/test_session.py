@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aftermath import watched
 from labbox import SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, left_behind, ssh, token
 from labkit import gpus as false_gpus
 from labkit.inventory import HOSTS
@@ -270,25 +271,27 @@ class TestOneSession:
         ]  # fmt: skip
         config.write_text("\n  ".join(lines) + "\n")
         ssh(HOST, f"cp ~/.ssh/authorized_keys ~/.ssh/kept && echo {shlex.quote(public)} >>~/.ssh/authorized_keys")
-        second = Laptop(tmp_path / "second")
-        second.env["MLBOX_SSH_CONFIG"] = str(config)
         try:
-            joined = second.attach("session", "attach", "--host", HOST)
-            block = joined.block()
-            assert (block["name"], block["id"]) == (one.name, one.block["id"])
-            assert block["jupyter"] != one.block["jupyter"]  # this machine's other port, the same token
-            assert token(block["jupyter"]) == token(one.block["jupyter"])
-            assert said_inside(second, one.name, "hostname") == "the-one"
-            with Notebook(block["jupyter"]) as notebook:
-                assert notebook.run("1 + 1") == "2"
-            assert joined.stop() == 0
-            assert "the-one goes on" in joined.text
-            assert said_inside(second, one.name, "hostname") == "the-one"  # without a client, too
-            assert not list((ssh_config(second).parent / "ssh.d").glob("*.*.*"))
+            with watched(tmp_path / "second") as second:
+                self._join_from(second, one, config)
         finally:
-            second.close()
             ssh(HOST, "mv ~/.ssh/kept ~/.ssh/authorized_keys")
         assert one.inside("echo still") == "still"
+
+    def _join_from(self, second: Laptop, one: One, config: Path) -> None:
+        second.env["MLBOX_SSH_CONFIG"] = str(config)
+        joined = second.attach("session", "attach", "--host", HOST)
+        block = joined.block()
+        assert (block["name"], block["id"]) == (one.name, one.block["id"])
+        assert block["jupyter"] != one.block["jupyter"]  # this machine's other port, the same token
+        assert token(block["jupyter"]) == token(one.block["jupyter"])
+        assert said_inside(second, one.name, "hostname") == "the-one"
+        with Notebook(block["jupyter"]) as notebook:
+            assert notebook.run("1 + 1") == "2"
+        assert joined.stop() == 0
+        assert "the-one goes on" in joined.text
+        assert said_inside(second, one.name, "hostname") == "the-one"  # without a client, too
+        assert not list((ssh_config(second).parent / "ssh.d").glob("*.*.*"))
 
     def test_session_again_joins_it(self, one: One, tmp_path: Path) -> None:
         again = Laptop(tmp_path / "again")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, TypeVar
 
 from mlbox import errors
-from mlbox.client import output, ssh_config, ssh_include, state
-from mlbox.client.attached import Attached, block, reach
+from mlbox.client import output, ssh_config, state
+from mlbox.client.attached import Attached
 from mlbox.client.commands import session as sessions
 from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text
+from mlbox.core.port import Port
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -25,6 +27,10 @@ def summary(session: Json) -> str:
     return ", ".join(parts)
 
 
+def reach(host: Host, session: Json) -> Reach:
+    return Reach.of(session, host.name, host.root)
+
+
 def public(session: Json) -> Json:
     """Facts for --json; the URLs carry their tokens, nothing else does."""
     keys = ("id", "name", "gpus", "image", "runtime", "absent")
@@ -35,7 +41,9 @@ def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
     state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
     facts = session["services"].get("ssh")
-    here = reach(session).services if host.via else session["services"]  # by the rendezvous, where nothing else leads
+    here = (
+        reach(host, session).services if host.via else session["services"]
+    )  # by the rendezvous, where nothing else leads
     way = host.transport.way(here["ssh"]["socket"]) if facts else None
     if way is None:
         return
@@ -43,23 +51,6 @@ def enter(host: Host, session: Json) -> None:
     known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())
     if known != session["name"]:
         output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
-
-
-def told(host: Host, session: Json, as_json: bool, yes: bool = False) -> int:
-    """A detached start: where it is, and how to come to it."""
-    enter(host, session)
-    if as_json:
-        output.facts({**public(session), "host": host.name})
-        return 0
-    ssh_include.offer(yes)
-    print(f"Interactive session is running:  {output.bold(session['name'])}  (job {session['id']}) on {host.name}")
-    known = ssh_config.shortened(session["id"])
-    if known:
-        print(f"SSH:     {'ssh' if ssh_config.included() else ssh_config.by_file()} {known}")
-    for name, why in session.get("absent", {}).items():
-        output.warn(f"{name} is not there: {why}")
-    print(f"Attach:  mlbox session attach {session['name']}")
-    return 0
 
 
 def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host], T]) -> T:
@@ -144,28 +135,26 @@ def _is(session: Json, wanted: str) -> bool:
     return wanted in ("", session["id"], session["name"]) or session["id"].startswith(wanted.upper())
 
 
-def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
-    return at_session(wanted, host, config, lambda there: join(there, wanted, config, detach=False, as_json=as_json))
+def run(wanted: str, host: str, config: state.Config, ports: Sequence[Port], detach: bool, as_json: bool) -> int:
+    return at_session(wanted, host, config, lambda there: join(there, wanted, config, ports, detach, as_json))
 
 
 def join(
-    host: Host, wanted: str, config: state.Config, detach: bool, as_json: bool, yes: bool = False,
-    then: Callable[[Mapping[str, str]], None] | None = None,
+    host: Host, wanted: str, config: state.Config, ports: Sequence[Port], detach: bool, as_json: bool,
+    yes: bool = False, then: Callable[[Mapping[str, str]], None] | None = None,
 ) -> int:  # fmt: skip
     """`then` hears where each service is on this machine, once all is told."""
     found = reveal(host, wanted)
-    if detach:
-        return told(host, found, as_json, yes)
     with output.Progress() as progress:
         progress.say("connecting the tunnels")
-        attached = Attached(host, reach(found), config, progress.keep)
+        attached = Attached(reach(host, found), config, ports, progress.keep)
         try:
             attached.dial()
-            attached.wait_up()
+            attached.wait_up(attached.reach)
         except BaseException:
             attached.close()
             raise
-    return sessions.work(host, attached, found, config, as_json, yes, then)
+    return sessions.work(host, attached, found, detach, as_json, yes, then)
 
 
 def reveal(host: Host, wanted: str) -> Json:
@@ -226,6 +215,3 @@ def list_all(hosts: list[str], config: state.Config, as_json: bool) -> int:
 
 def _age(session: Json) -> str:
     return text.duration(time.time() - session["since"]) if session["since"] else "-"
-
-
-__all__ = ["block", "info", "join", "list_all", "logs", "public", "reach", "run", "summary", "told"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, output, ssh_config, ssh_include, state
-from mlbox.client.attached import TITLES
 from mlbox.client.commands import attach
+from mlbox.client.reach import TITLES
 from mlbox.client.remote import Host
 
 # Words of a command; {name} is what ssh calls the session, {folder} where its work is.
@@ -107,6 +107,6 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
             subprocess.run((program, str(path)), stdin=subprocess.DEVNULL)  # not the URL: its token would show in `ps`
 
     try:
-        return attach.join(host, wanted, config, detach=False, as_json=False, then=show)
+        return attach.join(host, wanted, config, (), detach=False, as_json=False, then=show)
     finally:
         path.unlink(missing_ok=True)

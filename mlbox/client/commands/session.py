@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from mlbox import errors
 from mlbox.client import output, ssh_config, ssh_include, state, transports
-from mlbox.client.answers import Answers, remembered, to_remember, to_spec
-from mlbox.client.attached import Attached, block, reach
+from mlbox.client.answers import Answers, ports_of, remembered, to_remember, to_spec
+from mlbox.client.attached import Attached, block
 from mlbox.client.commands import attach, shutdown
 from mlbox.client.console import Console
+from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, Interrupted
 from mlbox.core import text
+from mlbox.core.port import Port
 from mlbox.core.session import Spec
 
 Json = dict[str, Any]
@@ -39,12 +41,13 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
         return session_queue.run(said, config, options)
     host_name = said.host or _only_host(config)
     answers = _complete(said, host_name, config, options.fresh)
+    ports = ports_of(answers)
     transport = transports.make(host_name, config)
     spec = to_spec(answers, transport.public_keys())
     if options.dry_run:
-        return _dry_run(host_name, spec, options.json)
+        return _dry_run(host_name, spec, ports, options.json)
     host = Host(transport, config.root)
-    start = _Start(host, spec, config, options)
+    start = _Start(host, spec, ports, config, options)
     reply = start.call()
     if "running" in reply:
         return _offer(host, reply["running"], said, config, options, start)
@@ -74,12 +77,14 @@ def _only_host(config: state.Config) -> str:
     raise errors.Usage("on which host?", f"mlbox session HOST ({known})")
 
 
-def _dry_run(host: str, spec: Spec, as_json: bool) -> int:
+def _dry_run(host: str, spec: Spec, ports: Sequence[Port], as_json: bool) -> int:
     wire = spec.without_secrets().to_wire()
     if as_json:
-        output.facts({"host": host, "spec": wire})
+        output.facts({"host": host, "spec": wire, "ports": [str(port) for port in ports]})
         return 0
     print(f"would start on {host}:")
+    for port in ports:
+        print(f"  port: {port}")
     for key, value in wire.items():
         if value and key != "authorized_keys":
             print(f"  {key}: {text.safe(str(value))}")
@@ -101,14 +106,15 @@ def _offer(
     if answer == "new":
         return start.again()
     output.note(f"  joining {newest['name']}, which is running already (--new starts another)")
-    return attach.join(host, str(newest["id"]), config, options.detach, options.json, options.yes)
+    ports = ports_of(said)
+    return attach.join(host, str(newest["id"]), config, ports, options.detach, options.json, options.yes)
 
 
 class _Start:
     """One attempt to start a session and come to it."""
 
-    def __init__(self, host: Host, spec: Spec, config: state.Config, options: Options) -> None:
-        self._host, self._spec, self._config, self._options = host, spec, config, options
+    def __init__(self, host: Host, spec: Spec, ports: Sequence[Port], config: state.Config, options: Options) -> None:
+        self._host, self._spec, self._ports, self._config, self._options = host, spec, ports, config, options
         self._attached: Attached | None = None
         self._accepted: Json = {}
 
@@ -125,7 +131,7 @@ class _Start:
                 reply = self._host.call("session", args, self._on_progress)
                 if self._attached is not None:
                     self._progress.say("connecting the tunnels")
-                    self._attached.wait_up()
+                    self._attached.wait_up(attach.reach(self._host, reply["session"]))
                 return reply
             except KeyboardInterrupt as interrupt:
                 self._close()
@@ -154,9 +160,9 @@ class _Start:
         if "accepted" in facts:
             self._accepted = facts["accepted"]
             self._progress.keep(_first_line(self._host.name, facts, self._spec.image))
-        if "starting" in facts and not self._options.detach:
-            found = reach({**self._accepted, **facts["starting"]})
-            self._attached = Attached(self._host, found, self._config, self._progress.keep)
+        if "starting" in facts:
+            reach = Reach.of({**self._accepted, **facts["starting"]}, self._host.name, self._host.root)
+            self._attached = Attached(reach, self._config, self._ports, self._progress.keep)
             self._attached.dial()
         if "text" in facts:
             self._progress.say(facts["text"], facts.get("detail", ""))
@@ -165,10 +171,8 @@ class _Start:
         session = reply["session"]
         if answers is not None:
             state.update("last.json", self._host.name, to_remember(answers))
-        if self._attached is None:
-            return attach.told(self._host, session, self._options.json, self._options.yes)
-        self._attached.reach = reach(session)
-        return work(self._host, self._attached, session, self._config, self._options.json, self._options.yes)
+        assert self._attached is not None  # a session that is ready was starting before
+        return work(self._host, self._attached, session, self._options.detach, self._options.json, self._options.yes)
 
 
 def _first_line(host: str, facts: Json, image: str) -> str:
@@ -180,32 +184,40 @@ def _first_line(host: str, facts: Json, image: str) -> str:
 
 
 def work(
-    host: Host, attached: Attached, session: Json, config: state.Config, as_json: bool, yes: bool,
+    host: Host, attached: Attached, session: Json, detach: bool, as_json: bool, yes: bool,
     then: Callable[[Mapping[str, str]], None] | None = None,
 ) -> int:  # fmt: skip
-    """Print the block, then serve the person until they leave or the session ends."""
-    console = Console(attached, lambda: attach.logs(host, session["id"]))
+    """Print the block, then serve the person until they leave or the session ends; with `detach`, leave at once."""
+    chosen = "detach"
     try:
-        attached.announce_ssh()
         attach.enter(host, session)
         if not as_json:
             ssh_include.offer(yes)
         if as_json:
-            output.facts({**attach.public(session), "urls": attached.urls()})
+            facts = {**attach.public(session), "host": host.name, "urls": attached.urls(), "ports": attached.extra}
+            output.facts(facts)
         else:
             print(block(attached, session.get("absent", {})), flush=True)
         if then is not None:
             then(attached.urls())
-        chosen = console.run()
+        if not detach:
+            chosen = Console(attached, lambda: attach.logs(host, session["id"])).run()
+        if chosen == "detach":
+            attached.stay()
     except KeyboardInterrupt:
-        chosen = "detach"
+        chosen = "leave"
     finally:
         attached.close()
+    name = session["name"]
     if chosen == "ended":
-        ssh_config.drop(session["id"])
-        output.note(f"{session['name']}: {attached.why}")
+        if attached.over:
+            ssh_config.drop(session["id"])
+        output.note(f"{name}: {attached.why}")
     elif chosen == "shutdown":
         return shutdown.end(host, session["id"], as_json=False)
+    elif chosen == "detach":
+        ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
+        output.note(f"detached; {name} goes on, its tunnels in the background ({ways})")
     else:
-        output.note(f"detached; {session['name']} goes on (mlbox session attach {session['name']})")
+        output.note(f"detached; {name} goes on (mlbox session attach {name})")
     return 0

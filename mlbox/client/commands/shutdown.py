@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlbox import errors
-from mlbox.client import output, ssh_config, state
+from mlbox.client import output, owners, ssh_config, state
 from mlbox.client.commands import attach
 from mlbox.client.remote import Host
 from mlbox.core import text
@@ -26,6 +26,9 @@ def end(host: Host, wanted: str, as_json: bool) -> int:
     ended = reply["session"]
     state.update("sessions.json", ended["id"], None)
     ssh_config.drop(ended["id"])
+    for owner in owners.living():
+        if owner.session == ended["id"]:
+            owners.end(owner, "ended", "the session has ended: " + reply.get("already", "shut down"))
     if as_json:
         output.facts({"id": ended["id"], "name": ended["name"], "freed": reply["freed"]})
     elif "already" in reply:

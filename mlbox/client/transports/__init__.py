@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlbox import errors
+from mlbox.client import owners
 from mlbox.client.state import Config
 from mlbox.client.tunnels import Link
 
@@ -64,6 +65,8 @@ TRANSPORTS = {"openssh": "openssh", "fabric": "fabric"}
 
 
 def make(host: str, config: Config) -> Transport:
+    """Whoever comes here sweeps away what a killed holder of tunnels left."""
+    owners.sweep()
     name = "local" if host == LOCAL else TRANSPORTS.get(config.transport, "")
     if not name:
         known = ", ".join(TRANSPORTS)

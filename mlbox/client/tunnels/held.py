@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mlbox.client.tunnels.events import Timing
 from mlbox.client.tunnels.link import Link
 from mlbox.client.tunnels.probe import Probe, Prober
-from mlbox.client.tunnels.splice import Splice
+from mlbox.splice import Splice
 
 
 class Held:

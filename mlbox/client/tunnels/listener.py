@@ -20,6 +20,7 @@ from mlbox.errors import MlboxError
 
 BACKLOG = 128
 NEXT_PORTS = 100  # how far to look when the wanted port is taken
+STOP = 5.0  # seconds that a removal waits; a listener that is closing frees the port by itself
 OPEN_FILES = 4096  # macOS starts a process with 256; a connection takes 2 here and 2 in ssh
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -27,11 +28,13 @@ _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 @dataclass(frozen=True)
 class Service:
-    """wanted_port: 0 for any. gated: it has no password of its own (gate.py)."""
+    """wanted_port: 0 for any. gated: it has no password of its own (gate.py). inside: it is no socket on the host but
+    this port inside the session (inside.py)."""
 
     name: str
     wanted_port: int
     gated: bool = False
+    inside: int = 0
 
 
 class Port:
@@ -51,7 +54,9 @@ class Port:
         taken = f"{wanted[0]} to {wanted[-1]}" if service.wanted_port else "all"
         raise MlboxError(
             f"no free port for {service.name} on this machine: {taken} are taken",
-            f"end what listens there, or choose another in config.toml: [ports] {service.name} = …",
+            "end what listens there, or choose another: LOCAL:REMOTE"
+            if service.inside
+            else f"end what listens there, or choose another in config.toml: [ports] {service.name} = …",
         )
 
     def close(self) -> None:
@@ -69,10 +74,26 @@ class Listener:
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="tunnel-listener", daemon=True)
         self._lock = threading.Lock()
+        self._leaving: list[Port] = []
+        self._changed = threading.Condition(self._lock)
         self._connections: dict[socket.socket, threading.Thread] = {}
 
     def start(self) -> None:
         self._thread.start()
+
+    def add(self, port: Port) -> None:
+        """One more, while it runs."""
+        with self._lock:
+            self._ports.append(port)
+        self._wake.send(b"x")
+
+    def remove(self, port: Port) -> None:
+        """It is free on return; connections that were made through it go on."""
+        with self._lock:
+            self._ports.remove(port)
+            self._leaving.append(port)
+            self._wake.send(b"x")
+            self._changed.wait_for(lambda: port not in self._leaving, STOP)
 
     def close(self) -> None:
         """Free the ports, end the connections, wait for their threads (what else they wait on has ended)."""
@@ -94,13 +115,26 @@ class Listener:
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
-            for port in self._ports:
-                for sock in port.sockets:
-                    selector.register(sock, selectors.EVENT_READ, port.service)
             while not self._stop.is_set():
+                self._take_changes(selector)
                 for key, _ in selector.select():
                     if isinstance(key.data, Service) and isinstance(key.fileobj, socket.socket):
                         self._accept(key.fileobj, key.data)
+                    else:
+                        self._woken.recv(4096)
+
+    def _take_changes(self, selector: selectors.BaseSelector) -> None:
+        with self._lock:
+            for port in self._ports:
+                for sock in port.sockets:
+                    if sock not in selector.get_map():
+                        selector.register(sock, selectors.EVENT_READ, port.service)
+            for left in self._leaving:
+                for sock in left.sockets:
+                    selector.unregister(sock)
+                left.close()
+            self._leaving.clear()
+            self._changed.notify_all()
 
     def _accept(self, listening: socket.socket, service: Service) -> None:
         try:

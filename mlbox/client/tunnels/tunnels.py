@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from mlbox.client.tunnels import inside
 from mlbox.client.tunnels.events import OnEvent, Timing
 from mlbox.client.tunnels.gate import Key, admit
 from mlbox.client.tunnels.listener import Listener, Port, Service, allow_many_files
 from mlbox.client.tunnels.probe import Probe, ping
-from mlbox.client.tunnels.splice import Splice
 from mlbox.client.tunnels.supervisor import LinkFactory, Supervisor
+from mlbox.splice import Splice
 
 WAIT = 60.0  # seconds that a new connection waits for a link
 
@@ -20,7 +23,8 @@ WAIT = 60.0  # seconds that a new connection waits for a link
 class Tunnels:
     """The ports are bound by open() and stay the same until close(), whatever becomes of the links.
 
-    probe_service need not be among `services`: it is the link's name for the socket that the probe asks.
+    probe_service need not be among `services`: it is the link's name for the socket that the probe asks, and that
+    leads to ports inside the session.
     """
 
     def __init__(
@@ -56,6 +60,18 @@ class Tunnels:
         self._listener = Listener(list(self._ports.values()), self._serve)
         self._listener.start()
         self._supervisor.start()
+
+    def add(self, service: Service) -> int:
+        """One more port, while they are open; its number. Raises MlboxError if none is free."""
+        assert self._listener is not None
+        port = self._ports[service.name] = Port(service)
+        self._listener.add(port)
+        return port.number
+
+    def remove(self, name: str) -> None:
+        """Free that port again."""
+        assert self._listener is not None
+        self._listener.remove(self._ports.pop(name))
 
     def port(self, name: str) -> int:
         return self._ports[name].number
@@ -96,7 +112,11 @@ class Tunnels:
             held = self._supervisor.current(max(0.0, deadline - time.monotonic()))
             if held is None:
                 return
-            far = _connect(held.link.path(service.name))
+            try:
+                far = inside.connect(held.link, service) if service.inside else _connect(held.link.path(service.name))
+            except ConnectionRefusedError:
+                _reset(connection)
+                return
             if far is not None:
                 splice = Splice(connection, far)
                 if held.add(splice):
@@ -120,3 +140,9 @@ def _connect(path: str) -> socket.socket | None:
         far.close()
         return None
     return far
+
+
+def _reset(connection: socket.socket) -> None:
+    """As the kernel refuses a port where nobody listens, as far as a connection that was accepted can still be."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,5 +1,6 @@
 """Two sockets joined: what arrives at one leaves at the other, until both sides have ended.
 
+Beside the rooms because both ends of a tunnel use it: client/tunnels/tunnels.py and guest/control.py.
 A thread per direction copies with recv_into and sendall: backpressure is the kernel's, an idle connection
 sleeps in recv. Measured (2 cores, 600 MB through ssh): this is as fast as os.splice through a pipe and as
 plain `ssh -L`, and it is the same code everywhere.
@@ -19,7 +20,7 @@ HALF_CLOSED_CHECK = 1.0  # seconds between looks at a far side that ended its ha
 
 
 class Splice:
-    """Joins `near` (the laptop's program) and `far` (the tunnel). Owns and closes both."""
+    """Joins `near` (on the laptop: the browser) and `far` (the tunnel). Owns and closes both."""
 
     def __init__(self, near: socket.socket, far: socket.socket) -> None:
         self._near = near

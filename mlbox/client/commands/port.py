@@ -1,0 +1,66 @@
+"""mlbox port: more ports of a session on this machine, for as long as its tunnels are up here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mlbox.client import output, owners
+from mlbox.core import port
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        description="Bring more ports of a running session to this machine's loopback."
+    )
+    verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
+    for name, words in (("add", "bring ports here"), ("list", "those that are here"), ("remove", "take them away")):
+        one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        one.add_argument("session", metavar="NAME", nargs="?" if name == "list" else None, default="")
+        one.add_argument("--json", action="store_true", help="print facts as JSON")
+        if name != "list":
+            metavar = "P|LOCAL:P" if name == "add" else "P"
+            one.add_argument("ports", nargs="+", metavar=metavar, help="the port inside the session (and the one here)")
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    wanted = [port.parse(word) for word in getattr(arguments, "ports", [])]
+    owner = owners.named(arguments.session)
+    if arguments.do == "add":
+        return _add(owner, wanted, arguments.json)
+    if arguments.do == "remove":
+        return _remove(owner, wanted, arguments.json)
+    if arguments.json:
+        output.facts(owner.extra)
+    elif owner.extra:
+        output.table(("INSIDE", "HERE"), [(inside, f"localhost:{here}") for inside, here in owner.extra.items()])
+    else:
+        output.note(f"no more ports of {owner.name} are here (mlbox port add {owner.name} 6006)")
+    return 0
+
+
+def _add(owner: owners.Owner, wanted: list[port.Port], as_json: bool) -> int:
+    found = {}
+    for one in wanted:
+        reply = owners.ask(owner, "add", local=one.local, inside=one.inside)
+        here = found[str(one.inside)] = int(reply["local"])
+        if as_json:
+            continue
+        if reply["new"] and here != one.local:
+            output.note(f"  port {one.local} is taken here")
+        already = "" if reply["new"] else ", as before"
+        print(f"port {one.inside} of {owner.name} is on localhost:{here}{already}")
+    if as_json:
+        output.facts(found)
+    return 0
+
+
+def _remove(owner: owners.Owner, wanted: list[port.Port], as_json: bool) -> int:
+    for one in wanted:
+        owners.ask(owner, "remove", inside=one.inside)
+        if not as_json:
+            print(f"port {one.inside} of {owner.name} is not here any more")
+    if as_json:
+        output.facts([one.inside for one in wanted])
+    return 0

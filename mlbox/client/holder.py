@@ -1,0 +1,310 @@
+"""The process that holds one session's tunnels: it owns the local ports, whoever is attached, until nobody needs them.
+
+    start   by the first client (client/attached.py), in its terminal, where ssh may ask for a passphrase
+    up      the first link answers: away from the terminal. It serves the client that started it and any other one
+    end     its last client has left and nobody said `stay`; `mlbox tunnels stop`; or the session has ended
+
+A client says one JSON line for each question, over the pair of sockets that it started us with or over `control` in
+our folder, and hears the reply; in between it hears what happens: {"say": …}, {"up": …}, {"ended" or "stopped": why}.
+The end of a client's connection is its leaving, however it died. Nothing here waits by asking again and again: each
+thread sleeps until something happens, and a lost link is dialled with the supervisor's back-off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from mlbox import errors
+from mlbox.client import journal, owners, ssh_config, state
+from mlbox.client.reach import GUEST, PORTS, Reach
+from mlbox.client.remote import of_session
+from mlbox.client.talk import Json, Talk
+from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
+from mlbox.client.tunnels.probe import ping
+
+ANSWER = 3.0  # s that the end waits for a host that was asked something just now
+
+
+class Holder:
+    def __init__(self, reach: Reach, config: state.Config, folder: Path) -> None:
+        self._reach, self._folder = reach, folder
+        place = {"id": reach.id, "host": reach.host, "root": reach.root, "via": reach.via}
+        self._host = of_session(place, config)
+        ports = {**PORTS, **config.ports}
+        self._tunnels = Tunnels(
+            [Service(name, ports[name], gated=name == "vscode") for name in reach.services],
+            lambda generation: self._host.transport.link(reach.forwards(), folder, generation),
+            self._on_event,
+            Key(reach.id, reach.gate_token()),
+            probe=self._probe,
+            probe_service=GUEST,
+        )
+        self._owner = owners.Owner(
+            reach.id, reach.name, reach.host, os.getpid(), {}, {}, since=time.time(), folder=str(folder)
+        )
+        self._guest_expected = threading.Event()
+        self._told = ""  # the reason of the last attempt that failed
+        self._asking = threading.Thread()
+        self._lock = threading.RLock()  # over all that follows
+        self._clients: list[Talk] = []
+        self._up = False
+        self._over: tuple[str, str] | None = None  # ended or stopped, and why
+        self._wake_r, self._wake_w = os.pipe()
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def run(self, first: Talk) -> None:
+        """From the first client to the end. Raises MlboxError where there is no free port."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        self._owner.write()
+        self._control.bind(str(self._folder / "control"))
+        self._control.listen(16)
+        self._tunnels.open()
+        try:
+            self._set(ports={name: self._tunnels.port(name) for name in self._reach.services})
+            self._welcome(first)
+            threading.Thread(target=self._serve, args=(first,), daemon=True).start()
+            threading.Thread(target=self._accept, daemon=True).start()
+            os.read(self._wake_r, 1)
+        finally:
+            self._close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._over = self._over or ("stopped", "its tunnels were ended by a signal")
+        os.write(self._wake_w, b"x")
+
+    def _finish(self, kind: str, why: str) -> None:
+        with self._lock:
+            self._over = self._over or (kind, why)
+        os.write(self._wake_w, b"x")
+
+    def _close(self) -> None:
+        kind, why = self._over or ("stopped", "")
+        self._guest_expected.set()
+        self._tunnels.close(why)
+        if self._asking.is_alive():
+            self._asking.join(ANSWER)  # its ssh would be left behind
+        ssh_config.remove(self._reach.id)
+        journal.note(self._reach.name, f"the end: {why}")
+        if kind == "ended":
+            ssh_config.drop(self._reach.id)
+        self._tell({kind: why})
+
+    def _set(self, **changes: object) -> None:
+        with self._lock:
+            self._owner = replace(self._owner, **changes)  # type: ignore[arg-type]
+            self._owner.write()
+
+    # ---- clients ---------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._control.accept()
+            threading.Thread(target=self._serve, args=(Talk(connection),), daemon=True).start()
+
+    def _serve(self, talk: Talk) -> None:
+        """One client's questions, until it leaves."""
+        try:
+            while (question := talk.receive()) is not None:
+                try:
+                    reply = self._answer(talk, question)
+                except errors.MlboxError as error:
+                    talk.send(_as_message(error))
+                else:
+                    if reply is not None:
+                        talk.send({"reply": reply})
+        finally:
+            self._leave(talk)
+            talk.close()
+
+    def _answer(self, talk: Talk, question: Json) -> Json | None:
+        """None: all is said."""
+        op = question.get("op")
+        if op == "watch":
+            self._welcome(talk)
+            return None
+        if op == "leave":
+            return {"remains": self._leave(talk)}
+        if op == "ready":
+            self._expect(Reach(**question["reach"]))
+        elif op == "stay":
+            self._set(background=True)
+            with contextlib.suppress(OSError):
+                os.chdir(Path.home())  # whatever is mounted where we were started may go
+        elif op == "reconnect":
+            self._tunnels.reconnect()
+        elif op == "add":
+            return self._add(int(question["local"]), int(question["inside"]))
+        elif op == "remove":
+            self._remove(int(question["inside"]))
+        elif op == "end":
+            self._finish(str(question["kind"]), str(question["why"]))
+        return {}
+
+    def _welcome(self, talk: Talk) -> None:
+        with self._lock:
+            if self._over is not None:
+                return  # who comes too late hears that at our end
+            self._clients.append(talk)
+            owner, moved = self._owner, self._tunnels.moved
+            talk.send({"reply": {"ports": owner.ports, "extra": owner.extra, "moved": dict(moved)}})
+            if self._up:
+                talk.send({"up": True})
+
+    def _leave(self, talk: Talk) -> bool:
+        """Whether the tunnels stay all the same."""
+        with self._lock:
+            watched = talk in self._clients
+            if watched:
+                self._clients.remove(talk)
+            remains = bool(self._clients) or self._owner.background
+            if watched and not remains:
+                self._finish("stopped", "its last client has left")
+        return remains
+
+    def _tell(self, message: Json) -> None:
+        with self._lock:
+            for talk in self._clients:
+                talk.offer(message)
+
+    def _say(self, words: str) -> None:
+        journal.note(self._reach.name, words)
+        self._tell({"say": words})
+
+    # ---- ports of the session's own programs -------------------------------------------------------
+
+    def _add(self, local: int, inside: int) -> Json:
+        with self._lock:
+            new = str(inside) not in self._owner.extra
+            if new:
+                number = self._tunnels.add(Service(f"port {inside}", local, inside=inside))
+                self._set(extra={**self._owner.extra, str(inside): number})
+            return {"local": self._owner.extra[str(inside)], "new": new}
+
+    def _remove(self, inside: int) -> None:
+        with self._lock:
+            if str(inside) not in self._owner.extra:
+                raise errors.NotFound(f"port {inside} of {self._reach.name} has no tunnel", "mlbox port list")
+            self._tunnels.remove(f"port {inside}")
+            self._set(extra={port: number for port, number in self._owner.extra.items() if port != str(inside)})
+
+    # ---- the session -------------------------------------------------------------------------------
+
+    def _probe(self, path: str, timeout: float) -> bool:
+        self._guest_expected.wait()
+        return ping(path, timeout)
+
+    def _expect(self, reach: Reach) -> None:
+        """The guest is there by now, and all is known about it."""
+        with self._lock:
+            self._reach = reach
+        self._guest_expected.set()
+
+    def _on_event(self, event: TunnelEvent) -> None:
+        if not self._guest_expected.is_set():
+            return
+        if event.kind == "up":
+            self._set(state="up", since=time.time())
+            threading.Thread(target=self._came_up, daemon=True).start()
+        elif event.kind == "lost":
+            self._set(state="reconnecting", since=time.time() - event.downtime, why=event.reason)
+            self._say(f"tunnel lost ({event.reason}); reconnecting")
+        elif event.kind == "retrying" and event.reason not in ("", self._told):
+            self._told = event.reason
+            self._set(why=event.reason)
+            self._say(f"still trying: {event.reason}")
+        elif event.kind == "back":
+            self._told = ""
+            self._set(state="up", since=time.time(), why="")
+            after = f" after {event.downtime:.1f} s" if event.downtime else ""
+            self._say(f"tunnel is back{after}; the ports are the same")
+        elif event.kind == "refused" and not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask_host, daemon=True)
+            self._asking.start()
+
+    def _came_up(self) -> None:
+        """Nothing will be asked at the terminal any more: ssh reconnects in batch mode."""
+        _leave_terminal()
+        self._announce_ssh()
+        with self._lock:
+            self._up = True
+            self._tell({"up": True})
+        journal.note(self._reach.name, f"up: {self._owner.ports}")
+
+    def _announce_ssh(self) -> None:
+        """Let `ssh -p PORT` know the session's own host key."""
+        facts = self._reach.services.get("ssh")
+        if facts and facts.get("host_key"):
+            port, user = self._tunnels.port("ssh"), str(facts["user"])
+            files = self._host.transport.identity_files()
+            try:
+                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), files)
+            except (errors.MlboxError, OSError) as error:
+                self._say(f"`ssh -p {port}` does not know the session: {error}")
+
+    def _ask_host(self) -> None:
+        """ssh works and nobody is behind it: has the session ended?"""
+        try:
+            self._host.call("sessions", {"session": self._reach.id})
+        except errors.NotFound as error:
+            self._finish("ended", error.message)
+        except errors.MlboxError:
+            return  # the host is not to be asked just now; the next refusal asks again
+
+
+def _leave_terminal() -> None:
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def _as_message(error: errors.MlboxError) -> Json:
+    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
+
+
+def _hold(talk: Talk, order: Json) -> None:
+    reach = Reach(**order["reach"])
+    config = state.Config(**{**order["config"], "hosts": tuple(order["config"]["hosts"])})
+    taken = owners.take(reach.id)
+    if taken is None:
+        talk.send({"reply": {"taken": True}})
+        return
+    try:
+        Holder(reach, config, taken[0]).run(talk)
+    finally:
+        owners.give_up(taken[0])
+
+
+def main(descriptor: int) -> int:
+    """What a client runs in a process of its own; `descriptor`: its end of our conversation."""
+    # Also for ssh, which inherits it: neither the terminal's ^C nor its end is for a tunnel.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    talk = Talk(socket.socket(fileno=descriptor))
+    order = talk.receive()
+    name = order["reach"]["name"] if order else ""
+    threading.excepthook = lambda hooked: journal.note(name, f"a bug: {hooked.exc_type.__name__}: {hooked.exc_value}")
+    try:
+        if order is not None:
+            _hold(talk, order)
+    except errors.MlboxError as error:
+        talk.send(_as_message(error))
+    except Exception as error:
+        journal.note(name, "a bug: " + traceback.format_exc())
+        bug = errors.MlboxError(f"this is a bug in mlbox: {error}", f"report it with {state.home() / 'tunnels.log'}")
+        talk.send(_as_message(bug))
+    sys.stderr.flush()
+    os._exit(0)  # the threads that sleep in accept and receive have nothing to save

@@ -1,0 +1,59 @@
+"""What it takes to reach a session: which host ssh dials, and which sockets there its services listen on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlbox.core import reverse
+
+Json = dict[str, Any]
+PORTS = {"jupyter": 8878, "vscode": 8898, "ssh": 8022}
+TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
+GUEST = "guest"  # the link's name for the socket of the guest itself
+
+
+@dataclass(frozen=True)
+class Reach:
+    """`host`: as this laptop's ssh calls it; `root`: mlbox's folder there. The rest is host/keeper.py's word."""
+
+    id: str
+    name: str
+    host: str
+    root: str
+    services: Mapping[str, Json]
+    guest_socket: str
+    via: str = ""  # the rendezvous where these sockets are, at the end of a reverse tunnel; empty: they are on `host`
+
+    @classmethod
+    def of(cls, session: Json, host: str, root: str) -> Reach:
+        id_, name, services, place = session["id"], session["name"], session["services"], session.get("via")
+        if not place:
+            return cls(id_, name, host, root, services, session["guest_socket"])
+        at = {service: f"{place['folder']}/{reverse.lasting(id_, service)}" for service in (*services, GUEST)}
+        services = {service: {**facts, "socket": at[service]} for service, facts in services.items()}
+        return cls(id_, name, host, root, services, at[GUEST], place["via"])
+
+    def to_wire(self) -> Json:
+        return asdict(self)
+
+    def forwards(self) -> dict[str, str]:
+        """What a link leads to: its name for a socket -> the socket's path there."""
+        return {**{name: str(facts["socket"]) for name, facts in self.services.items()}, GUEST: self.guest_socket}
+
+    def gate_token(self) -> str:
+        """What opens the services that have no password of their own."""
+        return str(self.services.get("vscode", {}).get("token", ""))
+
+    def urls(self, ports: Mapping[str, int]) -> dict[str, str]:
+        """Where each service is on this machine, with the token that opens it."""
+        found, services = {}, self.services
+        if "jupyter" in services:
+            found["jupyter"] = f"http://localhost:{ports['jupyter']}/lab?token={services['jupyter']['token']}"
+        if "vscode" in services:
+            facts = services["vscode"]
+            found["vscode"] = f"http://localhost:{ports['vscode']}/?tkn={facts['token']}&folder={facts['folder']}"
+        if "ssh" in services:
+            found["ssh"] = f"ssh://{services['ssh']['user']}@localhost:{ports['ssh']}"
+        return found

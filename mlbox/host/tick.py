@@ -163,16 +163,19 @@ def _decide(found: store.Store, seen: View) -> Plan:
         if not stale:
             return decided
         for job in stale.values():
-            if job.owner == found.user and found.job(job.id).state().name:
+            if job.owner == found.user:
                 _stale(found, found.job(job.id), job)
         seen = replace(seen, waiting=[job for job in seen.waiting if job.id not in stale])
 
 
 def _still_waits(found: store.Store, job: Waiting) -> bool:
+    """Where its log can't be had just now, or is not for us to read, its hint is believed. One without any log too, if
+    it is ours (its start will find out); anybody could write another's."""
     try:
-        return found.job(job.id, job.owner).state().waiting
-    except OSError:  # not to be had just now, or not for us to read
+        state = found.job(job.id, job.owner).state()
+    except OSError:
         return True
+    return state.waiting or (not state.name and job.owner == found.user)
 
 
 def _stopped(found: store.Store, why: str) -> Json:

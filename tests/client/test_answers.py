@@ -194,10 +194,10 @@ def test_what_is_taken_over_is_shown(capsys: pytest.CaptureFixture[str]) -> None
     ("host", "said", "image", "runtime"),
     [
         ("gpu1", Answers(), "x", "docker"),
-        ("gpu1", Answers(image="y"), "y", None),
+        ("gpu1", Answers(image="y"), "y", "docker"),
         ("gpu1", Answers(runtime="process"), None, "process"),
         ("local", Answers(), None, None),
-        ("local", Answers(image="y"), "y", None),
+        ("local", Answers(image="y"), "y", "docker"),
     ],
     ids=["as last time", "another image", "without a container", "local", "local with an image"],
 )

@@ -45,7 +45,7 @@ def running_elsewhere(box: Box, **record: Any) -> None:
 
 REASONS: dict[str, Json] = {
     "a dependency": {"after": (After(NOBODY),)},
-    "a back-off": {"not_before": time.time() + 86_400},
+    "a back-off": {"not_before": time.time() + 3_000},
     "an array's limit": {"array": NOBODY, "array_limit": 1},
     "a user's limit": {"resources": replace(FREE, gpus="3")},
     "another host": {"resources": replace(FREE, hosts=("gpu9",))},

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlbox.host import processes, store
+from mlbox.host import files, processes
 from mlbox.host.run import Signals
 
 Json = dict[str, Any]
@@ -86,7 +86,7 @@ def main(config_file: str) -> int:
     unsaid = output.close()
     oom = found["signal"] == signal.SIGKILL and not found.get("stopped") and _oom_kills() > killed_before
     facts = {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid}
-    store.write_whole(folder / "exit.json", json.dumps(facts).encode())
+    files.write_whole(folder / "exit.json", json.dumps(facts).encode())
     return 0
 
 

@@ -29,7 +29,7 @@ from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.job import JobSpec, Outcome
 from mlbox.core.log import State
-from mlbox.host import archive, code, engines, keeping, lab, lease, processes, ready, slots, store, usage
+from mlbox.host import archive, code, engines, files, keeping, lab, lease, processes, ready, slots, store, usage
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
@@ -110,7 +110,7 @@ class Batch:
         lock = os.open(self.attempt.runner_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            store.write_whole(file, json.dumps({**config, "lock": lock}).encode())
+            files.write_whole(file, json.dumps({**config, "lock": lock}).encode())
             return subprocess.Popen(
                 (sys.executable, "-I", "-S", str(program), "attempt", str(file)), stdin=subprocess.DEVNULL,
                 stdout=2, pass_fds=(lock, *self._leases.values()), start_new_session=True,
@@ -216,7 +216,7 @@ def _uptime() -> float:
 
 def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
     """By the runner's record. Before the engine removes what is left."""
-    record = store.read_json(attempt.job.boot_folder / "exit.json")
+    record = files.read_json(attempt.job.boot_folder / "exit.json")
     if not isinstance(record, dict):
         return Outcome(lost="its runner was killed")
     oom = bool(record.get("oom")) or (record.get("exit") == 137 and engine.out_of_memory(attempt.job.id))
@@ -270,11 +270,11 @@ def _record(attempt: Attempt, outcome: Outcome) -> None:
 def _say_what_was_dropped(attempt: Attempt) -> None:
     """In the output itself, where the runner found no room for even that on a full share."""
     path = attempt.job.boot_folder / "exit.json"
-    record = store.read_json(path)
+    record = files.read_json(path)
     if isinstance(record, dict) and record.get("unsaid"):
         with (attempt.folder / "output.log").open("a") as file:
             file.write(str(record["unsaid"]))
-        store.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
+        files.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
 
 
 def settle(found: store.Store, job: store.Job, spec: JobSpec) -> None:

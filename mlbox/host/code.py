@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
-from mlbox.host import store
+from mlbox.host import files, store
 
 if TYPE_CHECKING:
     import tarfile
@@ -57,7 +57,7 @@ def keep(found: store.Store, archive: bytes) -> str:
         os.utime(path)
     else:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store.write_whole(path, archive)
+        files.write_whole(path, archive)
     return digest
 
 

@@ -14,7 +14,7 @@ from typing import Callable
 
 from mlbox import errors
 from mlbox.core.facts import Facts
-from mlbox.host import store
+from mlbox.host import files, store
 from mlbox.host.engines import Say
 from mlbox.host.run import Result
 
@@ -93,7 +93,7 @@ def _memo(identity: str, user: str) -> Path:
 
 
 def recall(identity: str, user: str) -> Facts | None:
-    known = store.read_json(_memo(identity, user))
+    known = files.read_json(_memo(identity, user))
     return Facts.from_wire(known) if isinstance(known, dict) else None
 
 
@@ -102,7 +102,7 @@ def remember(identity: str, user: str, facts: Facts) -> Facts:
 
     path = _memo(identity, user)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store.write_whole(path, json.dumps(facts.to_wire()).encode())
+    files.write_whole(path, json.dumps(facts.to_wire()).encode())
     return facts
 
 
@@ -126,11 +126,11 @@ def write_environment(context: Path, variables: Mapping[str, str], bundle: str, 
             values[name] = bundle
     settings = _pip_settings()
     if settings:
-        store.write_whole(context / "pip.conf", settings)
+        files.write_whole(context / "pip.conf", settings)
         values["PIP_CONFIG_FILE"] = pip_conf
     values["PIP_ROOT_USER_ACTION"] = "ignore"
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
-    store.write_whole(context / "run", f'#!/bin/sh\n{exports}exec /bin/sh "$BUILD/layer.sh" 2>&1\n'.encode(), 0o700)
+    files.write_whole(context / "run", f'#!/bin/sh\n{exports}exec /bin/sh "$BUILD/layer.sh" 2>&1\n'.encode(), 0o700)
 
 
 def _pip_settings() -> bytes:

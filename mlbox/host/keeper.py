@@ -33,7 +33,7 @@ from mlbox.core import services
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, keeping, lease, processes, reverse, store
+from mlbox.host import engines, files, keeping, lease, processes, reverse, store
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Signals
 
@@ -116,7 +116,7 @@ class Keeper:
         try:
             info = self._start()
             self.job.append("started", {"at": time.time(), "services": sorted(self.services)})
-            store.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
+            files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
             self._send({"ready": info})
             self._let_go()
         except errors.MlboxError as error:
@@ -178,9 +178,8 @@ class Keeper:
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
-        files = {"guest.json": json.dumps(plan.guest), **plan.files}
-        for name, content in files.items():
-            store.write_whole(self.job.conf / name, content.encode())
+        for name, content in {"guest.json": json.dumps(plan.guest), **plan.files}.items():
+            files.write_whole(self.job.conf / name, content.encode())
         write_accounts(self.job, ready.facts, paths.home)
         shutil.copyfile(sys.argv[0], self.job.boot_folder / "mlbox-host.pyz")
 
@@ -299,7 +298,7 @@ class Keeper:
         while True:
             self._note_trouble()
             self._turn(_KEEP_YOUNG)
-            store.keep_young(self.job.boot_folder)
+            files.keep_young(self.job.boot_folder)
             lease.keep_young(self.leases)
             if Cancel((self.signals.stop_r,)).wait(0):
                 return {"why": "shut down"}
@@ -313,7 +312,7 @@ class Keeper:
         if trouble != self._trouble:
             self._trouble = trouble
             with contextlib.suppress(OSError):  # a full disk costs the note, not the session
-                store.write_whole(self.job.conf / "trouble.json", json.dumps(trouble).encode())
+                files.write_whole(self.job.conf / "trouble.json", json.dumps(trouble).encode())
 
     def _exit_code(self, patience: float = 5) -> int | None:
         if self._child is None:
@@ -354,7 +353,7 @@ class Keeper:
         try:
             self._buffer = b""
             self._listen()
-            known = store.read_json(self.job.conf / "session.json")
+            known = files.read_json(self.job.conf / "session.json")
             if isinstance(known, dict) and "via" in known:
                 self._open_tunnel(Meeting.from_wire(known["via"]), known["services"])
             deadline = time.monotonic() + _RETURN

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Callable
 
 from mlbox import errors
-from mlbox.host import processes, store
+from mlbox.host import files, processes, store
 
 
 def lock(job: store.Job) -> int | None:
@@ -111,7 +111,7 @@ def listen(job: store.Job) -> None:
 def sign(job: store.Job) -> None:
     """Say which process keeps it, for whoever has to signal it."""
     identity = {"pid": os.getpid(), "started": processes.started(os.getpid())}
-    store.write_whole(job.keeper_pid, json.dumps(identity).encode())
+    files.write_whole(job.keeper_pid, json.dumps(identity).encode())
 
 
 def tell(job: store.Job) -> None:
@@ -120,7 +120,7 @@ def tell(job: store.Job) -> None:
     A pid alone could be a killed keeper's, given to another process since: its start time must match."""
     deadline = time.monotonic() + 5
     while lives(job) and time.monotonic() < deadline:
-        known = store.read_json(job.keeper_pid) or {}
+        known = files.read_json(job.keeper_pid) or {}
         pid = known.get("pid", 0)
         if pid and processes.started(pid) == known.get("started"):
             os.kill(pid, signal.SIGTERM)

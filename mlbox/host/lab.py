@@ -23,7 +23,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import lab
 from mlbox.core.session import Spec
-from mlbox.host import store
+from mlbox.host import files, store
 
 Json = dict[str, Any]
 FORMAT = 1
@@ -33,7 +33,7 @@ _HEAD = "# The lab's hosts, queues and rules; conf/lab.yaml in mlbox's sources s
 def identify(root: Path) -> str:
     """This ROOT's id. Raises HostUnready where it is none, or of another format."""
     try:
-        document = store.read_json(root / "mlbox.json")
+        document = files.read_json(root / "mlbox.json")
     except OSError as error:
         raise errors.HostUnready(f"{root} does not answer: {error.strerror}", "is its filesystem mounted?") from None
     if isinstance(document, dict) and document.get("format", FORMAT) != FORMAT:
@@ -55,13 +55,13 @@ def found(root: Path) -> str:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     except FileExistsError:
         if path.is_file() and not path.is_symlink() and not path.stat().st_size:
-            store.write_whole(path, content, 0o644)  # whoever was first died, or finds this one when it looks again
+            files.write_whole(path, content, 0o644)  # whoever was first died, or finds this one when it looks again
         return identify(root)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    store.sync_folder(root)
+    files.sync_folder(root)
     return identify(root)
 
 
@@ -81,7 +81,7 @@ def rules(found_: store.Store) -> Rules:
     except FileNotFoundError:
         return Rules(lab.Lab())
     memo = _memo(found_)
-    known = store.read_json(memo)
+    known = files.read_json(memo)
     known = known if isinstance(known, dict) else {}
     mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
     good, trouble = _still_good(known.get("document")), str(known.get("trouble", ""))
@@ -123,7 +123,7 @@ def _remember(found_: store.Store, content: Json) -> None:
         found_.open_users()
         found_.own_place()
         found_.on().mkdir(mode=0o755, parents=True, exist_ok=True)
-        store.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
+        files.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
 
 
 def add(root: Path, section: str, name: str, value: str, first: str = "") -> None:
@@ -140,7 +140,7 @@ def add(root: Path, section: str, name: str, value: str, first: str = "") -> Non
     else:
         new = f"{old.rstrip()}\n\n{section}:\n{first}{entry}"
     lab.from_document(_document(new.encode(), str(path)), str(path))
-    store.write_whole(path, new.encode(), 0o644)
+    files.write_whole(path, new.encode(), 0o644)
 
 
 def remove(root: Path, section: str, name: str) -> None:
@@ -151,7 +151,7 @@ def remove(root: Path, section: str, name: str) -> None:
     if count != 1 or name in _names_in(_document(new.encode(), str(path)), section):
         raise errors.Refused(f"{path} has {name} in more than one line", "take it out there yourself")
     lab.from_document(_document(new.encode(), str(path)), str(path))
-    store.write_whole(path, new.encode(), 0o644)
+    files.write_whole(path, new.encode(), 0o644)
 
 
 def _names_in(document: Any, section: str) -> Any:
@@ -166,11 +166,11 @@ def _parsed(path: Path) -> Any:
             os.close(descriptor)
             raise errors.Usage(f"{path} is not a file")
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read(store.MAX_FILE + 1)
+            content = file.read(files.MAX_FILE + 1)
     except OSError as error:
         raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
-    if len(content) > store.MAX_FILE:
-        raise errors.Usage(f"{path} is larger than {store.MAX_FILE >> 10} KiB")
+    if len(content) > files.MAX_FILE:
+        raise errors.Usage(f"{path} is larger than {files.MAX_FILE >> 10} KiB")
     return _document(content, str(path))
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core.gpu import Holder
-from mlbox.host import store
+from mlbox.host import files
 
 FOLDER = Path("/tmp/mlbox-leases")
 _UUID = re.compile(r"[A-Za-z0-9-]{1,100}(?:\.share\.[0-9A-Z]{26})?")
@@ -125,7 +125,7 @@ def take_share(uuid: str, job: str, memory: int, holder: Holder) -> dict[str, in
         os.close(descriptor)
         return None
     own = f"{_name(uuid)}.share.{job}"
-    store.write_whole(FOLDER / own, json.dumps({"memory": memory}).encode(), 0o644)
+    files.write_whole(FOLDER / own, json.dumps({"memory": memory}).encode(), 0o644)
     mark = os.open(FOLDER / own, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     fcntl.flock(mark, fcntl.LOCK_EX)
     _sign(uuid, holder)
@@ -138,7 +138,7 @@ def shares() -> dict[str, dict[str, int]]:
     for path in FOLDER.glob("*.share.*"):
         uuid, _, job = path.name.partition(".share.")
         if _is_held(path.name):
-            document = store.read_json(path)
+            document = files.read_json(path)
             memory = document.get("memory") if isinstance(document, dict) else None
             # A share that can't be read takes all: nothing may be put beside it.
             found.setdefault(uuid, {})[job] = memory if type(memory) is int else 1 << 30
@@ -176,7 +176,7 @@ def keep_young(held: Iterable[str]) -> None:
 
 def _sign(uuid: str, holder: Holder) -> None:
     content = json.dumps({"user": holder.user, "session": holder.session, "name": holder.name}).encode()
-    store.write_whole(FOLDER / f"{_name(uuid)}.{os.getuid()}", content, 0o644)
+    files.write_whole(FOLDER / f"{_name(uuid)}.{os.getuid()}", content, 0o644)
 
 
 def held_by(uuids: Sequence[str]) -> dict[str, Holder]:
@@ -205,7 +205,7 @@ def _signature(uuid: str) -> Holder:
     """The newest note whose owner is who it says (others' notes prove nothing, but display is all they do)."""
     newest, found = 0.0, Holder("someone")
     for path in FOLDER.glob(f"{_name(uuid)}.*"):
-        document = store.read_json(path)
+        document = files.read_json(path)
         try:
             status = path.lstat()
         except OSError:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mlbox.core import ids
 from mlbox.core.schedule import Waiting
-from mlbox.host import ready, store
+from mlbox.host import files, ready, store
 
 Json = dict[str, Any]
 LOOK, BLOCK = 64, 256
@@ -27,7 +27,7 @@ Place = tuple[str, ...]
 
 
 def remembered(found: store.Store, user: str) -> Json:
-    document = store.read_json(found.on(user=user) / "look.json")
+    document = files.read_json(found.on(user=user) / "look.json")
     return document if isinstance(document, dict) else {}
 
 

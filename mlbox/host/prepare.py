@@ -17,7 +17,7 @@ from mlbox.core import services
 from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
-from mlbox.host import sources, store, uses
+from mlbox.host import files, sources, store, uses
 from mlbox.host.engines import Build, Engine, Say
 from mlbox.host.run import Cancel
 
@@ -79,7 +79,7 @@ def _plan(engine: Engine, job: store.Job, spec: Spec, facts: Facts, guest: bool)
     if not layer.steps:
         return layer, ""
     uses.begin(layer.key)
-    store.write_whole(job.conf / "layer", layer.key.encode())  # for when this keeper is gone, and its lock with it
+    files.write_whole(job.conf / "layer", layer.key.encode())  # for when this keeper is gone, and its lock with it
     return layer, engine.has_layer(layer)
 
 
@@ -137,5 +137,5 @@ def write_accounts(job: store.Job, facts: Facts, home: str) -> None:
     """The image's accounts with the user's own among them, which a container sees as its /etc/passwd and /etc/group."""
     login, uid, gid = store.user_name(), os.getuid(), os.getgid()
     accounts = services.passwd(facts.passwd, login, uid, gid, home, facts.shell)
-    store.write_whole(job.conf / "passwd", accounts.encode(), 0o644)
-    store.write_whole(job.conf / "group", services.group(facts.group, login, gid).encode(), 0o644)
+    files.write_whole(job.conf / "passwd", accounts.encode(), 0o644)
+    files.write_whole(job.conf / "group", services.group(facts.group, login, gid).encode(), 0o644)

@@ -23,7 +23,7 @@ from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.job import waiting_from_wire, waiting_to_wire
 from mlbox.core.schedule import Waiting
-from mlbox.host import store
+from mlbox.host import files, store
 
 _LEAF = 24  # letters of an id that 1024 ids in a row share
 # ESTALE: a folder that another host has removed and made anew, while this one still holds its old handle.
@@ -49,14 +49,14 @@ def publish(found: store.Store, job: Waiting) -> None:
     for pause in (0.0, *_AGAIN, None):
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            store.write_whole(folder / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
+            files.write_whole(folder / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
             break
         except OSError as error:  # somebody withdrew the last other job of this folder meanwhile, perhaps elsewhere
             if error.errno not in _VANISHED or pause is None or not found.parts.is_dir():
                 raise
             time.sleep(pause)
     try:
-        store.sync_folder(folder)
+        files.sync_folder(folder)
     except OSError as error:
         if error.errno not in _VANISHED:  # found, and started, and withdrawn already
             raise
@@ -139,7 +139,7 @@ def _listed(folder: Path) -> list[str]:
 
 def _read(path: Path, owner: str, queue: str) -> Waiting | None:
     try:
-        document = store.read_json(path)
+        document = files.read_json(path)
     except OSError as error:
         if error.errno != errno.ESTALE:
             raise

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import reverse
-from mlbox.host import store
+from mlbox.host import files, store
 
 _KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
 
@@ -29,7 +29,7 @@ def main() -> int:
         session, token, services = reverse.parse(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
         folder = Path(f"/tmp/mlbox-{os.getuid()}")
         existed = folder.is_dir()
-        store.private_folder(folder)
+        files.private_folder(folder)
     except errors.MlboxError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

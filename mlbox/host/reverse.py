@@ -29,7 +29,7 @@ from mlbox import errors
 from mlbox.core import reverse
 from mlbox.core.lab import Lab
 from mlbox.core.reverse import Meeting
-from mlbox.host import lab, store
+from mlbox.host import files, lab, store
 
 Json = dict[str, Any]
 _FIRST, _LAST, _HOPELESS = 0.5, 30.0, 60.0  # s between two dials
@@ -54,8 +54,8 @@ def publish(found: store.Store, rules: Lab) -> None:
                 file.unlink(missing_ok=True)
         return
     shown = {"public_key": _public(key)}
-    if store.read_json(path) != shown:
-        store.write_whole(path, json.dumps(shown).encode(), 0o644)
+    if files.read_json(path) != shown:
+        files.write_whole(path, json.dumps(shown).encode(), 0o644)
 
 
 def _public(key: Path) -> str:
@@ -89,7 +89,7 @@ def meeting(found: store.Store, tunnel: str) -> Meeting | None:
         hint = f"mlbox host add {found.host} --via HOST, one that laptops can dial"
         raise errors.Refused(f"{found.host} has no rendezvous for reverse tunnels", hint)
     try:
-        known = Meeting.from_wire(store.read_json(meeting_file(found, found.host)))
+        known = Meeting.from_wire(files.read_json(meeting_file(found, found.host)))
     except errors.Usage:
         known = None
     if known is None or known.via != via:
@@ -172,7 +172,7 @@ class Tunnel:
         token, place, job = secrets.token_hex(4), self._place, self._job
         known = job.conf / "via_known_hosts"
         alias = "mlbox-rendezvous"
-        store.write_whole(known, place.known_hosts(alias).encode())
+        files.write_whole(known, place.known_hosts(alias).encode())
         forwards = [
             f"{place.folder}/{reverse.fresh(job.id, token, name)}:{job.sockets / name}.sock" for name in self._services
         ]
@@ -194,7 +194,7 @@ def _note(job: store.Job, place: Meeting, up: bool, why: str) -> None:
     """How the tunnel is, for whoever asks another host of the lab."""
     said = {"via": place.via, "up": up, "why": why[:300], "at": time.time()}
     with suppress(OSError):  # the share's trouble is not the tunnel's
-        store.write_whole(job.attempt(1) / "tunnel.json", json.dumps(said).encode())
+        files.write_whole(job.attempt(1) / "tunnel.json", json.dumps(said).encode())
 
 
 def _answer(listener: socket.socket, job: store.Job) -> None:

@@ -1,4 +1,4 @@
-"""Every path on a host, and how its files are written.
+"""Every path on a host, and what stands there of a job.
 
     ROOT/                                  the user's data home, or the folder that a lab shares
       mlbox.json, lab.yaml                 which ROOT this is; what people decide (host/lab.py)
@@ -30,14 +30,12 @@ path must stay under 108 bytes. It is ours alone: 0700, owner checked, no link f
 
 from __future__ import annotations
 
-import errno
 import getpass
 import json
 import os
 import shutil
 import socket
 import stat
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,10 +48,10 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State, fold, follow
 from mlbox.core.slots import Writer
 from mlbox.core.slots import fold as stands
-from mlbox.host import processes, slots
+from mlbox.host import files, processes, slots
+from mlbox.host.idle import name_of_ticks
 
 Json = dict[str, Any]
-MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
 
 
 def user_name() -> str:
@@ -72,26 +70,6 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlbox"
 
 
-def private_folder(path: Path) -> Path:
-    """Make `path` 0700 and ours, or raise: a folder somebody else prepared in /tmp is not used."""
-    with suppress(FileExistsError):  # something else of that name: told below
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise errors.HostUnready(f"{path} is not a folder of yours", "ask its owner, or an administrator, to remove it")
-    if found.st_mode & 0o077:
-        path.chmod(0o700)
-    return path
-
-
-def keep_young(folder: Path) -> None:
-    """Systems that remove old files from /tmp leave these alone."""
-    for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
-        for path in (top, *(os.path.join(top, name) for name in names)):
-            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
-                os.utime(path, follow_symlinks=False)
-
-
 def size_of(folder: Path) -> int:
     """Bytes on disk; what vanishes meanwhile counts nothing."""
     total = 0
@@ -100,72 +78,6 @@ def size_of(folder: Path) -> int:
             with suppress(OSError):
                 total += os.lstat(os.path.join(top, name)).st_blocks * 512
     return total
-
-
-def sync_folder(folder: Path) -> None:
-    """What was created or renamed in it is still there after a crash."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None) -> None:
-    """The file appears whole or not at all (temporary name, there or in the folder `by`; fsync, rename)."""
-    temporary = (by or path.parent) / f".{path.name}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> Any:
-    """A small regular file of JSON; None where it is absent, torn, too large or something else.
-
-    On a shared filesystem another host may replace or remove it between two calls of ours: these then fail with ESTALE
-    or ENOENT, even close. Asked again, its name is looked up anew; what is never to be had counts as absent."""
-    content: bytes | None = None
-    for pause in (0.01, 0.05, 0.2, 0.0):
-        try:
-            content = _content(path)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ESTALE, errno.ENOENT):
-                raise
-            time.sleep(pause)
-    if content is None or len(content) > MAX_FILE:
-        return None
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES):
-            return None
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        content = b""
-        while len(content) <= MAX_FILE and (data := os.read(descriptor, MAX_FILE + 1 - len(content))):
-            content += data
-        return content
-    finally:
-        with suppress(OSError):  # it was only read
-            os.close(descriptor)
 
 
 def this_writer() -> Writer:
@@ -223,7 +135,7 @@ class Job:
 
     def spec(self) -> JobSpec:
         """Raises NotFound where there is none that can be read."""
-        document = read_json(self.folder / "spec.json")
+        document = files.read_json(self.folder / "spec.json")
         if not isinstance(document, dict):
             raise errors.NotFound(f"{self.id} has no readable spec.json")
         try:
@@ -240,7 +152,7 @@ class Job:
 
     def whole(self) -> JobSpec:
         """The spec with its secrets, which only its owner can read. Raises NotFound."""
-        kept = read_json(self.folder / "secret.json")
+        kept = files.read_json(self.folder / "secret.json")
         try:
             return self.spec().with_secrets(kept if isinstance(kept, dict) else {})
         except errors.Usage as error:
@@ -297,7 +209,11 @@ class Store:
         return self.own() / "environments"
 
     def boot_folder(self) -> Path:
-        return private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
+        return files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
+
+    def of_ticks(self, kind: str) -> Path:
+        """What this user's ticks in this ROOT have in the per-boot folder."""
+        return self.boot_folder() / f"{name_of_ticks(str(self.root))}.{kind}"
 
     def job(self, job: str, owner: str = "") -> Job:
         if not ids.is_ulid(job):
@@ -320,21 +236,21 @@ class Store:
             folder.mkdir(mode=0o700, parents=True)
         (job.folder / "ev").chmod(mode)
         job.folder.chmod(mode)
-        # Not the content of .vsix files: they are large, and a file above MAX_FILE is not read back.
+        # Not the content of .vsix files: they are large, and a file above files.MAX_FILE is not read back.
         public = spec.without_secrets().to_wire()
         public["work"]["extension_files"] = dict.fromkeys(spec.work.extension_files, "")
         if queued:
-            write_whole(job.folder / "secret.json", json.dumps(spec.secrets()).encode())
-        write_whole(job.folder / "spec.json", json.dumps(public).encode(), 0o644 if queued else 0o600)
+            files.write_whole(job.folder / "secret.json", json.dumps(spec.secrets()).encode())
+        files.write_whole(job.folder / "spec.json", json.dumps(public).encode(), 0o644 if queued else 0o600)
         for folder in (job.folder, job.folder.parent, job.folder.parent.parent):
-            sync_folder(folder)
+            files.sync_folder(folder)
 
     def own_place(self) -> None:
         """This user's folder in ROOT is this user's, or somebody else was there first."""
         own = self.own()
         with suppress(FileExistsError):
             own.mkdir(mode=0o755)
-            sync_folder(own.parent)
+            files.sync_folder(own.parent)
         found = own.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise errors.HostUnready(
@@ -351,7 +267,9 @@ class Store:
         """It is about to be put in line; should this process die on the way, the next sweep does the rest."""
         self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
         writer = this_writer()
-        write_whole(self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode())
+        files.write_whole(
+            self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode()
+        )
 
     def unmark_making(self, job: Job) -> None:
         (self.making / job.id).unlink(missing_ok=True)
@@ -361,7 +279,7 @@ class Store:
         left = []
         for name in _names(self.making):
             if ids.is_ulid(name):
-                document = read_json(self.making / name)
+                document = files.read_json(self.making / name)
                 if not isinstance(document, list) or len(document) != 4 or is_dead(Writer(*document)):
                     left.append(self.job(name))
         return left
@@ -382,7 +300,7 @@ class Store:
     def mark_live(self, job: Job, record: Json) -> None:
         """The hint that this host runs it: what a sweep, a status and other users' schedulers look for."""
         self.live.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_whole(self.live / job.id, json.dumps(record).encode(), 0o644)
+        files.write_whole(self.live / job.id, json.dumps(record).encode(), 0o644)
 
     def is_live(self, job: Job) -> bool:
         return (self.live / job.id).exists()
@@ -390,9 +308,9 @@ class Store:
     def mark_ending(self, job: Job, host: str) -> None:
         """It was told to end: schedulers reckon with its room."""
         path = self.on(host) / "live" / job.id
-        record = read_json(path)
+        record = files.read_json(path)
         if isinstance(record, dict):
-            write_whole(path, json.dumps({**record, "ending": True}).encode(), 0o644)
+            files.write_whole(path, json.dumps({**record, "ending": True}).encode(), 0o644)
 
     def open_users(self) -> None:
         """Whoever may write to a lab's ROOT finds a place in it, and can't take another's (sticky, like /tmp)."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core.stored import Stored
-from mlbox.host import archive, code, engines, store, uses
+from mlbox.host import archive, code, engines, files, store, uses
 from mlbox.host.engines import Engine
 
 _YOUNG = 3600.0  # s; what has only just come may be somebody's on their way to it
@@ -123,7 +123,7 @@ def _command_lines() -> Iterator[str]:
 def _recorded(found: store.Store) -> Iterator[str]:
     """Of keepers on all hosts, which may share this home."""
     for path in (found.own() / "on").glob("*/live/*"):
-        document = store.read_json(path)
+        document = files.read_json(path)
         yield str(document.get("program", "")) if isinstance(document, dict) else ""
 
 

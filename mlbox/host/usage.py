@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from mlbox.core.log import State
-from mlbox.host import lab, store
+from mlbox.host import files, lab, store
 
 Json = dict[str, Any]
 _MOST = 1e12  # s
@@ -30,8 +30,8 @@ def add(found: store.Store, state: State) -> None:
     with (found.boot_folder() / "usage.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = found.on() / "usage.json"
-        used = decayed(store.read_json(path), now, half_life) + len(gpus) * max(0.0, now - claimed)
-        store.write_whole(path, json.dumps({"seconds": used, "at": now}).encode(), 0o644)
+        used = decayed(files.read_json(path), now, half_life) + len(gpus) * max(0.0, now - claimed)
+        files.write_whole(path, json.dumps({"seconds": used, "at": now}).encode(), 0o644)
 
 
 def decayed(document: Any, now: float, half_life: int) -> float:

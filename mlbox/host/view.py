@@ -21,7 +21,7 @@ from mlbox.core.job import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
-from mlbox.host import inventory, lease, look, store, usage
+from mlbox.host import files, inventory, lease, look, store, usage
 
 Json = dict[str, Any]
 BEAT = 180.0  # s after which a user's ticks on this host count as stopped
@@ -140,7 +140,7 @@ def _without_the_jobs_own(
 
 def _ticks(found: store.Store, user: str, now: float) -> bool:
     """Whether this user's ticks run on this host. Its own clock wrote the beat, so it may be compared."""
-    beat = store.read_json(found.on(user=user) / "host.json")
+    beat = files.read_json(found.on(user=user) / "host.json")
     return isinstance(beat, dict) and abs(now - _number(beat.get("at"))) < BEAT
 
 
@@ -152,7 +152,7 @@ def _number(value: Any) -> float:
 def running_of(found: store.Store, user: str) -> Iterable[Running]:
     for host in names(found.own(user) / "on"):
         for name in names(found.on(host, user) / "live"):
-            document = store.read_json(found.on(host, user) / "live" / name)
+            document = files.read_json(found.on(host, user) / "live" / name)
             if not ids.is_ulid(name) or not isinstance(document, dict):
                 continue
             try:
@@ -185,7 +185,7 @@ def _usage(found: store.Store, users: Iterable[str], now: float, half_life: int)
     used: dict[str, float] = {}
     for user in users:
         for host in names(found.own(user) / "on"):
-            document = store.read_json(found.on(host, user) / "usage.json")
+            document = files.read_json(found.on(host, user) / "usage.json")
             used[user] = used.get(user, 0.0) + usage.decayed(document, now, half_life)
     return used
 
@@ -195,7 +195,7 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
     newest: dict[str, Json] = {}
     for user in users:
         for name in names(found.own(user) / "on"):
-            document = store.read_json(found.on(name, user) / "host.json")
+            document = files.read_json(found.on(name, user) / "host.json")
             if isinstance(document, dict) and _number(document.get("at")) >= _number(newest.get(name, {}).get("at")):
                 newest[name] = document
     return [host for name, document in sorted(newest.items()) if (host := _host(found, rules, name, document))]
@@ -205,7 +205,7 @@ def report(found: store.Store, name: str, user: str) -> tuple[Json, float] | Non
     """What this user's ticks on another host last told of it, checked; and when they were last at work (our clock's
     time, as far as the share has it). None where they have told nothing."""
     folder = found.on(name, user)
-    document = store.read_json(folder / "host.json")
+    document = files.read_json(folder / "host.json")
     if not isinstance(document, dict) or _host(found, Lab(), name, document) is None:
         return None
     times = []
@@ -236,6 +236,6 @@ def marks(folder: Path) -> dict[str, str]:
     """Words that people left: name -> by whom."""
     found = {}
     for name in names(folder):
-        document = store.read_json(folder / name)
+        document = files.read_json(folder / name)
         found[name] = str(document.get("by", "someone"))[:40] if isinstance(document, dict) else "someone"
     return found

@@ -37,7 +37,7 @@ from mlbox.core.job import JobSpec, waiting
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Start
 from mlbox.core.session import Spec
-from mlbox.host import archive, keeping, lab, ready, store, tick
+from mlbox.host import archive, claim, keeping, lab, ready, store, tick
 from mlbox.host.handlers import submit
 
 RUNS = 10
@@ -471,7 +471,7 @@ class Place:
         job = waiting(made.id, self.found.user, _SPEC, made.state())
         with mock.patch.object(keeping, "detach"):
             before = time.perf_counter()
-            claimed = tick.start(self.found, job, Start(made.id, (), 0, 0))
+            claimed = claim.start(self.found, job, Start(made.id, (), 0, 0), None, tick.again)
             taken = time.perf_counter() - before
         self.found.end(made)
         if not claimed:

@@ -26,7 +26,11 @@ import pytest
 from mlbox import errors
 from mlbox.client import output, remote, transports
 from mlbox.client.state import Config
-from mlbox.client.transports import Channel, Transport, fabric
+from mlbox.client.transports import Channel, Transport
+from mlbox.client.transports.fabric import connection
+from mlbox.client.transports.fabric.channel import Channel as FabricChannel
+from mlbox.client.transports.fabric.settings import parts as parts_of
+from mlbox.client.transports.fabric.settings import resolve
 from mlbox.client.tunnels import Link
 from tests.client.kit import SSHD, Host, Opened, Server, Sshd
 
@@ -664,23 +668,23 @@ def test_without_an_ssh_include_is_followed(place: Place, monkeypatch: pytest.Mo
         f"Host elsewhere\nInclude {tmp_path}/b.conf\nHost *\nInclude {tmp_path}/a*.conf {tmp_path}/none\n"
     )
     assert fabric_login(place, config)
-    found = fabric._resolve("elsewhere", str(config))
+    found = resolve("elsewhere", str(config))
     assert (found.user, found.port, found.hostname) == ("nobody-here", 22, "elsewhere")
 
 
 def test_both_readers_of_the_configuration_agree(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     config = place.config(more="Host gpu9\nHostName h.example\nHostKeyAlias k\nIdentityFile ~/.ssh/x\n")
     for name in ("gpu1", "gpu9", "someone@gpu9"):
-        by_ssh = fabric._resolve(name, str(config))
+        by_ssh = resolve(name, str(config))
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "which", lambda name: None)
-            assert fabric._resolve(name, str(config)) == by_ssh
+            assert resolve(name, str(config)) == by_ssh
 
 
 def test_a_configuration_that_cannot_be_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(errors.Usage, match="can't be read"):
-        fabric._resolve("gpu1", str(place.config(more="Nonsense\n")))
+        resolve("gpu1", str(place.config(more="Nonsense\n")))
 
 
 @pytest.mark.parametrize(
@@ -695,12 +699,12 @@ def test_a_configuration_that_cannot_be_read(place: Place, monkeypatch: pytest.M
     ],
 )
 def test_the_parts_of_a_name(name: str, parts: tuple[str, str, int]) -> None:
-    assert fabric._parts(name) == parts
+    assert parts_of(name) == parts
 
 
 def test_a_silent_connection_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fabric, "_ASK", 0.05)
-    monkeypatch.setattr(fabric, "_SILENT", 0.5)
+    monkeypatch.setattr(connection, "_ASK", 0.05)
+    monkeypatch.setattr(connection, "_SILENT", 0.5)
     transport = place.transport("fabric")
     channel = transport.open("exec sh -c 'echo $PPID; exec cat'")
     server = int(line(channel))
@@ -714,9 +718,9 @@ def test_a_silent_connection_is_given_up(place: Place, monkeypatch: pytest.Monke
 
 
 def test_a_quiet_connection_is_asked_and_answers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fabric, "_ASK", 0.05)
+    monkeypatch.setattr(connection, "_ASK", 0.05)
     channel = place.transport("fabric").open("exec sh -c 'echo up; exec cat'")
-    assert isinstance(channel, fabric._Channel)
+    assert isinstance(channel, FabricChannel)
     assert line(channel) == b"up\n"
     before = time.monotonic()
     await_(lambda: channel._connection._sock.heard > before)

@@ -12,7 +12,7 @@ import pytest
 from queuebox import Box
 
 from mlbox.core.schedule import Start, Waiting
-from mlbox.host import lab, lease, limits, store, tick
+from mlbox.host import claim, lab, lease, limits, store, tick
 from mlbox.host.handlers import queue
 
 EARLY, LATE = "01ARYZ6S41TSV4RRFFQ69G5FAV", "7ZARYZ6S41TSV4RRFFQ69G5FAV"  # ids
@@ -54,8 +54,8 @@ def test_what_another_host_has_started_meanwhile_counts(
             reports.append(tick.Report())
             other = on(box, "gpu2")
             now = lab.rules(other).lab
-            assert tick.start(
-                other, Waiting(jobs[1].id, other.user, **_array(jobs[1])), Start(jobs[1].id, (), 0, 0), now
+            assert claim.start(
+                other, Waiting(jobs[1].id, other.user, **_array(jobs[1])), Start(jobs[1].id, (), 0, 0), now, tick.again
             )
         real(found, job, record)
 
@@ -129,7 +129,8 @@ def test_hosts_that_tick_at_once_keep_the_limit(box: Box, tmp_path: Path) -> Non
         if child == 0:
             try:
                 found = on(box, f"gpu{number}")
-                tick._name = lambda found: f"tick-{box.root.parent.name}-{found.host}"  # locks of its own
+                own = tmp_path / f"ticks-{number}"  # locks of its own
+                store.Store.of_ticks = lambda _, kind, own=own: Path(f"{own}.{kind}")  # type: ignore[method-assign,misc]
                 lease.FOLDER = tmp_path / f"leases-{number}"
                 while any(job.state().waiting for job in jobs):
                     tick.run(found)

@@ -16,7 +16,7 @@ from queuebox import Box
 from mlbox.core import ids
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Waiting
-from mlbox.host import look, ready, store, view
+from mlbox.host import files, look, ready, view
 from mlbox.host.handlers import queue
 
 Json = dict[str, Any]
@@ -64,14 +64,14 @@ def test_who_waits_for_something_else_hides_nobody(box: Box, reason: str) -> Non
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Hints that were opened."""
     seen: list[str] = []
-    real = store.read_json
+    real = files.read_json
 
     def counted(path: Any) -> Any:
         if "ready" in path.parts:
             seen.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(store, "read_json", counted)
+    monkeypatch.setattr(files, "read_json", counted)
     return seen
 
 
@@ -91,11 +91,11 @@ def test_a_long_line_is_looked_through_in_parts_and_what_was_found_is_kept(box: 
         ready.withdraw(box.found, job)
     box.tick()
     box.tick()
-    assert store.read_json(look.path(box.found))["default"]["known"]  # still: the head ends before it
+    assert files.read_json(look.path(box.found))["default"]["known"]  # still: the head ends before it
     for job in blocked[look.BLOCK :]:
         ready.withdraw(box.found, job)
     assert far.id in (box.tick().waits or {})
-    assert store.read_json(look.path(box.found)) == {}
+    assert files.read_json(look.path(box.found)) == {}
 
 
 def test_where_nobody_can_start_no_more_than_the_head_is_read(box: Box, reads: list[str]) -> None:

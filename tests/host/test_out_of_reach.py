@@ -16,7 +16,7 @@ from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Spec
-from mlbox.host import lab, reverse, store, tick
+from mlbox.host import files, lab, reverse, store, tick
 from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
 from mlbox.host.idle import idle
 
@@ -42,7 +42,7 @@ def far_session(box: Box) -> store.Job:
     ws = box.found.on("ws")
     (ws / "live").mkdir(parents=True)
     record = {"gpus": ["GPU-1"], "started": 1.0, "kind": "session", "queue": "default"}
-    store.write_whole(ws / "live" / job.id, json.dumps(record).encode(), 0o644)
+    files.write_whole(ws / "live" / job.id, json.dumps(record).encode(), 0o644)
     return job
 
 
@@ -50,7 +50,7 @@ def told(box: Box, **gpu: Any) -> None:
     """ws told of itself before the session began."""
     facts = {"index": 0, "uuid": "GPU-1", "name": "X", "memory": 1024, "holder": None, "processes": [], **gpu}
     document = {"at": time.time(), "cpus": 2, "memory": 100, "driver": "550", "gpus": [facts]}
-    store.write_whole(box.found.on("ws") / "host.json", json.dumps(document).encode(), 0o644)
+    files.write_whole(box.found.on("ws") / "host.json", json.dumps(document).encode(), 0o644)
 
 
 # ---- the key, and where to meet ----------------------------------------------------------------------------
@@ -62,11 +62,11 @@ def test_a_tick_makes_the_key_and_shows_it_and_takes_it_away(box: Box) -> None:
     assert not shown.exists() and not key.exists()
     behind_nat(box, box.found.host)
     box.tick()
-    public = store.read_json(shown)["public_key"]
+    public = files.read_json(shown)["public_key"]
     assert public == " ".join(Path(f"{key}.pub").read_text().split()[:2])
     assert key.stat().st_mode & 0o777 == 0o600
     box.tick()
-    assert store.read_json(shown)["public_key"] == public
+    assert files.read_json(shown)["public_key"] == public
     box.lab("")
     box.tick()
     assert not any(path.exists() for path in (shown, key, Path(f"{key}.pub")))
@@ -109,7 +109,7 @@ def test_add_and_remove(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.lab("# ours\nhosts:\n  gpu1: {}\n")
     name = box.found.host
     added = box.call(host, do="add", name=name, via="gate", tunnel="reverse")
-    assert added["key"] == store.read_json(box.found.on() / "reverse.json")["public_key"]
+    assert added["key"] == files.read_json(box.found.on() / "reverse.json")["public_key"]
     assert lab.rules(box.found).lab.hosts[name].reverse
     assert box.call(host, do="add", name=name, via="gate", tunnel="reverse") == added
     with pytest.raises(errors.Refused, match="not with forward tunnels"):

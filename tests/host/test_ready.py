@@ -15,7 +15,7 @@ import pytest
 
 from mlbox.core import ids, text
 from mlbox.core.schedule import Waiting
-from mlbox.host import ready, store
+from mlbox.host import files, ready
 from mlbox.host.store import Store
 
 
@@ -139,7 +139,7 @@ def test_of_many_broken_hints_only_the_first_are_read(found: Store, monkeypatch:
     for _ in range(200):
         (folder / ids.ulid(1, secrets.token_bytes(10))).write_text("{")
     looks: list[Path] = []
-    monkeypatch.setattr(store, "read_json", looks.append)
+    monkeypatch.setattr(files, "read_json", looks.append)
     assert heads(found, 10) == []
     assert len(looks) == 40
 

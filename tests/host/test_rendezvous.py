@@ -13,7 +13,7 @@ import pytest
 from queuebox import Call, program
 
 from mlbox.core import ids, reverse
-from mlbox.host import store
+from mlbox.host import files, store
 from mlbox.host.handlers import rendezvous
 
 FOLDER = Path(f"/tmp/mlbox-{os.getuid()}")
@@ -23,7 +23,7 @@ KEY = "ssh-ed25519 " + "A" * 68
 @pytest.fixture
 def session() -> Iterator[str]:
     id_ = ids.ulid(1, os.urandom(10))
-    store.private_folder(FOLDER)
+    files.private_folder(FOLDER)
     yield id_
     for path in FOLDER.glob(f"r.{id_[-8:].lower()}.*"):
         path.unlink()

@@ -16,7 +16,7 @@ from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Mount, Spec
-from mlbox.host import keeping, store, sweep
+from mlbox.host import files, keeping, sweep
 from mlbox.host.store import Job, Store
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
@@ -38,14 +38,14 @@ def mode(path: Path) -> int:
 
 
 def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    made = store.private_folder(tmp_path / "a/b")
+    made = files.private_folder(tmp_path / "a/b")
     assert (made, mode(made)) == (tmp_path / "a/b", 0o700)
 
 
 def test_an_open_folder_of_ours_is_closed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(0o777)
-    assert mode(store.private_folder(tmp_path / "a")) == 0o700
+    assert mode(files.private_folder(tmp_path / "a")) == 0o700
 
 
 def _symlink(path: Path) -> None:
@@ -65,7 +65,7 @@ def _file(path: Path) -> None:
 def test_what_is_no_folder_is_refused(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
     prepare(tmp_path / "a")
     with pytest.raises(errors.HostUnready, match="not a folder of yours"):
-        store.private_folder(tmp_path / "a")
+        files.private_folder(tmp_path / "a")
 
 
 @needs_root
@@ -73,7 +73,7 @@ def test_another_user_s_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     os.chown(tmp_path / "a", 65534, 65534)
     with pytest.raises(errors.HostUnready, match="not a folder of yours"):
-        store.private_folder(tmp_path / "a")
+        files.private_folder(tmp_path / "a")
 
 
 # ---- whole files ---------------------------------------------------------------------------------
@@ -81,15 +81,15 @@ def test_another_user_s_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_appears_whole_and_private(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    store.write_whole(path, b"one")
-    store.write_whole(path, b"two")
+    files.write_whole(path, b"one")
+    files.write_whole(path, b"two")
     assert (path.read_bytes(), mode(path), sorted(os.listdir(tmp_path))) == (b"two", 0o600, ["a", "home"])
 
 
 def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "a").symlink_to("victim")
-    store.write_whole(tmp_path / "a", b"new")
+    files.write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "victim").read_text() == "precious"
     assert not (tmp_path / "a").is_symlink()
 
@@ -98,14 +98,14 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Pat
     (tmp_path / "victim").write_text("precious")
     (tmp_path / f".a.{os.getpid()}").symlink_to("victim")
     with pytest.raises(OSError, match="symbolic"):
-        store.write_whole(tmp_path / "a", b"new")
+        files.write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_nothing_is_left_where_a_file_cannot_be_put(tmp_path: Path) -> None:
     (tmp_path / "a/full").mkdir(parents=True)
     with pytest.raises(OSError):
-        store.write_whole(tmp_path / "a", b"new")
+        files.write_whole(tmp_path / "a", b"new")
     assert sorted(os.listdir(tmp_path)) == ["a", "home"]
 
 
@@ -122,7 +122,7 @@ def _link_to_json(path: Path) -> None:
 
 
 def _content(content: bytes) -> Callable[[Path], None]:
-    return lambda path: store.write_whole(path, content)
+    return lambda path: files.write_whole(path, content)
 
 
 @pytest.mark.parametrize(
@@ -137,33 +137,33 @@ def _content(content: bytes) -> Callable[[Path], None]:
         _content(b'{"event": "submi'),
         _content(b"\xff\xfe{}"),
         _content(b"[" * 500_000),
-        _content(b'"' + b"x" * store.MAX_FILE + b'"'),
+        _content(b'"' + b"x" * files.MAX_FILE + b'"'),
         _content(b"NaN,"),
     ],
     ids=["absent", "symlink", "dangling", "fifo", "folder", "empty", "torn", "not utf-8", "deep", "large", "no json"],
 )
 def test_what_is_no_small_json_file_counts_as_absent(tmp_path: Path, prepare: Callable[[Path], object]) -> None:
     prepare(tmp_path / "a")
-    assert store.read_json(tmp_path / "a") is None
+    assert files.read_json(tmp_path / "a") is None
 
 
 def test_a_path_through_a_file_counts_as_absent(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    assert store.read_json(tmp_path / "a/b") is None
+    assert files.read_json(tmp_path / "a/b") is None
 
 
 def test_json_up_to_the_limit_is_read(tmp_path: Path) -> None:
-    text = "x" * (store.MAX_FILE - 2)
-    store.write_whole(tmp_path / "a", json.dumps(text).encode())
-    assert store.read_json(tmp_path / "a") == text
+    text = "x" * (files.MAX_FILE - 2)
+    files.write_whole(tmp_path / "a", json.dumps(text).encode())
+    assert files.read_json(tmp_path / "a") == text
 
 
 def test_no_descriptor_is_lost_on_odd_files(tmp_path: Path) -> None:
     _fifo(tmp_path / "fifo")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        store.read_json(tmp_path / "fifo")
-        store.read_json(tmp_path)
+        files.read_json(tmp_path / "fifo")
+        files.read_json(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -200,12 +200,12 @@ def test_an_event_that_is_not_legal_leaves_no_slot(log: Job) -> None:
 
 @pytest.mark.parametrize(
     "torn",
-    [b"", b'{"event": "cla', b"[]", b"7", b"x" * (store.MAX_FILE + 1)],
+    [b"", b'{"event": "cla', b"[]", b"7", b"x" * (files.MAX_FILE + 1)],
     ids=["empty", "torn", "list", "7", "large"],
 )
 def test_a_torn_slot_is_stepped_over(log: Job, torn: bytes) -> None:
     log.append("submitted", {})
-    store.write_whole(log.folder / "ev/000002", torn)
+    files.write_whole(log.folder / "ev/000002", torn)
     assert log.state().name == "submitted"
     assert log.append("claimed", {"by": "the next one"})
     assert slots(log) == ["000001", "000002", "000003"]
@@ -281,7 +281,7 @@ def test_no_value_of_the_environment_is_kept(found: Store, job: Job) -> None:
 
 
 def test_a_spec_with_a_large_extension_can_be_read_back(found: Store) -> None:
-    large = Spec(extension_files={"mine.vsix": "A" * 2 * store.MAX_FILE})
+    large = Spec(extension_files={"mine.vsix": "A" * 2 * files.MAX_FILE})
     made = create(found, large)
     try:
         assert list(made.spec().work.extension_files) == ["mine.vsix"]

@@ -28,7 +28,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import claim, files, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
@@ -572,7 +572,8 @@ def test_a_stale_hint_of_a_running_job_does_not_end_it(box: Box, tmp_path: Path)
     box.tick()
     assert keeping.lives(job) and box.is_live(job)
     box.kill_keeper(job)
-    tick.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0))  # before a sweep could adopt it
+    # Before a sweep could adopt it.
+    claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     assert job.state().running
     box.tick()
     (tmp_path / "go").touch()
@@ -596,7 +597,7 @@ def test_a_job_that_another_host_claimed_first_leaves_nothing_here(
 
         monkeypatch.setattr(store.Job, "state", stale)
         with pytest.raises(OSError):
-            tick.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0))
+            claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     else:
         assert job.append("claimed", claimed)
         if elsewhere == "in line again":
@@ -604,7 +605,7 @@ def test_a_job_that_another_host_claimed_first_leaves_nothing_here(
             seen = iter([job.state()])  # the tick reads it twice
             assert job.append("lost", {"at": 2.0}, 1)
             monkeypatch.setattr(store.Job, "state", lambda made: next(seen, None) or state(made))
-        assert not tick.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0))
+        assert not claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     assert not job.boot_folder.exists()
 
 
@@ -868,7 +869,7 @@ def test_another_user_s_job_is_theirs(box: Box) -> None:
     assert lookup.job(theirs, job.id).id == job.id
     with nobody():
         assert job.state().name == "finished" and job.spec().command
-        assert store.read_json(job.folder / "secret.json") is None
+        assert files.read_json(job.folder / "secret.json") is None
         with pytest.raises(PermissionError):
             (job.attempt(1) / "output.log").read_bytes()
 
@@ -1048,7 +1049,7 @@ def test_each_gpu_is_one_job_s_and_the_third_waits(gpus: Gpus) -> None:
     gpus.go.touch()
     assert [gpus.box.end(job).name for job in (first, second, third)] == ["finished"] * 3
     assert lease.held_by(["GPU-0", "GPU-1"]) == {}
-    usage = store.read_json(gpus.box.found.on() / "usage.json")
+    usage = files.read_json(gpus.box.found.on() / "usage.json")
     assert usage["seconds"] > 0
     gpus.box.tick()
     gpus.box.assert_nothing_leaks()

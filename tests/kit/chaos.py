@@ -36,8 +36,8 @@ from plans import HOSTS, Batch, Plan, long
 from report import Report
 
 from mlbox.core import ids, slots
+from mlbox.host.files import read_json
 from mlbox.host.slots import Log
-from mlbox.host.store import read_json
 
 Json = dict[str, Any]
 _SUBMITTERS = 6

@@ -25,7 +25,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After
 from mlbox.core.session import Spec
-from mlbox.host import archive, keeping, lab, processes, ready, store, tick, view
+from mlbox.host import archive, files, keeping, lab, processes, ready, store, tick, view
 from mlbox.host.handlers import cancel, submit
 
 Json = dict[str, Any]
@@ -157,8 +157,8 @@ class Box:
     # ---- violence
 
     def keeper(self, job: store.Job) -> int:
-        until(lambda: isinstance(store.read_json(job.keeper_pid), dict))
-        return int(store.read_json(job.keeper_pid)["pid"])
+        until(lambda: isinstance(files.read_json(job.keeper_pid), dict))
+        return int(files.read_json(job.keeper_pid)["pid"])
 
     def runner(self, job: store.Job) -> int:
         return _of(str(job.boot_folder / "attempt.json"))[0]
@@ -179,7 +179,7 @@ class Box:
     def close(self) -> None:
         """Nothing of these jobs is left on this machine."""
         for job in self.jobs:
-            known = store.read_json(job.keeper_pid)
+            known = files.read_json(job.keeper_pid)
             pids = [known["pid"]] if isinstance(known, dict) else []
             for pid in (*pids, *_of(str(job.boot_folder / "attempt.json")), *processes.marked(job.id)):
                 kill(pid)
@@ -195,13 +195,13 @@ class Box:
             intents = [name for name in os.listdir(job.folder / "ev") if name[0] == "."]
             assert not [name for name in intents if name[1:7] not in complete], (job.id, intents)
         on = self.found.on()
-        left = [p for folder in (self.found.live, self.found.making, self.found.parts) for p in files(folder)]
-        left += [p for p in files(on) if p.name[0] == "."]
+        left = [p for folder in (self.found.live, self.found.making, self.found.parts) for p in inside(folder)]
+        left += [p for p in inside(on) if p.name[0] == "."]
         assert not left, left
         assert not list((self.found.own() / "ready").glob("*/*"))
 
 
-def files(folder: Path) -> list[Path]:
+def inside(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 

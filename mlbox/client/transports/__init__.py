@@ -1,4 +1,4 @@
-"""Ways to run a command on a host: one file each, one Protocol, one contract test (tests/client/test_transports.py).
+"""Ways to run a command on a host, behind one Protocol, with one contract test (tests/client/test_transports.py).
 
 To add one, write its file with `def make(host, config) -> Transport` and its line in TRANSPORTS.
 """

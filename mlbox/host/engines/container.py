@@ -30,7 +30,7 @@ from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.core.stored import Stored
-from mlbox.host import image, store
+from mlbox.host import files, image, store
 from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, Result, capture, stream
 
@@ -225,7 +225,7 @@ class Container:
         """Its environment is in a file that only its user reads: `inspect` and ps show none of it, and the engine's
         own command is not disturbed by a HOME or a PATH that is the container's."""
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run.env.items())
-        store.write_whole(run.boot_folder / "conf/environment", exports.encode())
+        files.write_whole(run.boot_folder / "conf/environment", exports.encode())
         return self.arguments(replace(run, argv=("/bin/sh", "-c", _FIRST, "mlbox", *run.argv), env={}))
 
     def arguments(self, run: Run) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
 from mlbox.core.stored import Stored
-from mlbox.host import image, processes, store
+from mlbox.host import files, image, processes, store
 from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, stream
 
@@ -71,7 +71,7 @@ class Process:
             result = stream(("/bin/sh", str(context / "run")), image.step_progress(say), cancel, marked)
             if result.code != 0:
                 raise image.build_failed(result)
-            store.write_whole(folder / _COMPLETE, b"")
+            files.write_whole(folder / _COMPLETE, b"")
         finally:
             if not (folder / _COMPLETE).exists():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,5 @@
 """Join this call's stdin and stdout to one of the user's session sockets: a tunnel of last resort,
-for transports that cannot forward a unix socket (client/transports/fabric.py).
+for transports that cannot forward a unix socket (client/transports/fabric).
 
 After the reply stdin and stdout are the connection's raw bytes, so nothing else may be written: every way out is
 os._exit. The end of stdin is passed on; the service's end ends the call, as does a caller that is gone, also

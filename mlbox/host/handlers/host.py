@@ -14,7 +14,7 @@ from mlbox.core import job as jobs
 from mlbox.core import lab as lab_rules
 from mlbox.core import reverse as reverse_words
 from mlbox.core.job import Outcome
-from mlbox.host import batch, lab, ready, reverse, store, view
+from mlbox.host import batch, files, lab, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
@@ -32,7 +32,7 @@ def run(call: Call) -> Json:
     if what == "drain":
         path.parent.mkdir(exist_ok=True)
         said = {"by": found.user, "at": time.time(), "why": str(call.args.get("why", ""))}
-        store.write_whole(path, json.dumps(said).encode(), 0o644)
+        files.write_whole(path, json.dumps(said).encode(), 0o644)
     elif what == "resume":
         path.unlink(missing_ok=True)
     elif what in _OTHERS:
@@ -71,7 +71,7 @@ def _await_key(call: Call, found: store.Store, name: str) -> str:
     deadline = time.monotonic() + _KEY_PATIENCE
     call.progress(text=f"waiting for {name}'s next pass over the queue (its cron, each minute)")
     while True:
-        shown = store.read_json(found.on(name) / "reverse.json")
+        shown = files.read_json(found.on(name) / "reverse.json")
         key = str(shown.get("public_key", "")) if isinstance(shown, dict) else ""
         if reverse_words.is_key(key):
             return key
@@ -87,7 +87,7 @@ def _meet(call: Call, found: store.Store, name: str) -> Json:
     place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
     path = reverse.meeting_file(found, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store.write_whole(path, json.dumps(place.to_wire()).encode())
+    files.write_whole(path, json.dumps(place.to_wire()).encode())
     return {"via": place.via}
 
 

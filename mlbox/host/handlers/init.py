@@ -19,7 +19,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core.slots import Writer
-from mlbox.host import lab, slots, store, tick
+from mlbox.host import files, lab, slots, store, tick
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -89,7 +89,7 @@ def _try(root: Path, host: str) -> list[str]:
     problems = []
     try:
         folder.mkdir(mode=0o700)
-        store.write_whole(folder / "whole", b"content")
+        files.write_whole(folder / "whole", b"content")
         if (folder / "whole").read_bytes() != b"content":
             problems.append("a file that was renamed into place reads differently")
         won = _race(folder / "ev", host)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlbox.host import archive, lab, ready, store, view
+from mlbox.host import archive, files, lab, ready, store, view
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ def why_they_wait(found: store.Store, users: list[str]) -> Json:
     reasons: Json = {}
     for user in users:
         for host in view.names(found.own(user) / "on"):
-            told = store.read_json(found.on(host, user) / "waits.json")
+            told = files.read_json(found.on(host, user) / "waits.json")
             for job, why in (told if isinstance(told, dict) else {}).items():
                 if job not in reasons or host == found.host:
                     reasons[str(job)] = str(why)

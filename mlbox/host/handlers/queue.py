@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
-from mlbox.host import lab, ready, store, view
+from mlbox.host import files, lab, ready, store, view
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ def _pause(found: store.Store, name: str, pause: bool, why: str) -> None:
     path.parent.mkdir(exist_ok=True)
     if pause:
         said = {"by": found.user, "at": time.time(), "why": why}
-        store.write_whole(path, json.dumps(said).encode(), 0o644)
+        files.write_whole(path, json.dumps(said).encode(), 0o644)
     else:
         path.unlink(missing_ok=True)
 

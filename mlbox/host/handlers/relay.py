@@ -12,7 +12,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import reverse, wire
-from mlbox.host import lookup, store
+from mlbox.host import files, lookup, store
 from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
@@ -45,7 +45,7 @@ def _connect(found: store.Store, job: store.Job) -> socket.socket:
             connection.close()
         if time.monotonic() > deadline:
             host = str(state.facts.get("host", ""))
-            told = store.read_json(job.attempt(1) / "tunnel.json")
+            told = files.read_json(job.attempt(1) / "tunnel.json")
             why = told.get("why") if isinstance(told, dict) else ""
             raise errors.Unreachable(
                 f"the reverse tunnel of {host} to {found.host} is not up" + (f": {why}" if why else ""),

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import resources, reverse, text
-from mlbox.host import store
+from mlbox.host import files
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ def run(call: Call) -> Json:
     program = (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "rendezvous", name)
     line = reverse.authorized(name, str(call.args.get("key", "")), program)
     changed = do == "add" and _write(path, name, line)
-    folder = store.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
+    folder = files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
     return {"line": line, "file": str(path), "changed": changed, "folder": str(folder), "known": line in _lines(path)}
 
 
@@ -55,7 +55,7 @@ def _write(path: Path, name: str, line: str) -> bool:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     content = "".join(f"{one}\n" for one in new).encode(errors="surrogateescape")
-    store.write_whole(path, content, mode)
+    files.write_whole(path, content, mode)
     return True
 
 

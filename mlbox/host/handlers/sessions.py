@@ -8,7 +8,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.session import Spec
-from mlbox.host import lab, store, view
+from mlbox.host import files, lab, store, view
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -27,7 +27,7 @@ def run(call: Call) -> Json:
     if call.args.get("logs"):
         reply["logs"] = {path.stem: _tail(path) for path in sorted(job.logs.glob("*.log"))}
     if call.args.get("reveal"):
-        reach = store.read_json(job.conf / "session.json")
+        reach = files.read_json(job.conf / "session.json")
         if not isinstance(reach, dict):
             raise errors.NotFound(f"session {describe(job)['name']} is still starting", "again in a moment")
         _let_in(job, [str(key) for key in call.args.get("authorized_keys", [])])
@@ -57,7 +57,7 @@ def _live(found: store.Store, host: str) -> list[str]:
 
 
 def _tunnel_trouble(job: store.Job) -> Json:
-    told = store.read_json(job.attempt(1) / "tunnel.json")
+    told = files.read_json(job.attempt(1) / "tunnel.json")
     return {} if not isinstance(told, dict) or told.get("up") else {"tunnel": str(told.get("why"))}
 
 
@@ -75,7 +75,7 @@ def _let_in(job: store.Job, keys: list[str]) -> None:
     known = path.read_text().splitlines()
     new = [key for key in keys if key not in known and "\n" not in key]
     if new:
-        store.write_whole(path, "".join(f"{key}\n" for key in [*known, *new]).encode())
+        files.write_whole(path, "".join(f"{key}\n" for key in [*known, *new]).encode())
 
 
 def describe(job: store.Job) -> Json:
@@ -89,7 +89,7 @@ def describe(job: store.Job) -> Json:
         "id": job.id, "name": spec.name, "state": state.name, "host": state.facts.get("host", ""),
         "gpus": list(state.facts.get("gpus", ())), "image": spec.image,
         "runtime": state.facts.get("runtime", spec.runtime),
-        "trouble": store.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
+        "trouble": files.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
         "user": store.user_name(), "queued": "queue" in state.facts,
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlbox.host import archive, lab, lookup, store, view
+from mlbox.host import archive, files, lab, lookup, store, view
 from mlbox.host.handlers.jobs import why_they_wait
 from mlbox.host.serve import Call
 
@@ -31,5 +31,5 @@ def run(call: Call) -> Json:
 
 
 def _told(found: store.Store, host: str, job: store.Job) -> str:
-    told = store.read_json(found.on(host, job.owner) / "waits.json")
+    told = files.read_json(found.on(host, job.owner) / "waits.json")
     return str(told.get(job.id, "")) if isinstance(told, dict) else ""

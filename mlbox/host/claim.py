@@ -1,0 +1,167 @@
+"""A job is started here: its GPUs leased, the claim made, a keeper forked. Whatever dies on the way, nothing is left.
+
+word      in this boot's folder: a start is under way, which the next tick looks after
+leases    kernel locks, which end with their holder
+live      the hint by which a sweep finds the job
+claimed   the event: from now on it is this host's
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Callable
+
+from mlbox import errors
+from mlbox.core import job as jobs
+from mlbox.core.gpu import Holder
+from mlbox.core.lab import Lab
+from mlbox.core.log import State
+from mlbox.core.schedule import Start, Waiting, limited
+from mlbox.host import archive, batch, engines, keeper, keeping, lease, limits, processes, ready, store
+
+Json = dict[str, Any]
+After = Callable[[store.Store], None]
+
+
+class Over(Exception):
+    """Other hosts have started jobs meanwhile, and one more would be beyond a limit."""
+
+
+def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None, after: After) -> bool:
+    """Lease, claim, and hand over to a keeper; False where somebody else was faster, and nothing is left of it.
+
+    `rules`: whose limits are to hold; `after`: what the job's end makes possible, a tick."""
+    held = _lease(found, job, chosen)
+    if held is None:
+        return False
+    made, keeper_lock, attempt = found.job(job.id), None, None
+    word = found.of_ticks(f"starting.{job.id}")
+    try:
+        word.touch()
+        found.reserve(made)
+        keeper_lock = keeping.lock(made)
+        if keeper_lock is None:
+            return False
+        attempt = _claim(found, made, job, chosen, rules, after)
+        if attempt is not None:
+            log, kept = attempt.folder / "keeper.log", (keeper_lock, *held.values())
+            keeping.detach(lambda: _keep(attempt, held), log, kept)
+        return attempt is not None
+    finally:
+        settled = attempt is not None
+        if keeper_lock is not None:
+            settled = settled or _unreserve(found, made)
+            os.close(keeper_lock)
+        lease.drop(held)
+        if settled:
+            with suppress(OSError):
+                word.unlink()
+
+
+def undo_starts(found: store.Store) -> None:
+    """A tick was killed at a start, or lost the share, before the mark by which a sweep finds the job: another host may
+    run it since."""
+    for word in found.boot_folder().glob(found.of_ticks("starting.*").name):
+        made = found.job(word.name.rpartition(".")[2])
+        if keeping.lives(made) or _unreserve(found, made):
+            word.unlink(missing_ok=True)
+
+
+def _unreserve(found: store.Store, made: store.Job) -> bool:
+    """It does not start here: its folder of this boot goes, for nothing would find it again. A mark of it can stand
+    all the same: its runner is alive and its keeper killed, or the claim may be on record; then the sweep decides.
+    False where it can't be known now."""
+    try:
+        if not found.is_live(made):
+            found.clear(made)
+    except OSError:
+        return False
+    return True
+
+
+def _keep(attempt: batch.Attempt, held: dict[str, int]) -> None:
+    if attempt.spec.session:
+        claim = keeper.Claim(attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus)
+        keeper.Keeper(claim, held).run()
+        attempt.after()
+    else:
+        batch.Batch(attempt, held).run()
+
+
+def _lease(found: store.Store, job: Waiting, chosen: Start) -> dict[str, int] | None:
+    holder = Holder(found.user, job.id)
+    if chosen.share:
+        return lease.take_share(chosen.gpus[0], job.id, chosen.share, holder)
+    return lease.take(chosen.gpus, holder)
+
+
+def _claim(
+    found: store.Store, made: store.Job, job: Waiting, chosen: Start, rules: Lab | None, after: After
+) -> batch.Attempt | None:
+    """The hint that finds it comes first, then the claim, then it leaves the line: a crash anywhere is mended by
+    the next sweep of this host. So it is where the append raises: the claim may stand."""
+    state = made.state()
+    spec = _readable(made, state)
+    if spec is None or not state.waiting:
+        stale(found, made, job)
+        return None
+    runtime = engines.choose(spec.work, found)
+    spec = spec.with_runtime(runtime)
+    number = state.attempt + 1
+    record = _record(spec, job, chosen)
+    if rules and limited(rules, job):
+        found.mark_live(made, {**record, "asking": True})
+        why = limits.over(found, rules, job, chosen.gpus)
+        if why:
+            found.end(made)
+            raise Over(why)
+    found.mark_live(made, record)
+    facts = {
+        "at": time.time(), "claimed_at": time.time(), "host": found.host, "boot": processes.boot_id(),
+        "gpus": list(chosen.gpus), "share": chosen.share, "time_limit": chosen.time_limit, "attempt": number,
+        "runtime": runtime,
+    }  # fmt: skip
+    if not made.append("claimed", facts, patience=0):
+        found.end(made)  # keeper.lock is ours: nothing runs here for it
+        stale(found, made, job)
+        return None
+    ready.withdraw(found, job)
+    attempt = batch.Attempt(
+        found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found)
+    )
+    attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return attempt
+
+
+def _readable(made: store.Job, state: State) -> jobs.JobSpec | None:
+    """The spec with its secrets; where it is damaged, the job has failed."""
+    try:
+        return made.whole()
+    except errors.NotFound as error:
+        if state.waiting:
+            made.append("failed", {"at": time.time(), "reason": "start", "why": error.message}, patience=0)
+        return None
+
+
+def stale(found: store.Store, made: store.Job, job: Waiting) -> None:
+    """The hint of a job that does not wait: whoever ended or claimed it died, or is about to withdraw it."""
+    state = made.state()
+    if state.waiting:
+        return
+    if state.name and not state.live:
+        archive.add(found, made, made.shown(), state)
+    ready.withdraw(found, job)
+
+
+def _record(spec: jobs.JobSpec, job: Waiting, chosen: Start) -> Json:
+    """The live hint: core.schedule.Running as JSON."""
+    asked = spec.resources
+    return {
+        "queue": job.queue, "gpus": list(chosen.gpus), "share": chosen.share, "cpus": asked.cpus,
+        "memory": asked.memory, "priority": job.priority, "started": time.time(), "time_limit": chosen.time_limit,
+        "array": job.array, "kind": job.kind, "program": Path(sys.argv[0]).name,
+    }  # fmt: skip

@@ -1,0 +1,102 @@
+"""How files on a host, and on what hosts share, are written whole and read with care."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+
+MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
+
+
+def private_folder(path: Path) -> Path:
+    """Make `path` 0700 and ours, or raise: a folder somebody else prepared in /tmp is not used."""
+    with suppress(FileExistsError):  # something else of that name: told below
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise errors.HostUnready(f"{path} is not a folder of yours", "ask its owner, or an administrator, to remove it")
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def keep_young(folder: Path) -> None:
+    """Systems that remove old files from /tmp leave these alone."""
+    for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
+        for path in (top, *(os.path.join(top, name) for name in names)):
+            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+                os.utime(path, follow_symlinks=False)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was created or renamed in it is still there after a crash."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None) -> None:
+    """The file appears whole or not at all (temporary name, there or in the folder `by`; fsync, rename)."""
+    temporary = (by or path.parent) / f".{path.name}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """A small regular file of JSON; None where it is absent, torn, too large or something else.
+
+    On a shared filesystem another host may replace or remove it between two calls of ours: these then fail with ESTALE
+    or ENOENT, even close. Asked again, its name is looked up anew; what is never to be had counts as absent."""
+    content: bytes | None = None
+    for pause in (0.01, 0.05, 0.2, 0.0):
+        try:
+            content = _content(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            time.sleep(pause)
+    if content is None or len(content) > MAX_FILE:
+        return None
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES):
+            return None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = b""
+        while len(content) <= MAX_FILE and (data := os.read(descriptor, MAX_FILE + 1 - len(content))):
+            content += data
+        return content
+    finally:
+        with suppress(OSError):  # it was only read
+            os.close(descriptor)

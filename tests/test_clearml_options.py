@@ -1,0 +1,121 @@
+"""Every option of clearml-session, what does its work here, and the test that proves it. Checked against the command
+line and the tests themselves, so that the table can't rot.
+
+A counterpart is a command line's words, or PLANNED, or NONE: what the option is for does not exist here, and why.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mlbox import cli
+
+ROOT = Path(__file__).parents[1]
+PLANNED, NONE = "planned", "none"
+
+
+class Counterpart(NamedTuple):
+    words: str  # `mlbox` left out
+    proof: str  # file::test; for NONE and PLANNED: why, or for what
+
+
+_SESSION = "tests/lab/test_session.py::"
+_LAYERS = "tests/lab/test_layers.py::"
+_NO_SERVER = "no server keeps projects, tasks or artifacts"
+_ONE_KEY = "sshd runs per connection behind a unix socket and takes the user's own keys: no port, no password"
+
+TABLE = {
+    "(no option)": Counterpart("session", _SESSION + "test_session_again_joins_it"),
+    "--version": Counterpart("--version", "tests/test_cli.py::test_version"),
+    "--attach": Counterpart("session attach", _SESSION + "test_a_second_laptop_joins"),
+    "--shutdown": Counterpart("session shutdown", _SESSION + "test_shutdown_from_another_laptop_is_noticed"),
+    "--shell": Counterpart(
+        "session attach", "tests/lab/test_console.py::test_s_opens_a_shell_inside_and_exit_comes_back"
+    ),
+    "--debugging-session": Counterpart(PLANNED, "a session with a job's code and environment"),
+    "--queue": Counterpart("session --queue", "tests/lab/test_session_queue.py::test_it_waits_and_comes_up"),
+    "--queue-include-tag": Counterpart(NONE, "a lab has few queues, and they are listed whole"),
+    "--queue-excluded-tag": Counterpart(NONE, "a lab has few queues, and they are listed whole"),
+    "--docker": Counterpart("session --image", _SESSION + "test_the_block"),
+    "--docker-args": Counterpart(
+        "session --engine-args", _SESSION + "test_engine_arguments_that_would_hand_out_the_host_are_refused"
+    ),
+    "--docker-network": Counterpart(NONE, "no port of a container is published"),
+    "--skip-docker-network": Counterpart(NONE, "no port of a container is published"),
+    "--public-ip": Counterpart(NONE, "hosts are reached as `ssh HOST` reaches them"),
+    "--remote-gateway": Counterpart(NONE, "ProxyJump in the user's ssh configuration"),
+    "--router-enabled": Counterpart(NONE, "no port is routed"),
+    "--remote-ssh-port": Counterpart(NONE, _ONE_KEY),
+    "--username": Counterpart(NONE, _ONE_KEY),
+    "--password": Counterpart(NONE, _ONE_KEY),
+    "--randomize": Counterpart(NONE, _ONE_KEY),
+    "--force-dropbear": Counterpart(NONE, _ONE_KEY),
+    "--disable-fingerprint-check": Counterpart(NONE, "host keys are always verified"),
+    "--keepalive": Counterpart("session", "tests/lab/test_network.py::test_the_network_is_gone_for_two_minutes"),
+    "--jupyter-lab": Counterpart("session --jupyter --no-jupyter", _LAYERS + "test_all_services_are_there"),
+    "--vscode-server": Counterpart("session --vscode --no-vscode", _LAYERS + "test_all_services_are_there"),
+    "--vscode-version": Counterpart(
+        "session --vscode-version", _LAYERS + "test_sources_that_lack_the_version_say_what_they_have"
+    ),
+    "--vscode-extensions": Counterpart("session --vscode-extensions", _LAYERS + "test_the_extension_is_installed"),
+    "--upload-files": Counterpart("ssh-config install", "tests/lab/test_ssh_name.py::test_files_travel_both_ways"),
+    "--store-workspace": Counterpart(
+        "session --user-folder", _SESSION + "test_what_is_written_in_the_workspace_is_ones_own_on_the_host"
+    ),
+    "--continue-session": Counterpart(PLANNED, "snapshots of a workspace on the share"),
+    "--git-credentials": Counterpart(PLANNED, "the laptop's agent and credentials inside"),
+    "--user-folder": Counterpart(
+        "session --user-folder", _SESSION + "test_what_is_written_in_the_workspace_is_ones_own_on_the_host"
+    ),
+    "--packages": Counterpart("session --packages", _LAYERS + "test_packages_are_importable"),
+    "--requirements": Counterpart("session --requirements", _LAYERS + "test_packages_are_importable"),
+    "--init-script": Counterpart("session --init-script", _LAYERS + "test_the_init_script_ran_once_as_root"),
+    "--config-file": Counterpart("session --file", _SESSION + "test_a_file_asks_flags_win_and_answers_are_remembered"),
+    "--base-task-id": Counterpart(NONE, _NO_SERVER),
+    "--project": Counterpart(NONE, _NO_SERVER),
+    "--session-name": Counterpart("session --name", _SESSION + "test_ssh_by_name_as_oneself"),
+    "--session-tags": Counterpart(NONE, _NO_SERVER),
+    "--disable-session-cleanup": Counterpart(NONE, "an ended session leaves nothing to clean up"),
+    "--disable-storage-packages": Counterpart(NONE, "nothing is added that was not asked for"),
+    "--disable-store-defaults": Counterpart(
+        "session --fresh", "tests/client/test_answers.py::test_last_answers_are_one_host_s"
+    ),
+    "--verbose": Counterpart(NONE, "what happens is shown; a bug writes its report"),
+    "--yes": Counterpart("session --yes", "tests/lab/test_console.py::test_yes_asks_nothing_at_a_terminal"),
+    "list": Counterpart("session list", _SESSION + "test_list_info_and_status_tell_it"),
+    "info": Counterpart("session info", _SESSION + "test_list_info_and_status_tell_it"),
+    "shutdown": Counterpart("session shutdown", _SESSION + "test_shutdown_from_another_laptop_is_noticed"),
+}
+
+
+@pytest.mark.parametrize("option", TABLE)
+def test_the_command_line_has_it(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = TABLE[option].words
+    if words in (NONE, PLANNED):
+        assert TABLE[option].proof, "why not"
+        return
+    verb = [word for word in words.split() if not word.startswith("-")]
+    flags = [word for word in words.split() if word.startswith("-")]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*verb, "--help"])
+    assert exit_.value.code == 0
+    told = capsys.readouterr().out.replace(",", " ").split()
+    assert [flag for flag in flags if flag not in told] == []
+
+
+@pytest.mark.parametrize("option", [name for name, row in TABLE.items() if row.words not in (NONE, PLANNED)])
+def test_its_proof_exists(option: str) -> None:
+    file, _, test = TABLE[option].proof.partition("::")
+    assert test in _tests(file)
+
+
+@cache
+def _tests(file: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / file).read_text())
+    found = (node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return frozenset(name for name in found if name.startswith("test_"))

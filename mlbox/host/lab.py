@@ -90,6 +90,8 @@ def rules(found_: store.Store) -> Rules:
     try:
         document = _parsed(path)
         checked = lab.from_document(document, str(path))
+    except OSError as error:  # of the share, perhaps, and gone the next time: not remembered
+        return _holding(good, f"{path} can't be read: {error.strerror}")
     except errors.Usage as error:
         # Looked for again only when the file changes: the sentence is kept beside the last good document.
         kept = known.get("document") if good is not None else None
@@ -159,16 +161,13 @@ def _names_in(document: Any, section: str) -> Any:
 
 
 def _parsed(path: Path) -> Any:
-    """Raises Usage with line and column."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise errors.Usage(f"{path} is not a file")
-        with os.fdopen(descriptor, "rb") as file:
-            content = file.read(files.MAX_FILE + 1)
-    except OSError as error:
-        raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
+    """Raises Usage with line and column, and OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise errors.Usage(f"{path} is not a file")
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(files.MAX_FILE + 1)
     if len(content) > files.MAX_FILE:
         raise errors.Usage(f"{path} is larger than {files.MAX_FILE >> 10} KiB")
     return _document(content, str(path))

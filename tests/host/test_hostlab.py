@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -263,3 +265,19 @@ def test_mounts_are_of_the_allowed_folders(root: Path, tmp_path: Path) -> None:
         with pytest.raises(errors.Refused, match="may not be mounted"):
             lab.allowed(rules, Spec(mounts=(Mount(f"{tmp_path}/{outside}", "/a"),)))
     shutil.rmtree(tmp_path / "data")
+
+
+def test_an_error_of_the_share_is_not_the_files(found: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again, though the file has not changed."""
+    (found.root / "lab.yaml").write_text("queues: {night: {}}\n")
+    real, failing = lab._parsed, [True]
+
+    def parsed(path: Path) -> Any:
+        if failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(lab, "_parsed", parsed)
+    assert not lab.rules(found).usable and "Input/output error" in lab.rules(found).trouble
+    failing.clear()
+    assert lab.rules(found).usable and lab.rules(found).trouble == ""

@@ -110,7 +110,7 @@ def test_a_host_that_talks_at_every_login(laptop: Laptop) -> None:
 
 def test_an_image_that_is_nowhere(laptop: Laptop) -> None:
     done = session(laptop, "gpu1", "--gpus", "1", "--image", "nosuch/image:1")
-    assert_clear(done, REFUSED, "nosuch/image:1 is not on this host and can't be pulled", "try: check the name")
+    assert_clear(done, REFUSED, "nosuch/image:1 is not on this host and can't be pulled", "check the name")
 
 
 def test_an_image_without_python_or_a_way_to_add_it(laptop: Laptop) -> None:

@@ -46,8 +46,8 @@ def run(call: Call) -> Json:
         raise errors.Refused(
             f"you have a session {spec.name} here already", f"mlbox session attach {spec.name}, or another --name"
         )
-    spec = replace(spec, runtime=engines.choose(spec, found))
-    identity, gpus = _check(spec, found)
+    runtime, identity, gpus = _check(spec, found)
+    spec = replace(spec, runtime=runtime)
     chosen, held = _lease(spec, gpus)
     job, keeper_lock = _create(found, spec, held)
     _announce(call, job, spec, gpus, chosen, bool(identity))
@@ -64,8 +64,9 @@ def _named(spec: Spec) -> Spec:
 # ---- read --------------------------------------------------------------------------------------------
 
 
-def _check(spec: Spec, found: store.Store) -> tuple[str, list[gpu.Gpu]]:
-    """All checks at once; all that is wrong is said at once, what concerns the host as a whole first."""
+def _check(spec: Spec, found: store.Store) -> tuple[str, str, list[gpu.Gpu]]:
+    """The engine, the image's identity (empty: it is not there) and the GPUs. All checks at once; all that is wrong is
+    said at once, what concerns the host as a whole first."""
 
     def guarded(check: Callable[[], Any]) -> Any:
         try:
@@ -73,16 +74,15 @@ def _check(spec: Spec, found: store.Store) -> tuple[str, list[gpu.Gpu]]:
         except errors.MlboxError as error:
             return error
 
-    engine = engines.by_name(spec.runtime, found)
     checks: tuple[Callable[[], Any], ...] = (
-        lambda: engine.identify(spec), lambda: _gpus(spec), lambda: _space(found, engine), lambda: _folders(spec),
+        lambda: _engine(spec, found), lambda: _gpus(spec), lambda: _space(found), lambda: _folders(spec),
     )  # fmt: skip
     with ThreadPoolExecutor(len(checks)) as pool:
         results = list(pool.map(guarded, checks))
     problems = [result for result in results if isinstance(result, errors.MlboxError)]
     if problems:
         raise _together(problems)
-    return results[0], results[1]
+    return *results[0], results[1]
 
 
 def _together(problems: list[errors.MlboxError]) -> errors.MlboxError:
@@ -103,11 +103,19 @@ def _gpus(spec: Spec) -> list[gpu.Gpu]:
     return gpus
 
 
-def _space(found: store.Store, engine: engines.Engine) -> None:
-    storage = engine.storage()
+def _engine(spec: Spec, found: store.Store) -> tuple[str, str]:
+    """Its name, and the identity of the image there."""
+    name = engines.choose(spec, found)
+    engine = engines.by_name(name, found)
+    identity, storage = engine.identify(spec), engine.storage()
+    if storage is not None and os.path.exists(storage):
+        _enough(storage)
+    return name, identity
+
+
+def _space(found: store.Store) -> None:
     folders = [next(p for p in (folder, *folder.parents) if os.path.exists(p)) for folder in (found.root, Path("/tmp"))]
-    full = [storage] if storage is not None and os.path.exists(storage) else []
-    _all([*(partial(_usable, folder) for folder in folders), *(partial(_enough, folder) for folder in full)])
+    _all([partial(_usable, folder) for folder in folders])
 
 
 def _all(checks: Iterable[Callable[[], None]]) -> None:

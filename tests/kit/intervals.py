@@ -129,8 +129,8 @@ def of_log(job: str, reading: slots.Reading, asked: Asked, runs: Sequence[Run]) 
     by_attempt = {claim["attempt"]: claim for claim in claims}
     for run in runs:
         claim = by_attempt.get(run.attempt, {})
-        fits = (claim.get("host"), tuple(claim.get("gpus", ())), claim.get("share", 0))
-        if fits != (run.host, run.gpus, run.share) or len(run.gpus) != asked.gpus or run.share != asked.share:
+        fits = (claim.get("host"), sorted(claim.get("gpus", ())), claim.get("share", 0))
+        if fits != (run.host, sorted(run.gpus), run.share) or len(run.gpus) != asked.gpus or run.share != asked.share:
             found.append(violation("a run is not as it was claimed and asked for", f"{run} {run.gpus}: {claim}"))
     ran = any(run.ended and run.attempt == state.attempt for run in runs)
     if asked.recorded and state.name == "finished" and not ran:

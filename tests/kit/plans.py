@@ -15,10 +15,27 @@ _OUTLAST = ("frozen", "no share")  # once for the longest time: beyond every tim
 
 # A job that tells of itself: where, on what, that it lives, and that it came to its end.
 _RECORDER = """
-import os, sys, time
+import ctypes, os, sys, time
+
+def visible():  # by the driver, as in a container with CDI no variable tells; without a container all are to be seen
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return os.environ["CUDA_VISIBLE_DEVICES"] or "void"
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return "void"
+    count, handle, uuid = ctypes.c_uint(), ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    assert nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
+    found = []
+    for index in range(count.value):
+        assert nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0
+        assert nvml.nvmlDeviceGetUUID(handle, uuid, 96) == 0
+        found.append(uuid.value.decode())
+    return ",".join(found) or "void"
+
 folder, seconds, share, fails = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 job, attempt, now = os.environ["MLBOX_JOB"], int(os.environ["MLBOX_ATTEMPT"]), time.monotonic
-gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("NVIDIA_VISIBLE_DEVICES") or "void"
+gpus = visible()
 name = f"{folder}/{job}.{attempt}.{os.getpid()}.{time.monotonic_ns()}"
 file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 os.write(file, f"start {now()} {gpus} {share}\\n".encode())

@@ -38,3 +38,8 @@ def without_network(host: str) -> Iterator[None]:
     finally:
         for chain, direction in _ALL_PACKETS:
             as_root(host, "iptables", "-D", chain, direction, "eth0", "-j", "DROP", check=False)
+
+
+def await_share(host: str) -> None:
+    """After an outage the share's client takes its time to connect anew: up to a minute was seen."""
+    as_root(host, "timeout", "150", "sh", "-c", "until stat /share/. >/dev/null 2>&1; do sleep 0.5; done")

@@ -11,6 +11,7 @@ from typing import Any
 
 from labbox import SSH_CONFIG, Laptop, Result, as_root, left_behind, ssh
 from labkit import gpus as false_gpus
+from outage import await_share
 
 Json = dict[str, Any]
 HOSTS_OF_LAB = ("gpu1", "gpu2")
@@ -125,6 +126,8 @@ def awaited(look: Callable[[], Any], timeout: float = 90) -> Any:
 @contextmanager
 def opened(home: Path, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB) -> Iterator[Lab]:
     """A new lab; afterwards its hosts are as they were."""
+    for host in hosts:
+        await_share(host)
     as_root(hosts[0], "rm", "-rf", root)
     made = Lab(Laptop(home), root, hosts)
     made.run("init", *hosts)

@@ -49,7 +49,7 @@ class Mine:
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory, lab: None) -> Iterator[Mine]:
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mine]:
     """A session with an attached client, and with the connection that `ssh NAME` leaves."""
     laptop = Laptop(tmp_path_factory.mktemp("mine") / "home")
     try:

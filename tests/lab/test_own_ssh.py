@@ -29,7 +29,7 @@ VERIFIED = f"""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def session(tmp_path_factory: pytest.TempPathFactory, lab: None) -> Iterator[None]:
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One session, which each of these laptops joins in its own way."""
     starter = Laptop(tmp_path_factory.mktemp("own") / "home")
     try:

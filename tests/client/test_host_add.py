@@ -51,6 +51,6 @@ def test_a_host_that_was_never_verified_is_no_rendezvous(tmp_path: Path) -> None
 
 
 def test_nor_is_one_that_openssh_does_not_dial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fabric, "_load", lambda: None)
+    monkeypatch.setattr(fabric, "load", lambda: None)
     with pytest.raises(errors.Usage, match="must be dialled by OpenSSH"):
         host._address(Host(fabric.make("gate", state.Config())), "")

@@ -40,12 +40,11 @@ def public(session: Json) -> Json:
 def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
     state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
-    facts = session["services"].get("ssh")
-    here = (
-        reach(host, session).services if host.via else session["services"]
-    )  # by the rendezvous, where nothing else leads
-    way = host.transport.way(here["ssh"]["socket"]) if facts else None
-    if way is None:
+    # By the rendezvous, where nothing else leads.
+    services = reach(host, session).services if host.via else session["services"]
+    facts = services.get("ssh")
+    way = host.transport.way(facts["socket"]) if facts else None
+    if facts is None or way is None:
         return
     place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
     known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())

@@ -87,12 +87,14 @@ def _proxy(session: str, config: state.Config) -> int:
 def _look_for(session: str, config: state.Config) -> None:
     """Where it was it is not, or that host is down: the others of its lab first."""
     old = ssh_config.place(session)
-    root = str(state.load("sessions.json").get(session, {}).get("root") or config.root)
+    known = state.load("sessions.json").get(session, {})
+    root = str(known.get("root") or config.root)
     others = tuple(name for name in known_hosts(config) if name != old.get("host"))
     if old.get("moves") and others:
         with contextlib.suppress(errors.NotFound):
             return _enter(attach.ask_around(session, replace(config, hosts=others, root=root)), session)
-    attach.at_session(session, str(old.get("host", "")), config, lambda host: _enter(host, session))
+    where = "" if known.get("via") else str(old.get("host", ""))  # its entry's host is only the rendezvous
+    attach.at_session(session, where, config, lambda host: _enter(host, session))
 
 
 def _enter(host: Host, session: str) -> None:

@@ -35,6 +35,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     try:
         started = starter.run("session", HOST, "--image", SESSION_IMAGE, *BARE, "--name", NAME, "--detach")
         assert started.code == 0, started.all
+        assert starter.run("tunnels", "stop", NAME).code == 0  # they would be joined: this machine is one
         yield
     finally:
         starter.run("session", "shutdown", NAME, "--host", HOST)

@@ -40,6 +40,13 @@ def without_network(host: str) -> Iterator[None]:
             as_root(host, "iptables", "-D", chain, direction, "eth0", "-j", "DROP", check=False)
 
 
+# Files of many names, for each name is on one of its bricks, and these come back one by one.
+_SHARE_IS_BACK = """
+try() { cd /share && for i in 1 2 3 4 5 6 7 8 9; do : >.back-$i || return 1; done && rm .back-*; }
+until try 2>/dev/null; do sleep 0.5; done
+"""
+
+
 def await_share(host: str) -> None:
     """After an outage the share's client takes its time to connect anew: up to a minute was seen."""
-    as_root(host, "timeout", "150", "sh", "-c", "until stat /share/. >/dev/null 2>&1; do sleep 0.5; done")
+    as_root(host, "timeout", "150", "sh", "-c", _SHARE_IS_BACK)

@@ -219,6 +219,7 @@ def test_a_passphrase_is_asked_for_at_the_terminal_once_per_connection(laptop: L
             assert asked(terminal, question) == 2  # the connection for commands, and the tunnels' own
             terminal.say("d")
             assert terminal.end() == 0
+        assert laptop.run("tunnels", "stop", NAME).code == 0
         with Terminal(by_name(laptop), laptop.env) as terminal:
             answer(terminal, question, PASSPHRASE, f"inside {NAME}", 2)  # to the host, and into the session
             assert terminal.end() == 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from labbox import SESSION_IMAGE, Laptop, as_root, left_behind, ssh
-from outage import without_network
+from outage import await_share, without_network
 from terminal import at_terminal
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
@@ -237,7 +237,7 @@ def lab(laptop: Laptop) -> Iterator[Laptop]:
     yield laptop
     for session in laptop.sessions("gpu1", "gpu2"):
         laptop.run("session", "shutdown", str(session["id"]))
-    awaited(lambda: as_root("gpu1", "ls", "-d", root, check=False))  # its mount has come back
+    await_share("gpu1")
     as_root("gpu1", "rm", "-rf", root)
 
 

@@ -189,6 +189,8 @@ def work(
 ) -> int:  # fmt: skip
     """Print the block, then serve the person until they leave or the session ends; with `detach`, leave at once."""
     chosen = "detach"
+    # Before the block is there to be read: whoever has read it may end us by a signal.
+    console = None if detach else Console(attached, lambda: attach.logs(host, session["id"]))
     try:
         attach.enter(host, session)
         if not as_json:
@@ -200,8 +202,8 @@ def work(
             print(block(attached, session.get("absent", {})), flush=True)
         if then is not None:
             then(attached.urls())
-        if not detach:
-            chosen = Console(attached, lambda: attach.logs(host, session["id"])).run()
+        if console is not None:
+            chosen = console.run()
         if chosen == "detach":
             attached.stay()
     except KeyboardInterrupt:

@@ -256,6 +256,7 @@ def test_a_second_factor_is_asked_for_once_per_connection(laptop: Laptop) -> Non
     )
     try:
         with sshd_setting("noeng", setting):
+            as_root("noeng", "pkill", "-KILL", "-u", "bob", check=False)  # a connection from before asks nothing
             alone = laptop.run("status", "noeng-bob")
             assert alone.code == 4 and "there is nobody to answer" in alone.out, alone.all
             words = ("session", "noeng-bob", "--runtime", "process", *BARE, "--name", "two-factors")

@@ -48,7 +48,7 @@ faults: pyz $(VENV)/.stamp
 
 lab-test: pyz $(VENV)/.stamp
 	$(PYTHON) scripts/lab up
-	$(RUN) pytest tests/lab --reruns 1 -r R --junitxml=$(REPORTS)/lab.xml
+	$(RUN) pytest tests/lab --junitxml=$(REPORTS)/lab.xml
 
 # Its short form is among the lab tests.
 JOBS ?= 500

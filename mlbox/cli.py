@@ -121,7 +121,7 @@ def _add_session(verbs: Any) -> None:
     how.add_argument(
         "--queue", metavar="Q", help="wait in the lab's queue for the first host that fits, instead of HOST"
     )
-    how.add_argument("--new", action="store_true", help="start another one even if one is running")
+    how.add_argument("--new", action="store_true", help="start another even if one runs (as a new --name does)")
     how.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
     how.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
     how.add_argument("--dry-run", action="store_true", help="say what would be started")

@@ -420,7 +420,7 @@ class TestOneSession:
 def test_two_sessions_get_different_gpus_and_a_third_hears_what_would_fit(laptop: Laptop) -> None:
     by_uuid = laptop.run("session", HOST, *BARE, "--gpus", UUIDS[1], "--name", "first", "--detach", "--json")
     assert words_of(by_uuid.json())["gpus"] == [UUIDS[1]]
-    by_name = laptop.run("session", HOST, *BARE, "--gpus", "H100:1", "--name", "second", "--new", "--detach", "--json")
+    by_name = laptop.run("session", HOST, *BARE, "--gpus", "H100:1", "--name", "second", "--detach", "--json")
     assert words_of(by_name.json())["gpus"] == [UUIDS[0]]
 
     third = laptop.run("session", HOST, *BARE, "--gpus", "1", "--new", "--detach")

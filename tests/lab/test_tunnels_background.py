@@ -234,7 +234,7 @@ class Desk:
         return [holder, *holder.children(recursive=True)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")  # no longer: another test's `mlbox session` would be offered this session
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with watched(tmp_path_factory.mktemp("desk") / "home", HOST) as laptop:
         try:

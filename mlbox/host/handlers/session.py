@@ -38,10 +38,12 @@ _TRIES = 5  # GPUs chosen free and taken by somebody else in between
 
 def run(call: Call) -> Json:
     found = store.Store(call.root)
-    spec = _named(Spec.from_wire(call.args.get("spec", {})))
+    asked = Spec.from_wire(call.args.get("spec", {}))
     running = [sessions.describe(job) for job in sweep(found) if sessions.is_session(job)]
-    if running and not call.args.get("new"):
+    # Who names another one than runs means another one.
+    if not call.args.get("new") and any(asked.name in ("", session["name"]) for session in running):
         return {"running": running}
+    spec = _named(asked)
     if any(session["name"] == spec.name for session in running):
         raise errors.Refused(
             f"you have a session {spec.name} here already", f"mlbox session attach {spec.name}, or another --name"

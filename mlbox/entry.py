@@ -1,6 +1,6 @@
 """What the small file on a host runs: `host` answers one request of a laptop, `guest` is a session's first process,
-`attempt` stays with a job's command, `tick` is one pass over the queue (what cron calls), and at `rendezvous` the
-tunnels of a host end that can't be dialled."""
+`tick` is one pass over the queue (what cron calls), and at `rendezvous` the tunnels of a host end that can't be
+dialled."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ def main(argv: list[str] | None = None) -> int:
         from mlbox.host import serve
 
         return serve.main()
-    if arguments[:1] == ["attempt"] and len(arguments) == 2:
-        from mlbox.host import attempt
-
-        return attempt.main(arguments[1])
     if arguments[:1] == ["tick"]:
         from mlbox.host import idle
 

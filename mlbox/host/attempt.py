@@ -1,11 +1,12 @@
 """The process that stays with one attempt of a job while everything else may die: it runs the job's command.
 
-    <boot folder>/attempt.json   what to run (argv, environment, folder, output, limits); 0600, for it may hold secrets
     <boot folder>/attempt.lock   inherited, and held for as long as this lives: its end can be awaited, also by a
                                  later keeper
+    <boot folder>/attempt.pid    which process it is, for whoever has to signal it
     <boot folder>/exit.json      how the command ended, written whole before the lock is freed
 
-It inherits the GPU leases and nobody else holds them, so a GPU is free when the command has ended and not before,
+Forked by the keeper: another interpreter's start would cost each job several times what all else of its start does. It
+inherits the GPU leases and nobody else holds them, so a GPU is free when the command has ended and not before,
 whatever became of the keeper. Output goes through it to the share, and what is beyond the limit, or does not fit on
 a full disk, is counted instead. SIGTERM: the command gets SIGTERM, its grace time, and SIGKILL with all its children.
 """
@@ -19,17 +20,34 @@ import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlbox.host import files, processes
+from mlbox.host import files, keeping, processes
 from mlbox.host.run import Signals
 
 Json = dict[str, Any]
+LOCK, PID = "attempt.lock", "attempt.pid"
 _PR_SET_CHILD_SUBREAPER = 36
 _BLOCK = 1 << 16
 _NOTE = "\n[mlbox: {dropped} bytes of output were dropped: {why}]\n"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run. `place`: the boot folder; `limit`: bytes of output; `grace`: s between SIGTERM and SIGKILL."""
+
+    job: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    folder: Path
+    place: Path
+    output: Path
+    limit: int
+    grace: float
 
 
 class Output:
@@ -70,24 +88,23 @@ class Output:
         return note.decode()
 
 
-def main(config_file: str) -> int:
-    folder = Path(config_file).parent
-    config: Json = json.loads(Path(config_file).read_text())
+def run(command: Command) -> None:
+    """In a process of its own (keeping.detach)."""
     with suppress(AttributeError, OSError):  # macOS has none; there children are found by their mark
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signals = Signals()
-    output = Output(Path(config["output"]), config["limit"])
+    keeping.sign(command.place / PID)
+    output = Output(command.output, command.limit)
     killed_before = _oom_kills()
     try:
-        found = _run(config, signals, output)
+        found = _run(command, signals, output)
     except OSError as error:  # no such program, no such folder: as a shell says it
-        output.write(f"mlbox: {config['argv'][0]}: {error.strerror}\n".encode())
+        output.write(f"mlbox: {command.argv[0]}: {error.strerror}\n".encode())
         found = {"exit": 126 if error.errno == 13 else 127, "signal": 0}
     unsaid = output.close()
     oom = found["signal"] == signal.SIGKILL and not found.get("stopped") and _oom_kills() > killed_before
     facts = {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid}
-    files.write_whole(folder / "exit.json", json.dumps(facts).encode())
-    return 0
+    files.write_whole(command.place / "exit.json", json.dumps(facts).encode())
 
 
 def _oom_kills() -> int:
@@ -99,17 +116,17 @@ def _oom_kills() -> int:
     return 0
 
 
-def _run(config: Json, signals: Signals, output: Output) -> Json:
+def _run(command: Command, signals: Signals, output: Output) -> Json:
     read, write = os.pipe()
     try:
         process = subprocess.Popen(
-            config["argv"], stdin=subprocess.DEVNULL, stdout=write, stderr=write, env=config["env"],
-            cwd=config["folder"], start_new_session=True,
+            command.argv, stdin=subprocess.DEVNULL, stdout=write, stderr=write, env=command.env, cwd=command.folder,
+            start_new_session=True,
         )  # fmt: skip
     finally:
         os.close(write)
-    stopped = _pump(config, process, signals, read, output)
-    _kill_rest(config["job"], process)
+    stopped = _pump(command.grace, process, signals, read, output)
+    _kill_rest(command.job, process)
     os.set_blocking(read, False)  # a child in some other session may hold the other end open for ever
     with suppress(BlockingIOError):
         while data := os.read(read, _BLOCK):
@@ -119,7 +136,7 @@ def _run(config: Json, signals: Signals, output: Output) -> Json:
     return {"exit": max(code, 0), "signal": max(-code, 0), "stopped": stopped}
 
 
-def _pump(config: Json, process: subprocess.Popen[bytes], signals: Signals, read: int, output: Output) -> bool:
+def _pump(grace: float, process: subprocess.Popen[bytes], signals: Signals, read: int, output: Output) -> bool:
     """Output to the file until the command has ended; whether it was told to."""
     deadline: float | None = None
     with selectors.DefaultSelector() as selector:
@@ -136,7 +153,7 @@ def _pump(config: Json, process: subprocess.Popen[bytes], signals: Signals, read
                     selector.unregister(read)
             if signals.stop_r in ready:
                 selector.unregister(signals.stop_r)
-                deadline = time.monotonic() + config["grace"]
+                deadline = time.monotonic() + grace
                 _signal(process, signal.SIGTERM)
             if deadline is not None and time.monotonic() >= deadline:
                 _signal(process, signal.SIGKILL)

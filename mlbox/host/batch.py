@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from mlbox.core import job as jobs
 from mlbox.core.job import JobSpec, Outcome
 from mlbox.core.log import State
 from mlbox.host import archive, code, engines, files, keeping, lab, lease, processes, ready, slots, store, usage
+from mlbox.host import attempt as runner
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
@@ -57,7 +57,10 @@ class Attempt:
 
     @property
     def runner_lock(self) -> Path:
-        return self.job.boot_folder / "attempt.lock"
+        return self.job.boot_folder / runner.LOCK
+
+    def runs(self) -> bool:
+        return keeping.is_held(self.runner_lock)
 
 
 class Batch:
@@ -65,7 +68,7 @@ class Batch:
         self.attempt, self.job, self.spec, self._leases = attempt, attempt.job, attempt.spec, leases
         self.engine = engines.by_name(self.spec.work.runtime, attempt.found)
         self.signals = Signals()
-        keeping.sign(self.job)
+        keeping.sign(self.job.keeper_pid)
         if lab.rules(attempt.found).lab.host(attempt.found.host).reverse:
             keeping.listen(self.job)
 
@@ -73,7 +76,7 @@ class Batch:
 
     def run(self) -> None:
         try:
-            runner = self._start()
+            self._start()
         except Cancelled:
             self._end(Outcome(stopped=True))
             return
@@ -83,38 +86,28 @@ class Batch:
             traceback.print_exc()
             self._end(Outcome(error=error.message if isinstance(error, errors.MlboxError) else str(error)))
             return
-        self._watch(runner.wait, time.monotonic())
+        self._watch(time.monotonic())
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
         work = replace(self.spec.work, jupyter="no", vscode="no")
         note = self.attempt.folder / "progress"
         cancel = Cancel((self.signals.stop_r,))
         made = prepare(self.engine, self.job, work, "", self._say(note), cancel, guest=False)
         folder = self._folder()
         argv, environment = self._command(made, folder)
-        config = {
-            "argv": argv, "env": environment, "folder": str(folder), "job": self.job.id, "grace": self.spec.grace,
-            "output": str(self.attempt.folder / "output.log"), "limit": self.spec.output_limit << 20,
-        }  # fmt: skip
-        runner = self._launch(config)
+        output, limit = self.attempt.folder / "output.log", self.spec.output_limit << 20
+        place, grace = self.job.boot_folder, self.spec.grace
+        self._launch(runner.Command(self.job.id, argv, environment, folder, place, output, limit, grace))
         with contextlib.suppress(OSError):
             note.unlink()
         self._say_started()
-        return runner
 
-    def _launch(self, config: Json) -> subprocess.Popen[bytes]:
+    def _launch(self, command: runner.Command) -> None:
         """The runner is born with its lock: there is no moment in which a sweep could take it for dead."""
-        file = self.job.boot_folder / "attempt.json"
-        program = self.job.boot_folder / "mlbox-host.pyz"
-        program.write_bytes(Path(sys.argv[0]).read_bytes())
         lock = os.open(self.attempt.runner_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.write_whole(file, json.dumps({**config, "lock": lock}).encode())
-            return subprocess.Popen(
-                (sys.executable, "-I", "-S", str(program), "attempt", str(file)), stdin=subprocess.DEVNULL,
-                stdout=2, pass_fds=(lock, *self._leases.values()), start_new_session=True,
-            )  # fmt: skip
+            keeping.detach(lambda: runner.run(command), None, (lock, *self._leases.values()))
         finally:
             os.close(lock)
 
@@ -171,13 +164,15 @@ class Batch:
 
     # ---- to the end --------------------------------------------------------------------------------------
 
-    def _watch(self, wait: Callable[[], object], since: float) -> None:
-        """Until the runner has ended; `since`: monotonic time at which the time limit began."""
+    def _watch(self, since: float) -> None:
+        """Until the runner has ended, which is when its lock is free; `since`: monotonic time at which the time limit
+        began."""
         done_r, done_w = os.pipe()
 
         def awaited() -> None:
             try:
-                wait()
+                with open(self.attempt.runner_lock, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH)
             finally:  # whatever became of it: its end is the end of the pipe
                 os.close(done_w)
 
@@ -188,18 +183,17 @@ class Batch:
         timeout = False
         if not Cancel((done_r,)).wait(0):
             timeout = not Cancel((self.signals.stop_r,)).wait(0)
-            _stop_runner(self.job)
+            keeping.tell_process(self.attempt.runs, self.job.boot_folder / runner.PID, "runner")
             Cancel((done_r,)).wait(None)
         self._end(replace(_outcome(self.attempt, self.engine), timeout=timeout))
 
     def adopt(self, state: State, elapsed: float) -> None:
-        """Take over from a killed keeper: the runner's end is that of its lock."""
+        """Take over from a killed keeper."""
         if state.name == "claimed":
             self._say_started()
         if state.requested:  # the word came when nobody was there to hear it
             os.kill(os.getpid(), signal.SIGTERM)
-        with open(self.attempt.runner_lock, "rb") as file:
-            self._watch(lambda: fcntl.flock(file, fcntl.LOCK_SH), time.monotonic() - elapsed)
+        self._watch(time.monotonic() - elapsed)
 
     def _end(self, outcome: Outcome) -> None:
         """The leases are held until nothing is left that could use the GPUs, and not while a hung share is awaited."""
@@ -224,16 +218,6 @@ def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
     by_signal = code_ - 128 if attempt.spec.work.runtime != "process" and 128 < code_ < 160 else 0
     number = int(record.get("signal", 0)) or by_signal
     return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
-
-
-def _stop_runner(job: store.Job) -> None:
-    """SIGTERM to the runner: the process that was started with this job's attempt.json."""
-    word = str(job.boot_folder / "attempt.json").encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if word in words and b"attempt" in words:
-                os.kill(int(folder.name), signal.SIGTERM)
 
 
 def finish(attempt: Attempt, outcome: Outcome) -> None:
@@ -296,7 +280,7 @@ def rescue(found: store.Store, job: store.Job, state: State, spec: JobSpec, keep
         int(facts.get("time_limit", 0)), lambda: _tick(found),
     )  # fmt: skip
     same_boot = facts.get("boot") == processes.boot_id() and facts.get("host") == found.host
-    if same_boot and keeper_lock >= 0 and _runs(attempt):
+    if same_boot and keeper_lock >= 0 and attempt.runs():
         elapsed = max(0.0, _uptime() - float(facts.get("uptime", _uptime())))
         log = attempt.folder / "keeper.log"
         keeping.detach(lambda: Batch(attempt, {}).adopt(state, elapsed), log, (keeper_lock,))
@@ -322,14 +306,3 @@ def _tick(found: store.Store) -> None:
     from mlbox.host import tick  # which sweeps, and so imports this
 
     tick.again(found)
-
-
-def _runs(attempt: Attempt) -> bool:
-    try:
-        with open(attempt.runner_lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

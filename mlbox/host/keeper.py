@@ -60,7 +60,7 @@ class Keeper:
         self.leases, self._out, self._caller = leases, out, caller
         self.engine = engines.by_name(self.spec.runtime, claim.found)
         self.signals = Signals()
-        keeping.sign(self.job)
+        keeping.sign(self.job.keeper_pid)
         self.services: dict[str, Json] = {}
         self.guest: socket.socket | None = None
         self._listener: socket.socket | None = None

@@ -37,15 +37,24 @@ def lock(job: store.Job) -> int | None:
 
 
 def lives(job: store.Job) -> bool:
-    descriptor = lock(job)
-    if descriptor is None:
-        return job.boot_folder.exists()
-    os.close(descriptor)
+    return is_held(job.keeper_lock)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process has this lock. Makes no file: the folder may be about to vanish."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
     return False
 
 
-def detach(body: Callable[[], None], log: Path, keep: Iterable[int]) -> None:
-    """Run `body` in a process of its own that survives this one, the login and the terminal.
+def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> None:
+    """Run `body` in a process of its own that survives this one, the login and the terminal. Its output is appended
+    to `log`, or (None) goes where this one's does.
 
     Of this process's open files it has only `keep`: another lock that came along would never be free again."""
     child = os.fork()
@@ -57,10 +66,11 @@ def detach(body: Callable[[], None], log: Path, keep: Iterable[int]) -> None:
         if os.fork():
             os._exit(0)
         os.chdir("/")
-        null = os.open(os.devnull, os.O_RDONLY)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for source, target in ((null, 0), (out, 1), (out, 2)):
-            os.dup2(source, target)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if log is not None:
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            for target in (1, 2):
+                os.dup2(out, target)
         _close_all_but({0, 1, 2, *keep})
         sys.stdout = sys.stderr = _Log()  # whatever they were before
         body()
@@ -108,23 +118,28 @@ def listen(job: store.Job) -> None:
     threading.Thread(target=look, name="listen", daemon=True).start()
 
 
-def sign(job: store.Job) -> None:
-    """Say which process keeps it, for whoever has to signal it."""
+def sign(path: Path) -> None:
+    """Say in this boot's file `path` which process this is, for whoever has to signal it."""
     identity = {"pid": os.getpid(), "started": processes.started(os.getpid())}
-    files.write_whole(job.keeper_pid, json.dumps(identity).encode())
+    files.write_whole(path, json.dumps(identity).encode())
 
 
 def tell(job: store.Job) -> None:
-    """SIGTERM to the keeper, if one lives. Raises MlboxError where it lives and can't be found.
+    """SIGTERM to the keeper, if one lives. Raises MlboxError where it lives and can't be found."""
+    tell_process(lambda: lives(job), job.keeper_pid, "keeper")
 
-    A pid alone could be a killed keeper's, given to another process since: its start time must match."""
+
+def tell_process(alive: Callable[[], bool], signed: Path, what: str) -> None:
+    """SIGTERM to the process that signed there, if it is alive. Raises MlboxError where it is and can't be found.
+
+    A pid alone could be a killed one's, given to another process since: its start time must match."""
     deadline = time.monotonic() + 5
-    while lives(job) and time.monotonic() < deadline:
-        known = files.read_json(job.keeper_pid) or {}
+    while alive():
+        known = files.read_json(signed) or {}
         pid = known.get("pid", 0)
         if pid and processes.started(pid) == known.get("started"):
             os.kill(pid, signal.SIGTERM)
             return
+        if time.monotonic() > deadline:
+            raise errors.MlboxError(f"the {what} can't be found", f"{signed} on {os.uname().nodename} does not tell")
         time.sleep(0.02)  # it has taken its lock and not signed yet
-    if lives(job):
-        raise errors.MlboxError(f"the keeper of {job.id} can't be found", f"see {job.attempt(1).parent} on the host")

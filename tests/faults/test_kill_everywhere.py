@@ -12,7 +12,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,39 +200,51 @@ def test_claim(roots: Path, codes: tuple[int, ...]) -> None:
     print(f"claim: {len(done) - 1} calls")
 
 
-def test_keeper_from_claim_to_archive(roots: Path, codes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keeper itself: preparation, start, end, hints, archive, and the tick behind it."""
+def detached(roots: Path, codes: tuple[int, ...], which: int, least: int) -> None:
+    """One job to its end, in trials that count the calls of a process that is detached for it: the keeper, which the
+    tick forks, or (`which` = 1) the runner, which the keeper forks."""
     done = []
     for trial in trials(roots, codes):
-        box = trial.box
-        job = waiting_job(box)
+        job = waiting_job(trial.box)
         trial.acknowledged.append(job.id)
-        real = keeping.detach
+        count = trial.box.root.with_suffix(".count")
 
-        def act(calls: Calls, say: Callable[[str], None]) -> None:
-            def detach(body: Callable[[], None], log: Path, keep: object) -> None:
+        def act(calls: Calls, say: Callable[[str], None], box: Box = trial.box, count: Path = count) -> None:
+            real, seen = keeping.detach, [0]
+
+            def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> None:
                 def counted() -> None:
                     calls.begin()
                     try:
                         body()
                     finally:
-                        descriptor = os.open(box.root.with_suffix(".count"), os.O_WRONLY | os.O_CREAT)  # noqa: B023
+                        descriptor = os.open(count, os.O_WRONLY | os.O_CREAT)
                         os.writev(descriptor, [str(calls.count).encode()])
 
-                real(counted, log, keep)  # type: ignore[arg-type]  # noqa: B023
+                seen[0] += 1
+                real(counted if seen[0] == which + 1 else body, log, keep)
 
             keeping.detach = detach
-            tick.run(box.found)  # noqa: B023
+            tick.run(box.found)
 
         victim(trial, act)
         until(lambda: not keeping.lives(job))  # noqa: B023
-        count = box.root.with_suffix(".count")
         trial.through = count.exists() and int(count.read_text() or trial.at) < trial.at
         done.append(trial)
-    assert len(done) * EVERY > 100, "calls have escaped"
+    assert len(done) * EVERY > least, "calls have escaped"
     recover(done)
     check(done, may_fail=codes != (0,))
-    print(f"keeper: {len(done) - 1} calls")
+    print(f"{len(done) - 1} calls")
+
+
+def test_keeper_from_claim_to_archive(roots: Path, codes: tuple[int, ...]) -> None:
+    """The keeper itself: preparation, start, end, hints, archive, and the tick behind it."""
+    detached(roots, codes, 0, 100)
+
+
+def test_runner(roots: Path, codes: tuple[int, ...]) -> None:
+    """The command is started, its output kept, its end noted for the keeper; a runner that is gone is a loss."""
+    detached(roots, codes, 1, 10)
 
 
 def test_cancel(roots: Path, codes: tuple[int, ...]) -> None:

@@ -7,16 +7,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
-from queuebox import kill, program, until
+from queuebox import kill, until
 
-from mlbox.host import attempt, processes
+from mlbox.host import attempt, keeping, processes
 
 JOB = "01ARYZ6S41TSV4RRFFQ69G5FAV"
 
@@ -24,20 +23,22 @@ JOB = "01ARYZ6S41TSV4RRFFQ69G5FAV"
 class Runner:
     def __init__(self, folder: Path, *argv: str, limit: int = 1 << 20, grace: float = 5, held: int = -1) -> None:
         self.folder = folder
-        lock = os.open(folder / "attempt.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(folder / attempt.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        config = {
-            "argv": argv, "env": {"PATH": os.environ["PATH"], "MLBOX_SESSION": JOB}, "folder": str(folder),
-            "job": JOB, "grace": grace, "output": str(folder / "output.log"), "limit": limit, "lock": lock,
-        }  # fmt: skip
-        (folder / "attempt.json").write_text(json.dumps(config))
+        env, output = {"PATH": os.environ["PATH"], "MLBOX_SESSION": JOB}, folder / "output.log"
+        command = attempt.Command(JOB, argv, env, folder, folder, output, limit, grace)
         kept = (lock, held) if held >= 0 else (lock,)
-        words = (sys.executable, "-I", "-S", str(program(folder)), "attempt", str(folder / "attempt.json"))
-        self.process = subprocess.Popen(words, pass_fds=kept, start_new_session=True)
+        keeping.detach(lambda: attempt.run(command), None, kept)
         os.close(lock)
 
+    @property
+    def pid(self) -> int:
+        until((self.folder / attempt.PID).exists)
+        return int(json.loads((self.folder / attempt.PID).read_text())["pid"])
+
     def end(self) -> dict[str, Any]:
-        assert self.process.wait(20) == 0
+        with (self.folder / attempt.LOCK).open("rb") as file:
+            until(lambda: not _held(file))
         assert not processes.marked(JOB)
         found: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())
         return found
@@ -55,6 +56,14 @@ def nothing_left() -> Iterator[None]:
     yield
     for pid in processes.marked(JOB):
         kill(pid)
+
+
+def _held(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def sh(folder: Path, script: str, **options: Any) -> Runner:
@@ -124,7 +133,7 @@ def test_output_that_cannot_be_opened_is_no_reason_to_lose_the_job(tmp_path: Pat
 def test_sigterm_ends_in_order(tmp_path: Path) -> None:
     runner = sh(tmp_path, "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done")
     runner.says("up")
-    runner.process.send_signal(signal.SIGTERM)
+    os.kill(runner.pid, signal.SIGTERM)
     found = runner.end()
     assert (found["exit"], found["stopped"]) == (5, True)
     assert runner.output().endswith("bye\n")
@@ -157,7 +166,7 @@ def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
     assert len(subprocess.run(sleepers, capture_output=True, text=True).stdout.split()) >= 5
     before = time.monotonic()
     if how == "told to stop":
-        runner.process.send_signal(signal.SIGTERM)
+        os.kill(runner.pid, signal.SIGTERM)
     found = runner.end()
     assert subprocess.run(sleepers, capture_output=True, text=True).stdout == ""
     assert found["signal"] == (9 if how == "told to stop" else 0)
@@ -166,13 +175,13 @@ def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
 
 def test_the_lock_is_held_from_birth_to_end_and_never_by_the_command(tmp_path: Path) -> None:
     runner = sh(tmp_path, "ls -l /proc/$$/fd; exec sleep 77080")
-    with (tmp_path / "attempt.lock").open("rb") as file:
+    with (tmp_path / attempt.LOCK).open("rb") as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         runner.says("-> ")
         time.sleep(0.1)
-        assert "attempt.lock" not in runner.output()
-        kill(runner.process.pid)
+        assert attempt.LOCK not in runner.output()
+        kill(runner.pid)
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed though the command lives on
     assert processes.marked(JOB)
 

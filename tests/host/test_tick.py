@@ -440,7 +440,7 @@ def test_a_living_keeper_whose_job_is_claimed_elsewhere_discards_its_end(box: Bo
 def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box) -> None:
     """The keeper dies in the moment after the runner's start: the lock is held since before it."""
     job = box.sh("sleep 0.5; exit 3")
-    until(lambda: (job.boot_folder / "attempt.json").exists())
+    until(lambda: (job.boot_folder / "attempt.lock").exists())
     box.kill_keeper(job)
     box.tick()
     state = box.end(job)

@@ -28,8 +28,8 @@ KINDS = (*LASTING, *VICTIMS, "clock")
 
 _CUT_FROM = {"no share": ("-s", STORE_ADDRESS), "no laptop": ("-s", f"{SUBNET}.1"), "no network": ("-i", "eth0")}
 _MOUNT = "mountpoint -q /share || mount -t glusterfs $LAB_SHARE /share; mountpoint -q /share"
-# Of the processes that are there within 15 s, one by the number that is given. A keeper that has not signed yet is one
-# of the calls that start keepers: those are ticks here.
+# Of the processes that are there within 15 s, one by the number that is given. A keeper or runner that has not signed
+# yet is one of the calls that start them: those are ticks here.
 _KILL = """
 import glob, json, os, signal, sys, time
 def argv(pid):
@@ -39,20 +39,23 @@ def argv(pid):
         return []
 def victims(what):
     all_ = {int(p): argv(p) for p in os.listdir("/proc") if p.isdigit()}
-    runners = {os.path.dirname(a[-2]): p for p, a in all_.items() if a[-3:-2] == ["attempt"]}
-    keepers = {}
-    for path in glob.glob("/tmp/mlbox-*/*/keeper.pid"):
-        try:
-            keepers[os.path.dirname(path)] = json.load(open(path))["pid"]
-        except (OSError, ValueError):
-            continue
-    keepers = {folder: pid for folder, pid in keepers.items() if any(".pyz" in word for word in all_.get(pid, ()))}
+    def signed(name):
+        found = {}
+        for path in glob.glob("/tmp/mlbox-*/*/" + name):
+            try:
+                pid = json.load(open(path))["pid"]
+            except (OSError, ValueError):
+                continue
+            if any(".pyz" in word for word in all_.get(pid, ())):
+                found[os.path.dirname(path)] = pid
+        return found
+    keepers, runners = signed("keeper.pid"), signed("attempt.pid")
     if what == "both":
         return sorted((keepers[folder], runners[folder]) for folder in keepers.keys() & runners.keys())
     if what != "tick":
         return sorted((pid,) for pid in (keepers if what == "keeper" else runners).values())
     busy = {p for p, a in all_.items() if a[3:4] and a[3].endswith(".pyz") and a[4] in ("tick", "host")}
-    return sorted((pid,) for pid in busy - set(keepers.values()))
+    return sorted((pid,) for pid in busy - set(keepers.values()) - set(runners.values()))
 deadline = time.monotonic() + 15
 while time.monotonic() < deadline:
     found = victims(sys.argv[1])

@@ -6,7 +6,6 @@ The runner is a real program (`sys.argv[0]` of a host is its single file): here 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After
 from mlbox.core.session import Spec
-from mlbox.host import archive, files, keeping, lab, processes, ready, store, tick, view
+from mlbox.host import archive, attempt, files, keeping, lab, processes, ready, store, tick, view
 from mlbox.host.handlers import cancel, submit
 
 Json = dict[str, Any]
@@ -157,11 +156,10 @@ class Box:
     # ---- violence
 
     def keeper(self, job: store.Job) -> int:
-        until(lambda: isinstance(files.read_json(job.keeper_pid), dict))
-        return int(files.read_json(job.keeper_pid)["pid"])
+        return _signed(job.keeper_pid)
 
     def runner(self, job: store.Job) -> int:
-        return _of(str(job.boot_folder / "attempt.json"))[0]
+        return _signed(job.boot_folder / attempt.PID)
 
     def kill_keeper(self, job: store.Job) -> None:
         kill(self.keeper(job))
@@ -169,7 +167,7 @@ class Box:
 
     def kill_runner(self, job: store.Job) -> None:
         kill(self.runner(job))
-        until(lambda: not _held(job.boot_folder / "attempt.lock"))
+        until(lambda: not keeping.is_held(job.boot_folder / attempt.LOCK))
 
     def started(self, job: store.Job, word: str = "") -> None:
         """Until the job's command runs, and has said this."""
@@ -179,9 +177,8 @@ class Box:
     def close(self) -> None:
         """Nothing of these jobs is left on this machine."""
         for job in self.jobs:
-            known = files.read_json(job.keeper_pid)
-            pids = [known["pid"]] if isinstance(known, dict) else []
-            for pid in (*pids, *_of(str(job.boot_folder / "attempt.json")), *processes.marked(job.id)):
+            signed = (files.read_json(path) for path in (job.keeper_pid, job.boot_folder / attempt.PID))
+            for pid in (*(known["pid"] for known in signed if isinstance(known, dict)), *processes.marked(job.id)):
                 kill(pid)
             shutil.rmtree(job.boot_folder, ignore_errors=True)
 
@@ -226,24 +223,10 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _of(word: str) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdigit() and word.encode() in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0"):
-                found.append(int(name))
-    return found
-
-
-def _held(lock: Path) -> bool:
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+def _signed(path: Path) -> int:
+    """Who that is, once it has said so."""
+    until(lambda: isinstance(files.read_json(path), dict))
+    return int(files.read_json(path)["pid"])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import output, state
-from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.client.remote import Host, connect
 from mlbox.core import text
 

@@ -90,7 +90,7 @@ def sweep() -> None:
 def living() -> list[Owner]:
     """All of this user's owners here, by age of their sessions."""
     found = []
-    for folder in sorted(state.runtime().glob("t*")):
+    for folder in state.tunnel_folders():
         try:
             descriptor = _lock(folder)
         except OSError:  # no folder, or gone already

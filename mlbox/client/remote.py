@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pkgutil
-import secrets
 import shlex
 from typing import Any, Callable
 
@@ -105,7 +105,7 @@ class Host:
 
     def _try(self, command: str, before: bytes, verb: str, args: Json, on_progress: OnProgress | None) -> Json | None:
         """None: the host part was not there."""
-        request = wire.Request(verb, args, secrets.token_hex(8))
+        request = wire.Request(verb, args, os.urandom(8).hex())
         channel = self.transport.open(command)
         reader = wire.MessageReader(request.nonce)
         try:

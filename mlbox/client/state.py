@@ -19,7 +19,6 @@ import json
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +47,19 @@ def runtime() -> Path:
     return folder
 
 
+def tunnel_folders() -> list[Path]:
+    """Of sessions' tunnels, held (client/owners.py) or left behind. None where the runtime folder can't be used: it is
+    told by whoever needs that."""
+    try:
+        return sorted(runtime().glob("t*"))
+    except (errors.MlboxError, OSError):
+        return []
+
+
 def write(path: Path, content: str) -> None:
     """Whole or not at all."""
+    import tempfile
+
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -10,15 +10,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlbox.core import ids, text
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
-from mlbox.core.schedule import After, Running, Waiting
-from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
+from mlbox.core.schedule import After
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
+
+if TYPE_CHECKING:
+    from mlbox.core.schedule import Running, Waiting
 
 Json = dict[str, Any]
 
@@ -178,11 +180,13 @@ def _after(value: Any) -> After:
     return After(str(value.get("job", "")), str(value.get("end", "ok")))
 
 
-# ---- a job as the scheduler sees it --------------------------------------------------------------------
+# ---- a job as the scheduler sees it, whose own classes a laptop does without ---------------------------
 
 
 def waiting(job: str, owner: str, spec: JobSpec, state: State) -> Waiting:
     """Where a job stands in line: as it was submitted, and moved since."""
+    from mlbox.core.schedule import Waiting
+
     facts = state.facts
     return Waiting(
         job, owner, str(facts.get("queue", spec.queue)), spec.resources, _number(facts.get("priority", spec.priority)),
@@ -201,6 +205,8 @@ def waiting_to_wire(found: Waiting) -> Json:
 
 def waiting_from_wire(job: str, owner: str, data: Mapping[str, Any]) -> Waiting:
     """A ready hint of anybody's. The file's name and owner say whose job it is, never its content. Raises Usage."""
+    from mlbox.core.schedule import Waiting
+
     kept = {f.name: data[f.name] for f in fields(Waiting) if f.name in data}
     defaults = Waiting(job, owner)
     for name, value in kept.items():
@@ -222,6 +228,8 @@ def waiting_from_wire(job: str, owner: str, data: Mapping[str, Any]) -> Waiting:
 
 def running_from_wire(job: str, owner: str, host: str, data: Mapping[str, Any]) -> Running:
     """A live hint of anybody's, with the same caution. Raises Usage."""
+    from mlbox.core.schedule import Running
+
     defaults = Running(job, owner, host)
     kept = {f.name: data[f.name] for f in fields(Running) if f.name in data}
     for name, value in kept.items():
@@ -311,4 +319,6 @@ def _again(spec: JobSpec, attempt: int, reason: str, now: float) -> float | None
 
 def _backoff(spec: JobSpec, time: int) -> float:
     """Seconds; `time` counts from 1."""
+    from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
+
     return min(LONGEST_BACKOFF, float(spec.backoff * 2 ** min(time - 1, 12)))

@@ -7,10 +7,10 @@ A hint like the others: the job's own log is the truth, and a line that was torn
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def add(found: store.Store, job: store.Job, spec: JobSpec, state: State) -> None
     folder = found.own() / "archive"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     line = json.dumps(summary(job, spec, state)).encode() + b"\n"
-    day = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    day = time.strftime("%Y-%m-%d", time.gmtime())
     name = f"{day}.{found.host}.jsonl"
     descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "ab", buffering=0) as file, (found.boot_folder() / "archive.lock").open("w") as lock:

@@ -104,7 +104,7 @@ def run(command: Command) -> None:
     unsaid = output.close()
     oom = found["signal"] == signal.SIGKILL and not found.get("stopped") and _oom_kills() > killed_before
     facts = {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid}
-    files.write_whole(command.place / "exit.json", json.dumps(facts).encode())
+    files.write_whole(command.place / "exit.json", json.dumps(facts).encode(), lasting=False)
 
 
 def _oom_kills() -> int:

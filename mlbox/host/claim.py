@@ -21,7 +21,7 @@ from mlbox.core.gpu import Holder
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
-from mlbox.host import archive, batch, engines, keeper, keeping, lease, limits, processes, ready, store
+from mlbox.host import archive, batch, engines, keeping, lease, limits, processes, ready, store
 
 Json = dict[str, Any]
 After = Callable[[store.Store], None]
@@ -85,6 +85,8 @@ def _unreserve(found: store.Store, made: store.Job) -> bool:
 
 def _keep(attempt: batch.Attempt, held: dict[str, int]) -> None:
     if attempt.spec.session:
+        from mlbox.host import keeper
+
         claim = keeper.Claim(attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus)
         keeper.Keeper(claim, held).run()
         attempt.after()

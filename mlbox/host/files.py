@@ -45,15 +45,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None) -> None:
-    """The file appears whole or not at all (temporary name, there or in the folder `by`; fsync, rename)."""
+def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None, lasting: bool = True) -> None:
+    """The file appears whole or not at all (temporary name, there or in the folder `by`; fsync, rename).
+
+    Not `lasting`: what nobody asks for after a power cut, or what is made anew then; it need not wait for a disk."""
     temporary = (by or path.parent) / f".{path.name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         with suppress(OSError):  # the first error is the one to tell

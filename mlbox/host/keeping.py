@@ -121,7 +121,7 @@ def listen(job: store.Job) -> None:
 def sign(path: Path) -> None:
     """Say in this boot's file `path` which process this is, for whoever has to signal it."""
     identity = {"pid": os.getpid(), "started": processes.started(os.getpid())}
-    files.write_whole(path, json.dumps(identity).encode())
+    files.write_whole(path, json.dumps(identity).encode(), lasting=False)
 
 
 def tell(job: store.Job) -> None:

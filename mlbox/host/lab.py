@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ def found(root: Path) -> str:
     """Make `root` a ROOT where it is none yet; its id. Once: whoever comes second takes the first one's."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = root / "mlbox.json"
-    content = json.dumps({"format": FORMAT, "id": secrets.token_hex(8)}).encode() + b"\n"
+    content = json.dumps({"format": FORMAT, "id": os.urandom(8).hex()}).encode() + b"\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     except FileExistsError:

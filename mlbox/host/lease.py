@@ -125,7 +125,7 @@ def take_share(uuid: str, job: str, memory: int, holder: Holder) -> dict[str, in
         os.close(descriptor)
         return None
     own = f"{_name(uuid)}.share.{job}"
-    files.write_whole(FOLDER / own, json.dumps({"memory": memory}).encode(), 0o644)
+    files.write_whole(FOLDER / own, json.dumps({"memory": memory}).encode(), 0o644, lasting=False)
     mark = os.open(FOLDER / own, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     fcntl.flock(mark, fcntl.LOCK_EX)
     _sign(uuid, holder)
@@ -176,7 +176,7 @@ def keep_young(held: Iterable[str]) -> None:
 
 def _sign(uuid: str, holder: Holder) -> None:
     content = json.dumps({"user": holder.user, "session": holder.session, "name": holder.name}).encode()
-    files.write_whole(FOLDER / f"{_name(uuid)}.{os.getuid()}", content, 0o644)
+    files.write_whole(FOLDER / f"{_name(uuid)}.{os.getuid()}", content, 0o644, lasting=False)
 
 
 def held_by(uuids: Sequence[str]) -> dict[str, Holder]:

@@ -23,6 +23,12 @@ _T = TypeVar("_T")
 
 def gpus() -> tuple[list[Gpu], str]:
     """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # as pynvml does, whose own import costs a host without it more than all else
+    except OSError:
+        return [], "no NVIDIA driver"
     try:
         import pynvml
     except ImportError:

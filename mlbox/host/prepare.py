@@ -137,5 +137,5 @@ def write_accounts(job: store.Job, facts: Facts, home: str) -> None:
     """The image's accounts with the user's own among them, which a container sees as its /etc/passwd and /etc/group."""
     login, uid, gid = store.user_name(), os.getuid(), os.getgid()
     accounts = services.passwd(facts.passwd, login, uid, gid, home, facts.shell)
-    files.write_whole(job.conf / "passwd", accounts.encode(), 0o644)
-    files.write_whole(job.conf / "group", services.group(facts.group, login, gid).encode(), 0o644)
+    files.write_whole(job.conf / "passwd", accounts.encode(), 0o644, lasting=False)
+    files.write_whole(job.conf / "group", services.group(facts.group, login, gid).encode(), 0o644, lasting=False)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable
@@ -121,7 +120,7 @@ class Log:
         `patience` is in seconds; beyond it, Unsettled. An OSError leaves open whether the event is in the log.
         """
         run = _Run(self._files, writer, patience)
-        state = Append(secrets.token_hex(8))
+        state = Append(os.urandom(8).hex())
         try:
             while state.phase not in ("won", "refused"):
                 state = slots.advance(state, getattr(run, state.phase)(state), decide)

@@ -30,11 +30,10 @@ path must stay under 108 bytes. It is ours alone: 0700, owner checked, no link f
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import shutil
-import socket
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -55,11 +54,11 @@ Json = dict[str, Any]
 
 
 def user_name() -> str:
-    return getpass.getuser()
+    return os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
 
 
 def host_name() -> str:
-    return socket.gethostname().split(".")[0] or "localhost"
+    return os.uname().nodename.split(".")[0] or "localhost"
 
 
 def data_home() -> Path:
@@ -239,7 +238,7 @@ class Store:
         # Not the content of .vsix files: they are large, and a file above files.MAX_FILE is not read back.
         public = spec.without_secrets().to_wire()
         public["work"]["extension_files"] = dict.fromkeys(spec.work.extension_files, "")
-        if queued:
+        if queued and any(spec.secrets().values()):
             files.write_whole(job.folder / "secret.json", json.dumps(spec.secrets()).encode())
         files.write_whole(job.folder / "spec.json", json.dumps(public).encode(), 0o644 if queued else 0o600)
         for folder in (job.folder, job.folder.parent, job.folder.parent.parent):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.log import State
-from mlbox.host import archive, batch, keeper, keeping, ready, store
+from mlbox.host import archive, batch, keeping, ready, store
 
 
 def sweep(found: store.Store) -> list[store.Job]:
@@ -73,6 +73,8 @@ def _rescue(found: store.Store, job: store.Job) -> bool:
         if state.facts.get("host", found.host) != found.host:
             return batch.superseded(found, job, spec)
         if spec.session:
+            from mlbox.host import keeper
+
             return keeper.rescue(found, job, state, spec.work, -1 if held is None else held)
         return batch.rescue(found, job, state, spec, -1 if held is None else held)
     finally:

@@ -24,7 +24,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.lab import Lab
 from mlbox.core.schedule import Plan, View, Waiting, plan
-from mlbox.host import batch, claim, files, keeping, lab, lease, look, processes, ready, reverse, slots, store, view
+from mlbox.host import batch, claim, files, keeping, lab, lease, look, processes, ready, slots, store, view
 from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
 
@@ -235,8 +235,11 @@ def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
         "at": time.time(), "boot": processes.boot_id(), "driver": seen.driver, "cpus": host.cpus,
         "memory": host.memory, "gpus": [asdict(gpu) for gpu in seen.gpus],
     }  # fmt: skip
-    files.write_whole(found.on() / "host.json", json.dumps(facts).encode(), 0o644)
-    reverse.publish(found, seen.view.lab)
-    files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
+    files.write_whole(found.on() / "host.json", json.dumps(facts).encode(), 0o644, lasting=False)
+    if seen.view.lab.host(found.host).via or (found.on() / "reverse.json").exists():
+        from mlbox.host import reverse  # few hosts dial out
+
+        reverse.publish(found, seen.view.lab)
+    files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644, lasting=False)
     if seen.looked != look.remembered(found, found.user):
-        files.write_whole(look.path(found), json.dumps(seen.looked).encode(), 0o644)
+        files.write_whole(look.path(found), json.dumps(seen.looked).encode(), 0o644, lasting=False)

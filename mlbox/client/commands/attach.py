@@ -10,7 +10,7 @@ from mlbox import errors
 from mlbox.client import output, ssh_config, state
 from mlbox.client.attached import Attached
 from mlbox.client.commands import session as sessions
-from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text

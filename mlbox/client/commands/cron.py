@@ -7,7 +7,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, output
-from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts
 
 
 def parser(make: Any) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, output
-from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, output
-from mlbox.client.commands.status import ask_all
+from mlbox.client.hosts import ask_all
 from mlbox.client.remote import connect
 
 Json = dict[str, Any]

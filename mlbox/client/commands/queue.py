@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, output, state
-from mlbox.client.commands.status import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from mlbox.client import lab, output, state
 from mlbox.client.answers import Answers, ports_of, to_spec
 from mlbox.client.commands import attach
 from mlbox.client.commands.session import Options
-from mlbox.client.commands.status import known_hosts
+from mlbox.client.hosts import known_hosts
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text
 from mlbox.core.job import JobSpec

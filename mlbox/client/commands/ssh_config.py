@@ -11,7 +11,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.client import lab, output, proxy, ssh_config, ssh_include, state
 from mlbox.client.commands import attach
-from mlbox.client.commands.status import known_hosts
+from mlbox.client.hosts import known_hosts
 from mlbox.client.remote import Host
 
 Json = dict[str, Any]

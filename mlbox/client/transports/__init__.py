@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlbox import errors
-from mlbox.client import owners
+from mlbox.client import state
 from mlbox.client.state import Config
-from mlbox.client.tunnels import Link
+
+if TYPE_CHECKING:
+    from mlbox.client.tunnels import Link
 
 LOCAL = "local"
 
@@ -66,7 +68,10 @@ TRANSPORTS = {"openssh": "openssh", "fabric": "fabric"}
 
 def make(host: str, config: Config) -> Transport:
     """Whoever comes here sweeps away what a killed holder of tunnels left."""
-    owners.sweep()
+    if state.tunnel_folders():
+        from mlbox.client import owners  # which few commands have to do with
+
+        owners.sweep()
     name = "local" if host == LOCAL else TRANSPORTS.get(config.transport, "")
     if not name:
         known = ", ".join(TRANSPORTS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
+import sys
 from collections.abc import Sequence
+from typing import IO
 
 from mlbox import errors
 
@@ -16,7 +17,7 @@ class Child:
     pipe open for as long as it lives."""
 
     def __init__(self, argv: Sequence[str], new_session: bool) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
+        self._stderr = _nameless()
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -55,3 +56,12 @@ class Child:
             self._process.wait()
         for file in (self._stdin, self._stdout, self._stderr):
             file.close()
+
+
+def _nameless() -> IO[bytes]:
+    """A file in memory where the system has such, which needs neither a disk nor an import."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("stderr"), "w+b")
+    import tempfile
+
+    return tempfile.TemporaryFile()

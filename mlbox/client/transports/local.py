@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
 from mlbox.client.state import Config
 from mlbox.client.transports import keys
 from mlbox.client.transports.child import Child
-from mlbox.client.tunnels import Link, LocalLink
+
+if TYPE_CHECKING:
+    from mlbox.client.tunnels import Link
 
 
 class Local:
@@ -33,6 +35,8 @@ class Local:
         return {"ssh": [], "host": self.host, "control": "", "local": ""}
 
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
+        from mlbox.client.tunnels import LocalLink  # which only who attaches needs
+
         return LocalLink(forwards)
 
 

@@ -22,11 +22,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlbox.core.schedule.after import After
     from mlbox.core.schedule.limits import exceeded, limited
     from mlbox.core.schedule.line import plan
     from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
     from mlbox.core.schedule.startable import Startable
-    from mlbox.core.schedule.view import After, Plan, Running, Start, View, Waiting
+    from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting
     from mlbox.core.schedule.words import short
 
 __all__ = [
@@ -47,8 +48,8 @@ __all__ = [
 ]
 # Each is imported when it is asked for: whoever only names a job's place in line plans nothing.
 _HOME = {
-    "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order", "reservation_host": "order",
-    "reserved_on": "order", "Startable": "startable", "short": "words",
+    "After": "after", "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order",
+    "reservation_host": "order", "reserved_on": "order", "Startable": "startable", "short": "words",
 }  # fmt: skip
 
 

@@ -7,14 +7,7 @@ from dataclasses import dataclass, field
 
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts, Resources
-
-
-@dataclass(frozen=True)
-class After:
-    """A job to wait for: until it succeeded (`ok`), or until it ended in `any` way."""
-
-    job: str
-    end: str = "ok"
+from mlbox.core.schedule.after import After
 
 
 @dataclass(frozen=True)

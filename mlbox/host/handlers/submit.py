@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import secrets
+import os
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -55,7 +55,7 @@ def _named(spec: JobSpec) -> JobSpec:
     if spec.session and work.extension_files:
         raise errors.Usage("a session in a queue takes no .vsix files", "name the extensions, or a HOST")
     runtime = work.runtime or ("auto" if work.image else "process")  # auto: as the host that claims it will have it
-    name = work.name or text.pet_name(secrets.randbits(32))
+    name = work.name or text.pet_name(int.from_bytes(os.urandom(4), "big"))
     return replace(spec, work=replace(work, runtime=runtime, name=name))
 
 
@@ -106,7 +106,7 @@ def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[store.Job
 
 
 def _ulid() -> str:
-    return ids.ulid(int(time.time() * 1000), secrets.token_bytes(10))
+    return ids.ulid(int(time.time() * 1000), os.urandom(10))
 
 
 def submit(found: store.Store, spec: JobSpec, id_: str = "") -> store.Job:

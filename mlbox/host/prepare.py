@@ -38,7 +38,7 @@ def prepare(
     """`identity`: of the image, empty where it is not known to be there; `guest`: for a session, whose services run
     inside. Raises Refused, StartFailed, Cancelled."""
     identity = identity or engine.identify(spec) or engine.fetch(spec, say, cancel)
-    facts = engine.facts(spec, identity, cancel)
+    facts = engine.facts(spec, identity, cancel, guest)
     layer, ready_name = _plan(engine, job, spec, facts, guest)
     absent = dict(layer.absent)
     if layer.problems:

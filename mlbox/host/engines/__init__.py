@@ -72,8 +72,8 @@ class Engine(Protocol):
     def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
         """Bring the image here; its id. Raises Refused where there is no such image to be had."""
 
-    def facts(self, spec: Spec, identity: str, cancel: Cancel) -> Facts:
-        """What is in it."""
+    def facts(self, spec: Spec, identity: str, cancel: Cancel, guest: bool) -> Facts:
+        """What is in it; for a job (not `guest`), as far as that needs it."""
 
     def has_layer(self, layer: Layer) -> str:
         """The name of the layer if it is there already (an image, or a folder)."""

@@ -110,7 +110,7 @@ class Container:
             hint = f"a private image? {where}"
         return errors.Refused(f"image {name} is not on this host and can't be pulled:\n{said or result.tail}", hint)
 
-    def facts(self, spec: Spec, identity: str, cancel: Cancel) -> Facts:
+    def facts(self, spec: Spec, identity: str, cancel: Cancel, guest: bool) -> Facts:
         """As the one sees it who will work in it: what is closed to that user is not there."""
         known = image.recall(identity, spec.user)
         if known:

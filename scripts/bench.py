@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What mlbox costs, beside what one would otherwise run: `make bench`. Prints ratios; keeps them in bench.json.
+"""What mlbox costs, beside what one would otherwise run: `make bench`. Prints ratios.
 
     a  the start of the program          beside Python's own, clearml-session's and dstack's
     b  a session's start, image cached   beside docker run by hand, and asking Jupyter until it answers
@@ -8,7 +8,7 @@
     e  the queue, on this machine        beside nq, task-spooler and Slurm; and how its cost grows
 
 b, c and d need the lab (scripts/lab up), or any host with --host, MLBOX_SSH_CONFIG and the lab's session image.
-e installs its peers' Debian packages where they are missing and it is root.
+e installs its peers' Debian packages where they are missing and it is root. All samples: build/reports/bench.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -24,7 +25,7 @@ from benchkit import queue, sessions, starts, trips, tunnels
 from benchkit.laptop import PYZ, ROOT, NoLab
 from benchkit.measure import Row, keep, note, table
 
-KEPT = ROOT / "bench.json"
+KEPT = ROOT / "build/reports/bench.json"
 ON_HOST = {"b": sessions.run, "c": trips.run, "d": tunnels.run}
 HERE = {"a": starts.run, "e": queue.run}
 PARTS = sorted((*HERE, *ON_HOST))
@@ -41,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = 0
     try:
         for part in arguments.only:
+            before = time.monotonic()
             found, said = _run(part, arguments.host, arguments.runs)
             rows += found
+            said = [*said, f"{part}: took {time.monotonic() - before:.0f} s"]
             notes += said
             note(f"{table(found)}\n" + "".join(f"  {line}\n" for line in said))
     except NoLab as error:
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 1
     if rows:
         keep(KEPT, rows, notes)
-        note(f"kept in {KEPT.name}")
+        note(f"all samples: {KEPT.relative_to(ROOT)}")
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -86,6 +87,14 @@ def seconds(argv: Sequence[str], env: Mapping[str, str] | None = None) -> float:
     return time.perf_counter() - before
 
 
+def cpu_seconds(argv: Sequence[str], env: Mapping[str, str] | None = None) -> float:
+    """CPU time, user and system, of a command and of its children that it waited for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds(argv, env)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def percentile(samples: Samples, part: float) -> float:
     return sorted(samples)[min(len(samples) - 1, int(len(samples) * part))]
 
@@ -139,6 +148,7 @@ def keep(path: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
         "python": platform.python_version(), "ssh": ssh, **machine,
         "rows": [row.to_json() for row in rows], "notes": list(notes),
     }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=1) + "\n")
     temporary.replace(path)

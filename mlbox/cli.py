@@ -16,7 +16,25 @@ exit codes: 0 done; 1 failed; 2 wrong usage; 3 can't be had there (GPUs, image, 
 5 host not ready (python, engine, rights); 6 no such session; 7 did not come up; 70 a bug; 130 interrupted"""
 
 
+class _Formatter(argparse.HelpFormatter):
+    """argparse makes one for every option that it is told of, and one without a width asks shutil, a costly import."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+        except (ValueError, OSError):
+            columns = 80
+        super().__init__(prog, width=columns - 2)
+
+
+class _RawFormatter(argparse.RawDescriptionHelpFormatter, _Formatter):
+    pass
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, **settings})
+
     def error(self, message: str) -> NoReturn:
         raise errors.Usage(message, f"{self.prog} --help")
 
@@ -33,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mlbox", description="A GPU work place over nothing but SSH.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        formatter_class=_RawFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"mlbox {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)

@@ -34,6 +34,8 @@ class Holder:
 
 @dataclass(frozen=True)
 class Gpu:
+    """As NVML tells of it, and who has its lease."""
+
     index: int
     uuid: str
     name: str

@@ -37,6 +37,8 @@ _SECRET = ("env", "packages", "requirements")
 
 @dataclass(frozen=True)
 class JobSpec:
+    """What was asked for. Raises Usage where it can't be."""
+
     command: tuple[str, ...] = ()  # empty: a session
     work: Spec = field(default_factory=Spec)  # image, runtime, user, packages, env, mounts …
     resources: Resources = field(default_factory=Resources)

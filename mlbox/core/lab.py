@@ -24,6 +24,8 @@ EVERYONE = "*"
 
 @dataclass(frozen=True)
 class Host:
+    """What lab.yaml says of a host."""
+
     name: str
     ssh: str = ""  # what `ssh` calls it
     labels: tuple[str, ...] = ()
@@ -64,6 +66,8 @@ class UserLimits:
 
 @dataclass(frozen=True)
 class Lab:
+    """lab.yaml, whole."""
+
     hosts: Mapping[str, Host] = field(default_factory=dict)
     queues: Mapping[str, Queue] = field(default_factory=lambda: {"default": Queue("default")})
     users: Mapping[str, UserLimits] = field(default_factory=dict)

@@ -38,6 +38,8 @@ CODE_SERVER_URL = "https://github.com/coder/code-server/releases/download/v{vers
 
 @dataclass(frozen=True)
 class Step:
+    """Of a build: what a person reads meanwhile, and what a shell does."""
+
     title: str
     script: str
 

@@ -27,6 +27,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Request:
+    """One call; the reply's lines carry its nonce."""
+
     verb: str
     args: Json = field(default_factory=dict)
     nonce: str = "0"

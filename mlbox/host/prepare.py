@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,6 +99,8 @@ def _only_one(key: str, say: Say, cancel: Cancel) -> Iterator[None]:
 
 
 def _build(engine: Engine, job: store.Job, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
+    import shutil
+
     with _only_one(layer.key, say, cancel):
         there = engine.has_layer(layer)
         if there:

@@ -76,6 +76,8 @@ class Signals:
 
 @dataclass(frozen=True)
 class Result:
+    """Of a command that has ended: its exit code, and the last lines of its output."""
+
     code: int
     lines: tuple[str, ...]
 

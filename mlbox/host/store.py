@@ -33,7 +33,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -322,6 +321,8 @@ class Store:
 
     def forget(self, job: Job) -> None:
         """Undo `create` for a job that never came to be claimed."""
+        import shutil  # with all the ways to compress that it knows; nobody's start waits for them
+
         self.end(job)
         shutil.rmtree(job.folder, ignore_errors=True)
 
@@ -332,6 +333,8 @@ class Store:
 
     def clear(self, job: Job) -> None:
         """Nothing runs for it any more: its logs are kept, its tokens and sockets are not."""
+        import shutil
+
         if job.logs.is_dir() and any(job.logs.iterdir()):
             with suppress(OSError):  # a log that can't be read or kept (a full disk) doesn't keep it from ending
                 attempt = job.attempt(max(1, job.state().attempt))

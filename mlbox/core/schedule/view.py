@@ -67,6 +67,8 @@ class View:
 
 @dataclass(frozen=True)
 class Start:
+    """A job that is to start now, and on what."""
+
     job: str
     gpus: tuple[str, ...]  # UUIDs
     share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
@@ -75,6 +77,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Plan:
+    """What is to be done; each waiting job is in `start`, in `fail` or in `waits`."""
+
     start: tuple[Start, ...]
     preempt: Mapping[str, str]  # running job -> the waiting job that it makes room for
     fail: Mapping[str, str]  # waiting job that can never run -> why

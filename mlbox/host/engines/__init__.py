@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +126,8 @@ def by_name(name: str, found: store.Store) -> Engine:
 
 def present() -> list[str]:
     """The engines whose command is on this host, and the one that needs none."""
+    import shutil
+
     return [name for name in _FILES if name == "process" or shutil.which(name)]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import signal
 import sys
 import time
@@ -63,6 +62,8 @@ class Process:
 
     def build(self, work: Build, say: Say, cancel: Cancel) -> str:
         """In its final place, because a venv can't be moved; the mark that it is whole comes last."""
+        import shutil
+
         context, folder = work.context, self._folder(work.layer)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
@@ -93,6 +94,8 @@ class Process:
 
     def forget(self, name: str) -> bool:
         """Under another name first: half an environment is never found."""
+        import shutil
+
         going = self._environments / f".{name}.{os.getpid()}"
         os.rename(self._environments / name, going)
         shutil.rmtree(going, ignore_errors=True)

@@ -37,26 +37,27 @@ def _order(job: Waiting) -> str:
     return f"{5000 - job.priority:04}.{_MIDDLE + job.rank:06}"
 
 
-def _folder(found: store.Store, job: Waiting) -> Path:
-    folder = found.own(job.owner) / "ready" / job.queue / _order(job) / job.id[:6] / job.id[6:8]
-    return folder / job.id[:_LEAF] if job.array else folder  # an array's ids are counted on from the first
+def folder(found: store.Store, job: Waiting) -> Path:
+    """Where its hint is, or would be."""
+    moment = found.own(job.owner) / "ready" / job.queue / _order(job) / job.id[:6] / job.id[6:8]
+    return moment / job.id[:_LEAF] if job.array else moment  # an array's ids are counted on from the first
 
 
 def publish(found: store.Store, job: Waiting) -> None:
     """Make a waiting job of this user's findable; flushed on return."""
-    folder = _folder(found, job)
+    place = folder(found, job)
     found.parts.mkdir(mode=0o755, parents=True, exist_ok=True)
     for pause in (0.0, *_AGAIN, None):
         try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            files.write_whole(folder / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
+            place.mkdir(mode=0o755, parents=True, exist_ok=True)
+            files.write_whole(place / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
             break
         except OSError as error:  # somebody withdrew the last other job of this folder meanwhile, perhaps elsewhere
             if error.errno not in _VANISHED or pause is None or not found.parts.is_dir():
                 raise
             time.sleep(pause)
     try:
-        files.sync_folder(folder)
+        files.sync_folder(place)
     except OSError as error:
         if error.errno not in _VANISHED:  # found, and started, and withdrawn already
             raise
@@ -64,9 +65,9 @@ def publish(found: store.Store, job: Waiting) -> None:
 
 def withdraw(found: store.Store, job: Waiting) -> None:
     """Nobody needs to find it any more; folders that are empty now go too."""
-    folder = _folder(found, job)
-    (folder / job.id).unlink(missing_ok=True)
-    for empty in (folder, *list(folder.parents)[: 3 if job.array else 2]):
+    place = folder(found, job)
+    (place / job.id).unlink(missing_ok=True)
+    for empty in (place, *list(place.parents)[: 3 if job.array else 2]):
         try:
             os.rmdir(empty)
         except OSError:  # another job's place
@@ -76,10 +77,10 @@ def withdraw(found: store.Store, job: Waiting) -> None:
 def prune(found: store.Store) -> None:
     """Folders of this user's that a crash kept from vanishing. Where nothing waits there are few."""
     top = found.own() / "ready"
-    for folder, _, _ in os.walk(top, topdown=False):
-        if Path(folder) != top:
+    for empty, _, _ in os.walk(top, topdown=False):
+        if Path(empty) != top:
             with suppress(OSError):
-                os.rmdir(folder)
+                os.rmdir(empty)
 
 
 def heads(found: store.Store, owner: str, queue: str, limit: int) -> list[Waiting]:
@@ -116,13 +117,13 @@ def ranks(found: store.Store, owner: str, queue: str, priority: int) -> list[int
     return [int(name[len(prefix) :]) - _MIDDLE for name in orders if name.startswith(prefix)]
 
 
-def _names(folder: Path, depth: int, after: Place = ()) -> Iterator[Place]:
+def _names(top: Path, depth: int, after: Place = ()) -> Iterator[Place]:
     first, rest = (after[0], after[1:]) if after else ("", ())
-    for name in _listed(folder):
+    for name in _listed(top):
         if name < first:
             continue
         if depth > 0 or (depth == 0 and len(name) == _LEAF):
-            below = _names(folder / name, depth - 1, rest if name == first else ())
+            below = _names(top / name, depth - 1, rest if name == first else ())
             yield from ((name, *place) for place in below)
         elif ids.is_ulid(name) and name != first:
             yield (name,)

@@ -22,7 +22,7 @@ from unittest import mock
 from benchkit.measure import Row, at_most, in_turn, tell
 from benchkit.peers import pause
 from mlbox.core import ids
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.job import JobSpec, waiting, waiting_to_wire
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Start
 from mlbox.core.session import Spec
@@ -95,9 +95,14 @@ def _fill_line(found: store.Store, wanted: int, held: bool, array: bool) -> int:
     first = waiting(model.id, found.user, _SPEC, model.state())
     ready.withdraw(found, first)
     first = replace(first, after=(After(ids.following(model.id)),) if held else (), array=first.id if array else "")
+    content, made = json.dumps(waiting_to_wire(first)).encode(), Path()
     deadline = time.process_time() + _PATIENCE
     for number, id_ in enumerate(islice(_in_a_row(first.id) if array else _one_by_one(first.id), wanted)):
-        ready.publish(found, replace(first, id=id_))
+        folder = ready.folder(found, replace(first, id=id_))
+        if folder != made:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = folder
+        (folder / id_).write_bytes(content.replace(first.id.encode(), id_.encode(), 1))
         if number % 1000 == 999:
             tell(f"putting jobs in line: {_short(number + 1)} of {_short(wanted)}")
             if time.process_time() > deadline:

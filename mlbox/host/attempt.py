@@ -170,7 +170,8 @@ def _kill_rest(job: str, process: subprocess.Popen[bytes]) -> None:
     to its environment. Not so the jobs that it has submitted."""
     _signal(process, signal.SIGKILL)
     for _ in range(100):
-        left = {*processes.marked(job), *processes.descendants(os.getpid())} - {os.getpid()} - processes.apart()
+        left = {*processes.marked(job), *processes.descendants(os.getpid())} - {os.getpid()}
+        left -= processes.apart() if left else set()  # which looks at every process once more
         if not left:
             return
         processes.send(left, signal.SIGKILL)

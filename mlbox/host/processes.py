@@ -57,7 +57,7 @@ def marked(session: str) -> list[int]:
     """This user's processes with MLBOX_SESSION=<session> in their environment, whoever their parent is now."""
     mark = f"MLBOX_SESSION={session}"
     if os.path.isdir("/proc/self"):
-        return [pid for pid in _pids() if mark.encode() in _environ(pid).split(b"\0")]
+        return [pid for pid in _pids() if _has(pid, mark)]
     try:
         import psutil
     except ImportError:
@@ -76,9 +76,7 @@ def marked(session: str) -> list[int]:
 
 def apart() -> set[int]:
     """Keepers and runners of other jobs, submitted from inside this one, and what they keep. Empty without /proc."""
-    found = (
-        [p for p in _pids() if f"{APART}=1".encode() in _environ(p).split(b"\0")] if os.path.isdir("/proc/self") else []
-    )
+    found = [p for p in _pids() if _has(p, f"{APART}=1")] if os.path.isdir("/proc/self") else []
     return {*found, *(child for pid in found for child in descendants(pid))}
 
 
@@ -86,11 +84,8 @@ def descendants(pid: int) -> list[int]:
     """Children of a process, and theirs; empty where the system has no /proc. Zombies are none."""
     children: dict[int, list[int]] = {}
     for child in _pids() if os.path.isdir("/proc/self") else []:
-        try:
-            state, parent = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[:2]
-        except (OSError, ValueError):
-            continue
-        if state != "Z":
+        state, parent = (_read(f"/proc/{child}/stat").rpartition(b")")[2].split() or [b"Z", b"0"])[:2]
+        if state != b"Z":
             children.setdefault(int(parent), []).append(child)
     found, new = [], [pid]
     while new:
@@ -103,11 +98,26 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _environ(pid: int) -> bytes:
+def _has(pid: int, variable: str) -> bool:
+    environ = _read(f"/proc/{pid}/environ")
+    return variable.encode() in environ and variable.encode() in environ.split(b"\0")
+
+
+def _read(path: str) -> bytes:
+    """Empty where it can't be read. Without a file object: a host has thousands of these, and each job's end asks."""
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return b""
+    try:
+        content = b""
+        while block := os.read(descriptor, 1 << 17):
+            content += block
+        return content
+    except OSError:  # it ended meanwhile
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

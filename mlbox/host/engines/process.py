@@ -125,12 +125,14 @@ class Process:
 
     def remove(self, session: str, grace: float) -> None:
         """SIGTERM lets the guest end its services in order; SIGKILL ends what is left, orphans too."""
-        processes.send(processes.marked(session), signal.SIGTERM)
+        left = processes.marked(session)
+        processes.send(left, signal.SIGTERM)
         deadline = time.monotonic() + grace
-        while processes.marked(session) and time.monotonic() < deadline:
+        while left and time.monotonic() < deadline:
             time.sleep(0.05)  # orphans are nobody's children here: there is no event to await
+            left = processes.marked(session)
         deadline = time.monotonic() + _KILLED
-        while left := processes.marked(session):
+        while left:
             if time.monotonic() > deadline:
                 raise errors.HostUnready(
                     f"processes {', '.join(map(str, left))} do not end, not even by SIGKILL",
@@ -138,6 +140,7 @@ class Process:
                 )
             processes.send(left, signal.SIGKILL)
             time.sleep(0.02)
+            left = processes.marked(session)
 
     def storage(self) -> Path | None:
         return None

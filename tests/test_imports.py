@@ -244,8 +244,10 @@ def test_command_line_starts_light() -> None:
     [
         ("mlbox.client.commands.submit, mlbox.client.transports.local", "concurrent.futures mlbox.client.tunnels.gate"),
         ("mlbox.client.commands.submit", "mlbox.core.schedule.line tarfile yaml urllib.request"),
+        ("mlbox.client.commands.submit", "mlbox.core.lab mlbox.core.schedule.view mlbox.client.owners tempfile shutil"),
         ("mlbox.host.serve, mlbox.host.handlers.jobs", "mlbox.core.schedule.line tarfile yaml"),
         ("mlbox.host.serve, mlbox.host.handlers.submit", "tarfile traceback concurrent.futures yaml"),
+        ("mlbox.host.serve, mlbox.host.handlers.submit", "mlbox.host.keeper mlbox.host.reverse shutil socket pynvml"),
     ],
 )
 def test_a_short_command_loads_no_more_than_it_needs(loads: str, needless: str) -> None:

@@ -101,6 +101,7 @@ def _close_all_but(keep: set[int]) -> None:
 
 
 _LOOK_EVERY = 3.0  # s
+PATIENCE = 5.0  # s between taking a lock and signing
 
 
 def listen(job: store.Job) -> None:
@@ -133,7 +134,7 @@ def tell_process(alive: Callable[[], bool], signed: Path, what: str) -> None:
     """SIGTERM to the process that signed there, if it is alive. Raises MlboxError where it is and can't be found.
 
     A pid alone could be a killed one's, given to another process since: its start time must match."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while alive():
         known = files.read_json(signed) or {}
         pid = known.get("pid", 0)

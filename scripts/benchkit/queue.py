@@ -28,7 +28,7 @@ from benchkit.peers import CPUS, Mlbox, Queue, Slurm, put, started, undisturbed,
 from mlbox.host import store
 
 RUNS = 10
-JOBS = 100  # of each rate
+JOBS = 50  # of each rate
 _TRUE = ("true",)
 _PASS, _BARE = "python3 -c pass", "python3 -I -S -c pass"
 

@@ -862,8 +862,10 @@ def test_a_place_that_somebody_else_made_for_us_is_not_used(box: Box) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")
 def test_another_user_s_job_is_theirs(box: Box) -> None:
     theirs = other(box)
-    job = box.sh("true")
+    job, plain = box.sh("true", env={"TOKEN": "s3cret"}), box.sh("true")
     box.end(job)
+    assert files.read_json(job.folder / "secret.json")["env"] == {"TOKEN": "s3cret"}
+    assert not (plain.folder / "secret.json").exists()
     with pytest.raises(errors.Refused, match="is root's"):
         lookup.mine(theirs, job.id)
     assert lookup.job(theirs, job.id).id == job.id

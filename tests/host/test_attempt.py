@@ -160,13 +160,17 @@ while :; do sleep 0.05; done
 @pytest.mark.parametrize("how", ["told to stop", "by itself"])
 def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
     """Also those in other sessions, without the mark in their environment, and whose parents are gone."""
-    runner = sh(tmp_path, HIDING if how == "told to stop" else HIDING.replace("while :;", "for n in 1 2;"), grace=0.5)
+    runner = sh(
+        tmp_path, HIDING if how == "told to stop" else HIDING.replace("while :;", "until test -e go;"), grace=0.5
+    )
     runner.says("up")
     sleepers = ("pgrep", "-f", "sleep 77079")
     assert len(subprocess.run(sleepers, capture_output=True, text=True).stdout.split()) >= 5
     before = time.monotonic()
     if how == "told to stop":
         os.kill(runner.pid, signal.SIGTERM)
+    else:
+        (tmp_path / "go").touch()
     found = runner.end()
     assert subprocess.run(sleepers, capture_output=True, text=True).stdout == ""
     assert found["signal"] == (9 if how == "told to stop" else 0)

@@ -142,9 +142,15 @@ def _submit(ours: Mlbox, turns: int) -> list[Row]:
         until(ours.empty, ours.name, ours.pause)
         return taken
 
-    subjects: dict[str, Subject] = {"submit": one, _PASS: partial(cpu_seconds, (PYTHON, "-c", "pass"), ours.env)}
+    subjects: dict[str, Subject] = {"submit": one, **_starts(ours)}
     found = in_turn(turns, subjects, "a submit's CPU time")
-    return [Row("e", "submit, CPU time", "s", found["submit"], found[_PASS], _PASS)]
+    return [Row("e", "submit, CPU time", "s", found["submit"], found[name], name) for name in (_PASS, _BARE)]
+
+
+def _starts(ours: Mlbox) -> dict[str, Subject]:
+    """Of Python alone: with the site-packages that a laptop's part meets, and as the host's part starts."""
+    argvs = {_PASS: (PYTHON, "-c", "pass"), _BARE: (PYTHON, "-I", "-S", "-c", "pass")}
+    return {name: partial(cpu_seconds, argv, ours.env) for name, argv in argvs.items()}
 
 
 def _idle(ours: Mlbox, turns: int) -> list[Row]:
@@ -153,8 +159,7 @@ def _idle(ours: Mlbox, turns: int) -> list[Row]:
     ticked = (PYTHON, "-I", "-S", str(ours.planted), "tick", "--root", str(ours.root))
     seconds(ticked, ours.env)
     before = beat.stat().st_mtime_ns
-    argvs = {"tick": ticked, _PASS: (PYTHON, "-c", "pass"), _BARE: (PYTHON, "-I", "-S", "-c", "pass")}
-    subjects = {name: partial(cpu_seconds, argv, ours.env) for name, argv in argvs.items()}
+    subjects: dict[str, Subject] = {"tick": partial(cpu_seconds, ticked, ours.env), **_starts(ours)}
     found = in_turn(turns * growth.TICKS, subjects, "idle tick")
     if beat.stat().st_mtime_ns != before:
         raise RuntimeError("the idle tick had something to do")

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import output, state, transports
-from mlbox.client.remote import connect
+from mlbox.client import options, output, state
+from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
 
 Json = dict[str, Any]
 
 
-def known_hosts(config: state.Config) -> list[str]:
-    """The configured hosts; without any, those seen before; without those, this machine."""
-    return list(config.hosts) or sorted(state.load("hosts.json")) or [transports.LOCAL]
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="Every host's GPUs, who holds them, and the sessions there.")
+    made.add_argument(
+        "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
+    )
+    options.common(made)
+    return made
 
 
-def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -> dict[str, Json | errors.MlboxError]:
-    """Each host's reply, or why there is none; a dead host costs one time-out, not one each."""
-
-    def one(name: str) -> Json | errors.MlboxError:
-        try:
-            return connect(name, config).call(verb, args)
-        except errors.MlboxError as error:
-            return error
-
-    if len(hosts) == 1:
-        return {hosts[0]: one(hosts[0])}
-    from concurrent.futures import ThreadPoolExecutor  # a tenth of what most commands would import
-
-    with ThreadPoolExecutor(min(32, len(hosts))) as pool:
-        return dict(zip(hosts, pool.map(one, hosts)))
+def main(arguments: argparse.Namespace) -> int:
+    return run(arguments.hosts, options.config(arguments), arguments.json)
 
 
 def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:

@@ -29,7 +29,8 @@ from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.job import JobSpec, Outcome
 from mlbox.core.log import State
-from mlbox.host import archive, code, engines, files, keeping, lab, lease, processes, ready, slots, store, usage
+from mlbox.host import archive, code, engines, files, here, keeping, lab, lease, processes, ready, slots, store, usage
+from mlbox.host.job import Job
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
@@ -43,7 +44,7 @@ class Attempt:
     """One try at running a job on this host."""
 
     found: store.Store
-    job: store.Job
+    job: Job
     spec: JobSpec
     number: int
     gpus: tuple[str, ...]
@@ -139,7 +140,7 @@ class Batch:
         if self.spec.folder:
             folder = Path(os.path.expanduser(self.spec.folder))
             if not folder.is_dir():
-                raise errors.Refused(f"there is no folder {folder} on {store.host_name()}")
+                raise errors.Refused(f"there is no folder {folder} on {here.host_name()}")
             return folder
         folder = self.attempt.folder / "work"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -226,7 +227,7 @@ def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
     return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
 
 
-def _stop_runner(job: store.Job) -> None:
+def _stop_runner(job: Job) -> None:
     """SIGTERM to the runner: the process that was started with this job's attempt.json."""
     word = str(job.boot_folder / "attempt.json").encode()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -277,7 +278,7 @@ def _say_what_was_dropped(attempt: Attempt) -> None:
         files.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
 
 
-def settle(found: store.Store, job: store.Job, spec: JobSpec) -> None:
+def settle(found: store.Store, job: Job, spec: JobSpec) -> None:
     """The hints after an end: in line again, or in the archive."""
     state = job.state()
     if state.waiting:
@@ -287,7 +288,7 @@ def settle(found: store.Store, job: store.Job, spec: JobSpec) -> None:
     found.end(job)
 
 
-def rescue(found: store.Store, job: store.Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
+def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
     """Adopt a running job without a keeper, or record its end; True when it lives on, and its new keeper has the
     lock. -1: the folder of this boot is gone, and the lock with it."""
     facts = state.facts
@@ -311,7 +312,7 @@ def rescue(found: store.Store, job: store.Job, state: State, spec: JobSpec, keep
     return False
 
 
-def superseded(found: store.Store, job: store.Job, spec: JobSpec) -> bool:
+def superseded(found: store.Store, job: Job, spec: JobSpec) -> bool:
     """It was claimed by another host since: what is left of it here ends, and counts for nothing."""
     engines.by_name(spec.work.runtime, found).remove(job.id, 0)
     found.end(job)

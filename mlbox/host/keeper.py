@@ -31,8 +31,9 @@ from mlbox.core import services
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, failure, files, keeping, lease, link, processes, reverse, store
+from mlbox.host import engines, failure, files, here, keeping, lease, link, processes, reverse, store
 from mlbox.host.caller import Caller
+from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Signals
@@ -48,7 +49,7 @@ class Claim:
     """What the handler hands to the keeper."""
 
     found: store.Store
-    job: store.Job
+    job: Job
     spec: Spec
     identity: str  # of the image; empty: to be fetched
     gpus: tuple[str, ...]
@@ -81,7 +82,7 @@ class Keeper:
             self._undo(error)
             return
         except OSError as error:
-            self._undo(errors.StartFailed(f"{store.host_name()}: {error}", "is a disk full, or a folder not yours?"))
+            self._undo(errors.StartFailed(f"{here.host_name()}: {error}", "is a disk full, or a folder not yours?"))
             return
         self._end("finished", self._watch())
 
@@ -128,7 +129,7 @@ class Keeper:
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
         tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.claim.gpus)} if self.spec.runtime == "process" else {}
-        login = "root" if self.spec.user == "root" else store.user_name()
+        login = "root" if self.spec.user == "root" else here.user_name()
         return services.plan(
             self.spec, ready.facts, session=self.job.id, owner=(os.getuid(), os.getgid()),
             login=login, run=paths.run, folder=paths.folder, home=paths.home,
@@ -271,7 +272,7 @@ def _user_folder(spec: Spec) -> Path:
 # ---- a session that was left behind ----------------------------------------------------------------------
 
 
-def rescue(found: store.Store, job: store.Job, state: State, spec: Spec, keeper_lock: int) -> bool:
+def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: int) -> bool:
     """Adopt a session without a keeper, or end it; True when it lives on, and its new keeper has the lock."""
     if state.name == "started" and link.answers(job.sockets / "guest.sock"):
         claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())))

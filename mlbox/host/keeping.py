@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Callable
 
 from mlbox import errors
-from mlbox.host import files, processes, store
+from mlbox.host import files, processes
+from mlbox.host.job import Job
 
 
-def lock(job: store.Job) -> int | None:
+def lock(job: Job) -> int | None:
     """Become this session's keeper; None while another lives (or where the session's folder is gone)."""
     try:
         descriptor = os.open(job.keeper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,7 +37,7 @@ def lock(job: store.Job) -> int | None:
     return descriptor
 
 
-def lives(job: store.Job) -> bool:
+def lives(job: Job) -> bool:
     descriptor = lock(job)
     if descriptor is None:
         return job.boot_folder.exists()
@@ -93,7 +94,7 @@ def _close_all_but(keep: set[int]) -> None:
 _LOOK_EVERY = 3.0  # s
 
 
-def listen(job: store.Job) -> None:
+def listen(job: Job) -> None:
     """On a host that nobody can call, a word to the keeper (a cancellation, by another host) is found in the log: look
     for it. Ends with the process."""
 
@@ -108,13 +109,13 @@ def listen(job: store.Job) -> None:
     threading.Thread(target=look, name="listen", daemon=True).start()
 
 
-def sign(job: store.Job) -> None:
+def sign(job: Job) -> None:
     """Say which process keeps it, for whoever has to signal it."""
     identity = {"pid": os.getpid(), "started": processes.started(os.getpid())}
     files.write_whole(job.keeper_pid, json.dumps(identity).encode())
 
 
-def tell(job: store.Job) -> None:
+def tell(job: Job) -> None:
     """SIGTERM to the keeper, if one lives. Raises MlboxError where it lives and can't be found.
 
     A pid alone could be a killed keeper's, given to another process since: its start time must match."""

@@ -10,10 +10,11 @@ from contextlib import suppress
 from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.log import State
-from mlbox.host import archive, batch, keeper, keeping, ready, store
+from mlbox.host import archive, batch, here, keeper, keeping, ready, store
+from mlbox.host.job import Job
 
 
-def sweep(found: store.Store) -> list[store.Job]:
+def sweep(found: store.Store) -> list[Job]:
     """Adopt, end or requeue what has lost its keeper; the jobs and sessions that live here."""
     found.sweep_torn()
     for job in found.left_in_making():
@@ -21,7 +22,7 @@ def sweep(found: store.Store) -> list[store.Job]:
     return [job for job in found.live_jobs() if _guarded(_look_after, found, job)]
 
 
-def _guarded(act: Callable[[store.Store, store.Job], bool], found: store.Store, job: store.Job) -> bool:
+def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: Job) -> bool:
     """One job's trouble (an engine that does not answer, a disk that is full) is not the others'. It is then neither
     ended nor kept, and counts as alive; the next call tries again."""
     try:
@@ -31,7 +32,7 @@ def _guarded(act: Callable[[store.Store, store.Job], bool], found: store.Store, 
         return True
 
 
-def _make(found: store.Store, job: store.Job) -> bool:
+def _make(found: store.Store, job: Job) -> bool:
     """Whoever submitted it died on the way: in line it goes, if the log has it, and else away with it."""
     state = _settled_state(job)
     if not state.name:
@@ -42,13 +43,13 @@ def _make(found: store.Store, job: store.Job) -> bool:
     return False
 
 
-def _settled_state(job: store.Job) -> State:
+def _settled_state(job: Job) -> State:
     with suppress(FileNotFoundError):
-        job.log().sweep_intents(store.is_dead)
+        job.log().sweep_intents(here.is_dead)
     return job.state()
 
 
-def _look_after(found: store.Store, job: store.Job) -> bool:
+def _look_after(found: store.Store, job: Job) -> bool:
     """Whether it lives. What its keeper was asked for while it could not be told, it is told again."""
     if not keeping.lives(job):
         return _rescue(found, job)
@@ -57,7 +58,7 @@ def _look_after(found: store.Store, job: store.Job) -> bool:
     return True
 
 
-def _rescue(found: store.Store, job: store.Job) -> bool:
+def _rescue(found: store.Store, job: Job) -> bool:
     """True when it lives on under a new keeper."""
     held = keeping.lock(job)
     if held is None and job.boot_folder.exists():
@@ -80,7 +81,7 @@ def _rescue(found: store.Store, job: store.Job) -> bool:
             os.close(held)
 
 
-def _settle(found: store.Store, job: store.Job, state: State, spec: jobs.JobSpec) -> bool:
+def _settle(found: store.Store, job: Job, state: State, spec: jobs.JobSpec) -> bool:
     """A crash came between an event and its hints: they follow now."""
     if state.waiting and "queue" in state.facts:
         ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))

@@ -37,7 +37,7 @@ from mlbox.core.job import JobSpec, waiting
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Start
 from mlbox.core.session import Spec
-from mlbox.host import archive, claim, keeping, lab, ready, store, tick
+from mlbox.host import archive, claim, here, keeping, lab, ready, store, tick
 from mlbox.host.handlers import submit
 
 RUNS = 10
@@ -251,7 +251,7 @@ class Slurm(Queue):
             path.mkdir(mode=0o700)
         self._conf, self._job = self._folder / "slurm.conf", self._folder / "job"
         self._job.write_text('#!/bin/sh\nexec "$@"\n')
-        names = {"host": store.host_name(), "user": store.user_name(), "folder": self._folder, "cpus": _CPUS}
+        names = {"host": here.host_name(), "user": here.user_name(), "folder": self._folder, "cpus": _CPUS}
         self._conf.write_text(_SLURM.format(controller=free_port(), node=free_port(), **names))
         self.env = environment(SLURM_CONF=str(self._conf))
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -303,7 +303,7 @@ class Slurm(Queue):
     def close(self) -> None:
         with _undisturbed():
             if len(self._daemons) == 3:
-                self._said("scancel", "-u", store.user_name())
+                self._said("scancel", "-u", here.user_name())
                 with contextlib.suppress(RuntimeError, subprocess.SubprocessError):
                     _until(self.empty, "Slurm's jobs", self.pause, 20)
             for daemon in reversed(self._daemons):
@@ -430,7 +430,7 @@ def _at_once(queue: Queue) -> tuple[float, float]:
 
 def _idle(ours: Mlbox, turns: int) -> list[Row]:
     """As cron calls it, in a ROOT where nothing has been for less than ten minutes."""
-    beat = ours.root / f"users/{store.user_name()}/on/{store.host_name()}/host.json"
+    beat = ours.root / f"users/{here.user_name()}/on/{here.host_name()}/host.json"
     ticked = (PYTHON, "-I", "-S", str(ours.planted), "tick", "--root", str(ours.root))
     seconds(ticked, ours.env)
     before = beat.stat().st_mtime_ns

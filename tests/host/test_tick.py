@@ -28,10 +28,11 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, files, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import claim, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
+from mlbox.host.job import Job
 
 TRUE = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
 
@@ -80,7 +81,7 @@ def test_a_job_s_end_starts_the_next(box: Box) -> None:
     assert starts == sorted(starts)
 
 
-def ended_elsewhere(box: Box, job: store.Job) -> None:
+def ended_elsewhere(box: Box, job: Job) -> None:
     """As another host does it: what is this host's own of the job is not touched."""
     assert job.append("cancelled", {"at": time.time(), "why": "elsewhere"})
     shutil.rmtree(box.found.own() / "ready")
@@ -592,19 +593,19 @@ def test_a_job_that_another_host_claimed_first_leaves_nothing_here(
     claimed = {"at": 1.0, "host": "other", "boot": "b", "gpus": [], "attempt": 1}
     if elsewhere == "can't be read":
 
-        def stale(_: store.Job) -> State:
+        def stale(_: Job) -> State:
             raise OSError(errno.ESTALE, "stale")
 
-        monkeypatch.setattr(store.Job, "state", stale)
+        monkeypatch.setattr(Job, "state", stale)
         with pytest.raises(OSError):
             claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     else:
         assert job.append("claimed", claimed)
         if elsewhere == "in line again":
-            state = store.Job.state
+            state = Job.state
             seen = iter([job.state()])  # the tick reads it twice
             assert job.append("lost", {"at": 2.0}, 1)
-            monkeypatch.setattr(store.Job, "state", lambda made: next(seen, None) or state(made))
+            monkeypatch.setattr(Job, "state", lambda made: next(seen, None) or state(made))
         assert not claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     assert not job.boot_folder.exists()
 
@@ -647,7 +648,7 @@ def test_a_claim_in_doubt_is_found_again(box: Box) -> None:
     """Another process is in the middle of a slot: nothing is started, nothing lost."""
     box.call(queue, do="pause", queue="default")
     job = box.submit("true")
-    writer = replace(store.this_writer(), host="gpu2")
+    writer = replace(here.this_writer(), host="gpu2")
     words = (f".000002.{writer.host}.{writer.boot}.{writer.pid}.{writer.started}.{'a' * 16}", "000002")
     for word in words:
         (job.folder / "ev" / word).write_text("")
@@ -1021,17 +1022,17 @@ class Gpus:
     def show(self, *gpus: false.Gpu) -> None:
         self.file.write_text(false.render(gpus))
 
-    def job(self, **resources: object) -> store.Job:
+    def job(self, **resources: object) -> Job:
         """One that stays until `go`, and says what it has."""
         return self.box.sh(WAIT.format(go=self.go), resources=resources)
 
-    def has(self, job: store.Job) -> list[str]:
+    def has(self, job: Job) -> list[str]:
         self.box.started(job, "\n")
         words = self.box.output(job).split()
         assert sorted((words or [""])[0].split(",")) == sorted(job.state().facts["gpus"] or [""])
         return list(job.state().facts["gpus"])
 
-    def why(self, job: store.Job) -> str:
+    def why(self, job: Job) -> str:
         return str((self.box.tick().waits or {})[job.id])
 
 

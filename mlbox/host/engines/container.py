@@ -30,7 +30,7 @@ from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.core.stored import Stored
-from mlbox.host import files, image, store
+from mlbox.host import files, here, image, store
 from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, Result, capture, stream
 
@@ -102,10 +102,10 @@ class Container:
         said = "\n".join(line for line in result.tail.splitlines() if "rror" in line or _LOGIN.search(line))
         host = name.partition("/")[0]
         registry = host if "." in host or ":" in host else ""
-        where = f"log in on {store.host_name()} as {self._user}: {self.login(registry)}"
+        where = f"log in on {here.host_name()} as {self._user}: {self.login(registry)}"
         hint = f"check the name and the tag; `{self.program} images` there lists what is at hand"
         if _UNREACHED.search(said):
-            hint = f"{store.host_name()} does not reach the registry; {hint}"
+            hint = f"{here.host_name()} does not reach the registry; {hint}"
         elif _LOGIN.search(said):
             hint = f"a private image? {where}"
         return errors.Refused(f"image {name} is not on this host and can't be pulled:\n{said or result.tail}", hint)
@@ -298,6 +298,6 @@ def _seconds(time_: str) -> float:
 def _mounts(run: Run) -> Sequence[Mount]:
     mounts = [Mount(str(run.boot_folder), RUN), Mount(str(run.folder), "/workspace")]
     if not is_root(run.user):
-        mounts.append(Mount(str(run.home), f"/home/{store.user_name()}"))
+        mounts.append(Mount(str(run.home), f"/home/{here.user_name()}"))
         mounts += [Mount(str(run.boot_folder / f"conf/{n}"), f"/etc/{n}", True) for n in ("passwd", "group")]
     return [*mounts, *(Mount(os.path.expanduser(m.source), m.target, m.read_only) for m in run.mounts)]

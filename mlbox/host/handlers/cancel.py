@@ -9,6 +9,7 @@ from mlbox import errors
 from mlbox.core.job import waiting
 from mlbox.core.log import State
 from mlbox.host import batch, keeping, lab, lookup, ready, store
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -33,7 +34,7 @@ def run(call: Call) -> Json:
     }  # fmt: skip
 
 
-def request(found: store.Store, job: store.Job) -> State:
+def request(found: store.Store, job: Job) -> State:
     """The claim and the cancellation race for the same slot: one of them wins, and the loser looks again."""
     spec = job.spec()
     place = waiting(job.id, job.owner, spec, job.state())

@@ -3,7 +3,7 @@
     claim     by the tick (host/tick.py), which holds the GPU leases and keeper.lock, and forks this
     prepare   image and layer as for a session; the code unpacked; output.log opened on the share
     start     the runner (host/attempt.py) gets the leases; event `started`
-    end       the runner's record, or its lock free without one: one event, by core.job.verdict
+    end       the runner's record, or its lock free without one: one event, by core/verdict.py
 
 Told to stop by SIGTERM, it looks into the log for the word that explains it (cancel_requested, preempt_requested).
 A killed keeper is replaced by the next tick or call on this host (`rescue`): the runner goes on meanwhile.
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import job as jobs
-from mlbox.core.job import JobSpec, Outcome
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
+from mlbox.core.verdict import Outcome, verdict
 from mlbox.host import archive, code, engines, files, here, keeping, lab, lease, processes, ready, slots, store, usage
 from mlbox.host.job import Job
 from mlbox.host.prepare import Ready, prepare, write_accounts
@@ -257,7 +258,7 @@ def _record(attempt: Attempt, outcome: Outcome) -> None:
     job, found = attempt.job, attempt.found
     _say_what_was_dropped(attempt)
     state = job.state()
-    event = jobs.verdict(attempt.spec, state, outcome, time.time())
+    event = verdict(attempt.spec, state, outcome, time.time())
     job.append(str(event.pop("event")), event, attempt.number)
     state = job.state()
     if state.running or state.attempt != attempt.number:
@@ -282,7 +283,7 @@ def settle(found: store.Store, job: Job, spec: JobSpec) -> None:
     """The hints after an end: in line again, or in the archive."""
     state = job.state()
     if state.waiting:
-        ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
+        ready.publish(found, waiting(job.id, job.owner, spec, state))
     else:
         archive.add(found, job, spec, state)
     found.end(job)

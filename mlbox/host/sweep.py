@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mlbox import errors
-from mlbox.core import job as jobs
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.host import archive, batch, here, keeper, keeping, ready, store
 from mlbox.host.job import Job
@@ -38,7 +39,7 @@ def _make(found: store.Store, job: Job) -> bool:
     if not state.name:
         found.forget(job)
     elif state.waiting:
-        ready.publish(found, jobs.waiting(job.id, job.owner, job.spec(), state))
+        ready.publish(found, waiting(job.id, job.owner, job.spec(), state))
     found.unmark_making(job)
     return False
 
@@ -81,10 +82,10 @@ def _rescue(found: store.Store, job: Job) -> bool:
             os.close(held)
 
 
-def _settle(found: store.Store, job: Job, state: State, spec: jobs.JobSpec) -> bool:
+def _settle(found: store.Store, job: Job, state: State, spec: JobSpec) -> bool:
     """A crash came between an event and its hints: they follow now."""
     if state.waiting and "queue" in state.facts:
-        ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
+        ready.publish(found, waiting(job.id, job.owner, spec, state))
     elif state.waiting:
         job.append("failed", {"reason": "start", "why": "it was never started"})
     elif not spec.session:

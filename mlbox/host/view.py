@@ -17,7 +17,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, resources
 from mlbox.core.gpu import Gpu
-from mlbox.core.job import running_from_wire
+from mlbox.core.hints import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on

@@ -33,7 +33,8 @@ from unittest import mock
 from benchkit.laptop import PYTHON, PYZ, environment, free_port
 from benchkit.measure import Row, at_most, in_turn, note, seconds, tell
 from mlbox.core import ids
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Start
 from mlbox.core.session import Spec

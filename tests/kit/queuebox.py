@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mlbox.core import ids
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After

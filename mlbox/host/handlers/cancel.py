@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.core.job import waiting
+from mlbox.core.hints import waiting
 from mlbox.core.log import State
 from mlbox.host import batch, keeping, lab, lookup, ready, store
 from mlbox.host.job import Job

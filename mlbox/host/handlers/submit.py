@@ -11,7 +11,8 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, text
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits, would_fit
 from mlbox.host import code, engines, inventory, lab, ready, store, tick, view

@@ -21,45 +21,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.core.verdict import Outcome, verdict
-from mlbox.host import archive, code, engines, files, here, keeping, lab, lease, processes, ready, slots, store, usage
+from mlbox.core.verdict import Outcome
+from mlbox.host import attempts, code, engines, files, here, keeping, lab, lease, processes, slots, store
+from mlbox.host.attempts import Attempt
 from mlbox.host.job import Job
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
 Json = dict[str, Any]
-_PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)
-_PAUSE = 5.0
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at running a job on this host."""
-
-    found: store.Store
-    job: Job
-    spec: JobSpec
-    number: int
-    gpus: tuple[str, ...]
-    share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
-    time_limit: int  # s; 0: none
-    after: Callable[[], None]  # what the end of a job makes possible: a tick
-
-    @property
-    def folder(self) -> Path:
-        return self.job.attempt(self.number)
-
-    @property
-    def runner_lock(self) -> Path:
-        return self.job.boot_folder / "attempt.lock"
 
 
 class Batch:
@@ -192,7 +168,7 @@ class Batch:
             timeout = not Cancel((self.signals.stop_r,)).wait(0)
             _stop_runner(self.job)
             Cancel((done_r,)).wait(None)
-        self._end(replace(_outcome(self.attempt, self.engine), timeout=timeout))
+        self._end(replace(attempts.outcome(self.attempt, self.engine), timeout=timeout))
 
     def adopt(self, state: State, elapsed: float) -> None:
         """Take over from a killed keeper: the runner's end is that of its lock."""
@@ -207,25 +183,13 @@ class Batch:
         """The leases are held until nothing is left that could use the GPUs, and not while a hung share is awaited."""
         self.engine.remove(self.job.id, 0)
         lease.drop(self._leases)
-        finish(self.attempt, outcome)
+        attempts.finish(self.attempt, outcome)
         self.attempt.after()
 
 
 def _uptime() -> float:
     """Seconds of this boot, asleep or not: a wall clock may be set meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
-    """By the runner's record. Before the engine removes what is left."""
-    record = files.read_json(attempt.job.boot_folder / "exit.json")
-    if not isinstance(record, dict):
-        return Outcome(lost="its runner was killed")
-    oom = bool(record.get("oom")) or (record.get("exit") == 137 and engine.out_of_memory(attempt.job.id))
-    code_ = int(record.get("exit", 0))
-    by_signal = code_ - 128 if attempt.spec.work.runtime != "process" and 128 < code_ < 160 else 0
-    number = int(record.get("signal", 0)) or by_signal
-    return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
 
 
 def _stop_runner(job: Job) -> None:
@@ -238,57 +202,6 @@ def _stop_runner(job: Job) -> None:
                 os.kill(int(folder.name), signal.SIGTERM)
 
 
-def finish(attempt: Attempt, outcome: Outcome) -> None:
-    """Record the end, and let the hints follow; nothing of the attempt runs any more. The share may be away: then it
-    waits."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            _record(attempt, outcome)
-            return
-        except (OSError, slots.Unsettled) as error:
-            if time.monotonic() > deadline:
-                raise
-            print(f"the end is not on record yet: {error}", file=sys.stderr)
-            time.sleep(_PAUSE)
-
-
-def _record(attempt: Attempt, outcome: Outcome) -> None:
-    """Again after an error: what of it was done already is seen, and not done twice."""
-    job, found = attempt.job, attempt.found
-    _say_what_was_dropped(attempt)
-    state = job.state()
-    event = verdict(attempt.spec, state, outcome, time.time())
-    job.append(str(event.pop("event")), event, attempt.number)
-    state = job.state()
-    if state.running or state.attempt != attempt.number:
-        found.end(job)  # a later claim, somewhere: this attempt counts for nothing
-        return
-    with contextlib.suppress(OSError):  # a fraction of fairness
-        usage.add(found, state)
-    settle(found, job, attempt.spec)
-
-
-def _say_what_was_dropped(attempt: Attempt) -> None:
-    """In the output itself, where the runner found no room for even that on a full share."""
-    path = attempt.job.boot_folder / "exit.json"
-    record = files.read_json(path)
-    if isinstance(record, dict) and record.get("unsaid"):
-        with (attempt.folder / "output.log").open("a") as file:
-            file.write(str(record["unsaid"]))
-        files.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
-
-
-def settle(found: store.Store, job: Job, spec: JobSpec) -> None:
-    """The hints after an end: in line again, or in the archive."""
-    state = job.state()
-    if state.waiting:
-        ready.publish(found, waiting(job.id, job.owner, spec, state))
-    else:
-        archive.add(found, job, spec, state)
-    found.end(job)
-
-
 def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
     """Adopt a running job without a keeper, or record its end; True when it lives on, and its new keeper has the
     lock. -1: the folder of this boot is gone, and the lock with it."""
@@ -298,18 +211,18 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
         int(facts.get("time_limit", 0)), lambda: _tick(found),
     )  # fmt: skip
     same_boot = facts.get("boot") == processes.boot_id() and facts.get("host") == found.host
-    if same_boot and keeper_lock >= 0 and _runs(attempt):
+    if same_boot and keeper_lock >= 0 and attempts.runs(attempt):
         elapsed = max(0.0, _uptime() - float(facts.get("uptime", _uptime())))
         log = attempt.folder / "keeper.log"
         keeping.detach(lambda: Batch(attempt, {}).adopt(state, elapsed), log, (keeper_lock,))
         return True
     engine = engines.by_name(spec.work.runtime, found)
     if same_boot and (job.boot_folder / "exit.json").exists():
-        outcome = _outcome(attempt, engine)
+        outcome = attempts.outcome(attempt, engine)
     else:
         outcome = Outcome(lost="its keeper and its runner were killed" if same_boot else "the host was restarted")
     engine.remove(job.id, 0)
-    _record(attempt, outcome)
+    attempts.record(attempt, outcome)
     return False
 
 
@@ -324,14 +237,3 @@ def _tick(found: store.Store) -> None:
     from mlbox.host import tick  # which sweeps, and so imports this
 
     tick.again(found)
-
-
-def _runs(attempt: Attempt) -> bool:
-    try:
-        with open(attempt.runner_lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

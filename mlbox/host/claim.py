@@ -22,6 +22,7 @@ from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
 from mlbox.host import archive, batch, engines, keeper, keeping, lease, limits, processes, ready, store
+from mlbox.host.attempts import Attempt
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -84,7 +85,7 @@ def _unreserve(found: store.Store, made: Job) -> bool:
     return True
 
 
-def _keep(attempt: batch.Attempt, held: dict[str, int]) -> None:
+def _keep(attempt: Attempt, held: dict[str, int]) -> None:
     if attempt.spec.session:
         claim = keeper.Claim(attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus)
         keeper.Keeper(claim, held).run()
@@ -102,7 +103,7 @@ def _lease(found: store.Store, job: Waiting, chosen: Start) -> dict[str, int] | 
 
 def _claim(
     found: store.Store, made: Job, job: Waiting, chosen: Start, rules: Lab | None, after: After
-) -> batch.Attempt | None:
+) -> Attempt | None:
     """The hint that finds it comes first, then the claim, then it leaves the line: a crash anywhere is mended by
     the next sweep of this host. So it is where the append raises: the claim may stand."""
     state = made.state()
@@ -131,9 +132,7 @@ def _claim(
         stale(found, made, job)
         return None
     ready.withdraw(found, job)
-    attempt = batch.Attempt(
-        found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found)
-    )
+    attempt = Attempt(found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found))
     attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return attempt
 

@@ -25,7 +25,7 @@ from mlbox import errors
 from mlbox.core.lab import Lab
 from mlbox.core.schedule import Plan, View, Waiting, plan
 from mlbox.host import (
-    batch,
+    attempts,
     claim,
     files,
     here,
@@ -216,7 +216,7 @@ def _fail(found: store.Store, job: Waiting, why: str) -> bool:
     ended = found.job(job.id)
     if not ended.append("failed", {"at": time.time(), "reason": "dependency", "why": why}, patience=0):
         return False
-    batch.settle(found, ended, ended.spec())
+    attempts.settle(found, ended, ended.spec())
     ready.withdraw(found, job)
     return True
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from queuebox import program
 
-from mlbox.host import batch, lease
+from mlbox.host import attempts, lease
 
 
 @pytest.fixture(autouse=True)
@@ -20,5 +20,5 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
     monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
     monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
-    monkeypatch.setattr(batch, "_PAUSE", 0.05)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.05)
     return folder

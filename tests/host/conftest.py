@@ -10,7 +10,7 @@ import pytest
 from queuebox import Box, program
 from queuebox import box as open_box
 
-from mlbox.host import batch, lease
+from mlbox.host import attempts, lease
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,6 @@ def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def box(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     """A queue with ROOT in `tmp_path`, whose jobs end with the test."""
     monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
-    monkeypatch.setattr(batch, "_PAUSE", 0.1)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.1)
     with open_box(tmp_path / "root") as made:
         yield made

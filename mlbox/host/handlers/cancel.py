@@ -8,7 +8,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.log import State
-from mlbox.host import batch, keeping, lab, lookup, ready, store
+from mlbox.host import attempts, keeping, lab, lookup, ready, store
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -44,7 +44,7 @@ def request(found: store.Store, job: Job) -> State:
         if not state.live or state.requested == "cancel_requested":
             return state
         if state.waiting and job.append("cancelled", {**facts, "why": f"cancelled by {found.user}"}):
-            batch.settle(found, job, spec)
+            attempts.settle(found, job, spec)
             ready.withdraw(found, place)  # last: while it is there, a tick finds what a crash left undone
             return job.state()
         if state.running and job.append("cancel_requested", facts, state.attempt):

@@ -14,7 +14,7 @@ from mlbox.core import lab as lab_rules
 from mlbox.core import reverse as reverse_words
 from mlbox.core.hints import waiting
 from mlbox.core.verdict import Outcome, verdict
-from mlbox.host import batch, files, lab, ready, reverse, store, view
+from mlbox.host import attempts, files, lab, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
@@ -141,5 +141,5 @@ def _fence(found: store.Store, name: str) -> list[str]:
             requeued.append(job.id)
         os.unlink(found.on(name) / "live" / id_)
         if not state.live:
-            batch.settle(found, job, spec)
+            attempts.settle(found, job, spec)
     return requeued

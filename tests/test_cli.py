@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import homes
 import pytest
 
 from mlbox import __version__, cli, errors
@@ -20,12 +21,7 @@ _RUN = "import sys; from mlbox.cli import main; sys.exit(main())"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    folder = homes.fresh(tmp_path / "home", monkeypatch)
     monkeypatch.delenv("MLBOX_SSH_CONFIG", raising=False)
     monkeypatch.chdir(folder)
     return folder

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import homes
 import pytest
 
 from mlbox.client import answers, state
@@ -19,13 +20,7 @@ from mlbox.errors import Usage
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    return folder
+    return homes.fresh(tmp_path / "home", monkeypatch)
 
 
 def yaml(tmp_path: Path, content: str | bytes) -> Path:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import pytest
 from queuebox import Box, program
 from queuebox import box as open_box
@@ -15,13 +16,7 @@ from mlbox.host import attempts, lease
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    return folder
+    return homes.fresh(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture(autouse=True)

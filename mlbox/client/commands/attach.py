@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from mlbox.client import options, output, sessions, ssh_config, ssh_include, state
@@ -25,21 +26,29 @@ def parser(make: Any) -> argparse.ArgumentParser:
     return made
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a command that attaches behaves towards the person."""
+
+    detach: bool = False  # leave at once
+    json: bool = False
+    yes: bool = False  # ask nothing
+
+
 def main(arguments: argparse.Namespace) -> int:
+    wanted, config = arguments.session, options.config(arguments)
     ports = [port.parse(word) for word in arguments.port or ()]
-    config = options.config(arguments)
-    return run(arguments.session, arguments.host, config, ports, arguments.detach, arguments.json)
+    manner = Manner(arguments.detach, arguments.json)
+    return sessions.at_session(wanted, arguments.host, config, lambda there: join(there, wanted, config, ports, manner))
 
 
-def run(wanted: str, host: str, config: state.Config, ports: Sequence[Port], detach: bool, as_json: bool) -> int:
-    return sessions.at_session(wanted, host, config, lambda there: join(there, wanted, config, ports, detach, as_json))
+Then = Callable[[Mapping[str, str]], None]
+"""Hears where each service is on this machine, once all is told."""
 
 
 def join(
-    host: Host, wanted: str, config: state.Config, ports: Sequence[Port], detach: bool, as_json: bool,
-    yes: bool = False, then: Callable[[Mapping[str, str]], None] | None = None,
-) -> int:  # fmt: skip
-    """`then` hears where each service is on this machine, once all is told."""
+    host: Host, wanted: str, config: state.Config, ports: Sequence[Port], manner: Manner, then: Then | None = None
+) -> int:
     found = sessions.reveal(host, wanted)
     with output.Progress() as progress:
         progress.say("connecting the tunnels")
@@ -50,25 +59,21 @@ def join(
         except BaseException:
             attached.close()
             raise
-    return work(host, attached, found, detach, as_json, yes, then)
+    return work(host, attached, found, manner, then)
 
 
-def work(
-    host: Host, attached: Attached, session: Json, detach: bool, as_json: bool, yes: bool,
-    then: Callable[[Mapping[str, str]], None] | None = None,
-) -> int:  # fmt: skip
-    """Print the block, then serve the person until they leave or the session ends; with `detach`, leave at once."""
+def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Then | None = None) -> int:
+    """Print the block, then serve the person until they leave or the session ends."""
     chosen = "detach"
     # Before the block is there to be read: whoever has read it may end us by a signal.
-    console = None if detach else Console(attached, lambda: sessions.logs(host, session["id"]))
+    console = None if manner.detach else Console(attached, lambda: sessions.logs(host, session["id"]))
     try:
         sessions.enter(host, session)
-        if not as_json:
-            ssh_include.offer(yes)
-        if as_json:
+        if manner.json:
             facts = {**sessions.public(session), "host": host.name, "urls": attached.urls(), "ports": attached.extra}
             output.facts(facts)
         else:
+            ssh_include.offer(manner.yes)
             print(block(attached, session.get("absent", {})), flush=True)
         if then is not None:
             then(attached.urls())
@@ -80,16 +85,18 @@ def work(
         chosen = "leave"
     finally:
         attached.close()
-    name = session["name"]
-    if chosen == "ended":
-        if attached.over:
-            ssh_config.drop(session["id"])
-        output.note(f"{name}: {attached.why}")
-    elif chosen == "shutdown":
+    if chosen == "shutdown":
         return shutdown.end(host, session["id"], as_json=False)
-    elif chosen == "detach":
-        ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
-        output.note(f"detached; {name} goes on, its tunnels in the background ({ways})")
-    else:
-        output.note(f"detached; {name} goes on (mlbox session attach {name})")
+    if chosen == "ended" and attached.over:
+        ssh_config.drop(session["id"])
+    output.note(_parting(chosen, session["name"], attached.why))
     return 0
+
+
+def _parting(chosen: str, name: str, why: str) -> str:
+    if chosen == "ended":
+        return f"{name}: {why}"
+    if chosen == "detach":
+        ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
+        return f"detached; {name} goes on, its tunnels in the background ({ways})"
+    return f"detached; {name} goes on (mlbox session attach {name})"

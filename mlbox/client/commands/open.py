@@ -107,6 +107,6 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
             subprocess.run((program, str(path)), stdin=subprocess.DEVNULL)  # not the URL: its token would show in `ps`
 
     try:
-        return attach.join(host, wanted, config, (), detach=False, as_json=False, then=show)
+        return attach.join(host, wanted, config, (), attach.Manner(), show)
     finally:
         path.unlink(missing_ok=True)

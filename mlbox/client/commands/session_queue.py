@@ -36,7 +36,7 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
     host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
-    return attach.join(host, job["id"], config, ports, options.detach, options.json, options.yes)
+    return attach.join(host, job["id"], config, ports, options)
 
 
 def _await(entry: Host, job: Json) -> Json:

@@ -21,13 +21,10 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(attach.Manner):
     """How the command behaves, as opposed to what the session is."""
 
     new: bool = False
-    detach: bool = False
-    yes: bool = False
-    json: bool = False
     dry_run: bool = False
     fresh: bool = False
 
@@ -101,7 +98,7 @@ def _offer(
         return start.again()
     output.note(f"  joining {newest['name']}, which is running already (--new starts another)")
     ports = ports_of(said)
-    return attach.join(host, str(newest["id"]), config, ports, options.detach, options.json, options.yes)
+    return attach.join(host, str(newest["id"]), config, ports, options)
 
 
 class _Start:
@@ -166,9 +163,7 @@ class _Start:
         if answers is not None:
             state.update("last.json", self._host.name, to_remember(answers))
         assert self._attached is not None  # a session that is ready was starting before
-        return attach.work(
-            self._host, self._attached, session, self._options.detach, self._options.json, self._options.yes
-        )
+        return attach.work(self._host, self._attached, session, self._options)
 
 
 def _first_line(host: str, facts: Json, image: str) -> str:

@@ -17,7 +17,6 @@ from mlbox.errors import Usage
 
 Json = dict[str, Any]
 
-SERVICES = ("jupyter", "vscode", "ssh")
 ENGINES = ("docker", "podman")
 RUNTIMES = ("auto", *ENGINES, "process")
 WANTED = ("auto", "yes", "no")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import services
+from mlbox.core import services, wire
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
@@ -92,7 +92,7 @@ class Keeper:
         except (errors.MlboxError, OSError) as left:  # the caller hears the first reason, and that more is to be done
             print(f"not all could be removed: {left}", file=sys.stderr)
             error = type(error)(f"{error.message}\n  and not all could be removed: {left}", error.hint)
-        self.caller.send({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
+        self.caller.send(wire.encode_error(error))
         self.caller.let_go()
 
     def _start(self) -> Json:

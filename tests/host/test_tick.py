@@ -21,7 +21,7 @@ from labkit import gpus as false
 from queuebox import Box, hint, kill, until
 from users import nobody
 
-from mlbox import errors
+from mlbox import entry, errors
 from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
@@ -976,7 +976,7 @@ def test_an_idle_lab_s_ticks_tell_once_that_lab_yaml_is_broken(box: Box, capsys:
     def minute() -> tuple[bool, str]:
         """What cron calls: whether it had nothing to do, and what it said."""
         before = (box.found.on() / "host.json").stat().st_mtime_ns
-        assert idle.main(["--root", str(box.root)]) == 0
+        assert entry.main(["tick", "--root", str(box.root)]) == 0
         return (box.found.on() / "host.json").stat().st_mtime_ns == before, capsys.readouterr().err
 
     box.lab("queues: {default: {}}\n")

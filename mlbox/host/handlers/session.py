@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from mlbox import errors
-from mlbox.core import gpu, ids, text
+from mlbox.core import gpu, ids, text, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Mount, Spec
@@ -284,8 +284,7 @@ def _relay(call: Call, progress: int, caller: int) -> Json:
                 if "ready" in message:
                     return {"session": message["ready"]}
                 if "error" in message:
-                    error = message["error"]
-                    raise errors.from_kind(error["kind"], error["message"], error["hint"])
+                    raise wire.decode_error(message["error"])
                 _forward(call, message)
 
 

@@ -23,6 +23,14 @@ def common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def hosts(parser: argparse.ArgumentParser) -> None:
+    """Which are asked."""
+    parser.add_argument(
+        "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
+    )
+    common(parser)
+
+
 def queue(parser: argparse.ArgumentParser) -> None:
     """What every command of the queue takes."""
     place(parser)

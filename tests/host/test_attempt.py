@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from queuebox import kill, program, until
 
+from mlbox.core import ids
 from mlbox.host import attempt, processes
 
-JOB = "01ARYZ6S41TSV4RRFFQ69G5FAV"
+JOB = ids.ulid(0, os.urandom(10))  # its processes are found machine-wide: not those of another run of these tests
 
 
 class Runner:

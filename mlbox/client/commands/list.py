@@ -17,10 +17,7 @@ Json = dict[str, Any]
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="Your running sessions.")
-    made.add_argument(
-        "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
-    )
-    options.common(made)
+    options.hosts(made)
     return made
 
 

@@ -158,13 +158,14 @@ def test_a_session_in_line_is_cancelled_as_a_job_is(box: Box) -> None:
 
 
 def test_cancel_a_running_job_ends_all_that_it_started(box: Box) -> None:
-    job = box.sh("setsid env -i /bin/sleep 77077 & setsid sleep 77077 & echo up; trap 'echo bye; exit 0' TERM; wait")
+    sleep = f"sleep 77077.{os.getpid()}"  # by which they are found, machine-wide
+    job = box.sh(f"setsid env -i /bin/{sleep} & setsid {sleep} & echo up; trap 'echo bye; exit 0' TERM; wait")
     box.started(job, "up")
     reply = box.cancel(job)
     assert (reply["state"], reply["requested"]) == ("started", "cancel_requested")
     assert box.end(job).name == "cancelled"
     assert box.output(job) == "up\nbye\n"
-    sleeping = subprocess.run(("pgrep", "-f", "sleep 77077"), capture_output=True).stdout
+    sleeping = subprocess.run(("pgrep", "-f", sleep), capture_output=True).stdout
     assert sleeping == b""
     box.assert_nothing_leaks()
 

@@ -217,14 +217,14 @@ def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
 
 
 def test_retry_with_back_off_then_success(box: Box, tmp_path: Path) -> None:
-    job = box.sh(f"echo x >>{tmp_path}/tries; test $(wc -l <{tmp_path}/tries) = 3", retries=5, backoff=1)
+    job = box.sh(f"echo x >>{tmp_path}/tries; test $(wc -l <{tmp_path}/tries) = 3", retries=5, backoff=2)
     for attempt in (1, 2):
         state = box.wait(job, "retry")
         assert (state.attempt, state.facts["reason"], state.facts["exit"]) == (attempt, "exit", 1)
         assert box.hints() == [job.id]
-        assert box.tick().started == ()
-        assert "retry not before" in (box.tick().waits or {})[job.id]
-        until(lambda: box.tick().started == (job.id,), patience=5)
+        report = box.tick()
+        assert report.started == () and "retry not before" in (report.waits or {})[job.id]
+        until(lambda: box.tick().started == (job.id,))
     assert box.end(job).attempt == 3
     assert box.claims(job) == [1, 2, 3]
     assert job.state().name == "finished"

@@ -1,6 +1,6 @@
 """JSON lines with open descriptors (SCM_RIGHTS) over a unix socket: how a GPU lease changes hands.
 
-Beside the rooms because both ends of one conversation use it: host/keeper.py and guest/link.py.
+Beside the rooms because both ends of one conversation use it: host/link.py and guest/link.py.
 """
 
 from __future__ import annotations

@@ -19,7 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["tick"]:
         from mlbox.host import idle
 
-        return idle.main(arguments[1:])
+        if idle.may_pass(arguments[1:]):
+            return 0
+        from mlbox.host import tick
+
+        return tick.main(arguments[1:])
     if arguments[:1] == ["rendezvous"] and len(arguments) == 2:
         from mlbox.host import rendezvous
 

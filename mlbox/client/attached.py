@@ -31,7 +31,7 @@ Json = dict[str, Any]
 _UP = 60.0  # s for the tunnel to come up after the session is ready
 _REPLY = 20.0  # s
 _BEGIN = 60.0  # s for the holder to begin; a laptop may be busy
-_PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from mlbox.client import holder; holder.main(int(sys.argv[2]))"
+_PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from mlbox.client import hold; hold.main(int(sys.argv[2]))"
 
 
 class Attached:

@@ -1,6 +1,6 @@
 """The process that holds one session's tunnels: it owns the local ports, whoever is attached, until nobody needs them.
 
-    start   by the first client (client/attached.py), in its terminal, where ssh may ask for a passphrase
+    start   by the first client (client/attached.py runs hold.py), in its terminal, where ssh may ask for a passphrase
     up      the first link answers: away from the terminal. It serves the client that started it and any other one
     end     its last client has left and nobody said `stay`; `mlbox tunnels stop`; or the session has ended
 
@@ -16,10 +16,8 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -31,6 +29,7 @@ from mlbox.client.remote import of_session
 from mlbox.client.talk import Json, Talk
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
+from mlbox.core import wire
 
 ANSWER = 3.0  # s that the end waits for a host that was asked something just now
 
@@ -118,7 +117,7 @@ class Holder:
                 try:
                     reply = self._answer(talk, question)
                 except errors.MlboxError as error:
-                    talk.send(_as_message(error))
+                    talk.send(wire.encode_error(error))
                 else:
                     if reply is not None:
                         talk.send({"reply": reply})
@@ -268,43 +267,3 @@ def _leave_terminal() -> None:
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
     os.close(nowhere)
-
-
-def _as_message(error: errors.MlboxError) -> Json:
-    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
-
-
-def _hold(talk: Talk, order: Json) -> None:
-    reach = Reach(**order["reach"])
-    config = state.Config(**{**order["config"], "hosts": tuple(order["config"]["hosts"])})
-    taken = owners.take(reach.id)
-    if taken is None:
-        talk.send({"reply": {"taken": True}})
-        return
-    try:
-        Holder(reach, config, taken[0]).run(talk)
-    finally:
-        owners.give_up(taken[0])
-
-
-def main(descriptor: int) -> int:
-    """What a client runs in a process of its own; `descriptor`: its end of our conversation."""
-    # Also for ssh, which inherits it: neither the terminal's ^C nor its end is for a tunnel.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    talk = Talk(socket.socket(fileno=descriptor))
-    order = talk.receive()
-    name = order["reach"]["name"] if order else ""
-    threading.excepthook = lambda hooked: journal.note(name, f"a bug: {hooked.exc_type.__name__}: {hooked.exc_value}")
-    try:
-        if order is not None:
-            _hold(talk, order)
-    except errors.MlboxError as error:
-        talk.send(_as_message(error))
-    except Exception as error:
-        journal.note(name, "a bug: " + traceback.format_exc())
-        bug = errors.MlboxError(f"this is a bug in mlbox: {error}", f"report it with {state.home() / 'tunnels.log'}")
-        talk.send(_as_message(bug))
-    sys.stderr.flush()
-    os._exit(0)  # the threads that sleep in accept and receive have nothing to save

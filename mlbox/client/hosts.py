@@ -1,4 +1,4 @@
-"""Which hosts there are, and a question to all of them at once."""
+"""The hosts that this laptop knows, and a question to all of them at once."""
 
 from __future__ import annotations
 

@@ -6,10 +6,8 @@ Any host of a lab can answer for all of it, since the state is in ROOT; the firs
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
@@ -20,27 +18,6 @@ from mlbox.core import text
 
 Json = dict[str, Any]
 _AGAIN = (0.3, 0.7, 1.5)  # s
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    """What every command of the queue takes."""
-    place(parser)
-    parser.add_argument("--json", action="store_true", help="print facts as JSON")
-
-
-def place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
-    parser.add_argument(
-        "--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)"
-    )
-    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
-
-
-def config(arguments: argparse.Namespace) -> state.Config:
-    found = state.config()
-    if arguments.ssh_config:
-        found = replace(found, ssh_config=os.path.expanduser(arguments.ssh_config))
-    return replace(found, root=arguments.root) if arguments.root else found
 
 
 def entry(arguments: argparse.Namespace, settings: state.Config) -> Host:

@@ -26,6 +26,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.client import state
 from mlbox.client.talk import Talk
+from mlbox.core import wire
 
 Json = dict[str, Any]
 _KILL_AFTER = 5.0  # s that an owner gets to end by itself
@@ -148,7 +149,7 @@ def answer(reply: Json | None, name: str) -> Json:
         hint = f"mlbox tunnels stop {name} ends it; mlbox session attach {name} starts anew"
         raise errors.MlboxError(f"the process that holds the tunnels to {name} does not answer", hint)
     if "error" in reply:
-        raise errors.from_kind(reply["error"]["kind"], reply["error"]["message"], reply["error"]["hint"])
+        raise wire.decode_error(reply["error"])
     return dict(reply["reply"])
 
 

@@ -6,30 +6,23 @@ command. The same checked dataclass is made on the laptop and again on the host,
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlbox.core import ids, text
-from mlbox.core.log import State
+from mlbox.core import ids, shape, text
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
 
-if TYPE_CHECKING:
-    from mlbox.core.schedule import Running, Waiting
-
 Json = dict[str, Any]
 
 REASONS = ("exit", "signal", "oom", "timeout", "lost")  # why an attempt did not succeed
 ON_HOST_LOSS = ("", "hold", "requeue")  # "": as lab.yaml says, which `submit` puts in
-_MOST_RETRIES, _MOST_IN_ARRAY, _MOST_DEPENDENCIES = 1000, 10_000, 100
-_MOST_RANK = 499_999  # as the names of ready hints hold it (host/ready.py)
-_KINDS = ("job", "session")
-_PRIORITIES = range(-1000, 1001)
+_MOST_RETRIES, MOST_IN_ARRAY, _MOST_DEPENDENCIES = 1000, 10_000, 100
+PRIORITIES = range(-1000, 1001)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_COMMAND = 32 * 1024  # bytes
 _SECRET = ("env", "packages", "requirements")
@@ -64,13 +57,13 @@ class JobSpec:
             raise Usage("the command is too long, or holds a zero byte", "put it into a script")
         if not text.is_name(self.queue):
             raise Usage(f"{text.safe(self.queue)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
-        if self.priority not in _PRIORITIES:
-            raise Usage(f"a priority is {_PRIORITIES[0]} to {_PRIORITIES[-1]}")
+        if self.priority not in PRIORITIES:
+            raise Usage(f"a priority is {PRIORITIES[0]} to {PRIORITIES[-1]}")
         _between("retries", self.retries, _MOST_RETRIES)
         _between("the back-off", self.backoff, 86400)
         _between("the grace time", self.grace, 3600)
-        _between("the array's limit", self.array_limit, _MOST_IN_ARRAY)
-        _between("the array's index", self.array_index, _MOST_IN_ARRAY)
+        _between("the array's limit", self.array_limit, MOST_IN_ARRAY)
+        _between("the array's index", self.array_index, MOST_IN_ARRAY)
         _between("the output's limit", self.output_limit, 1024 * 1024)
         unknown = [reason for reason in self.retry_on if reason not in REASONS]
         if unknown:
@@ -79,7 +72,7 @@ class JobSpec:
             raise Usage(f"a job can't fail after {self.max_losses} losses", f"it is 1 to {_MOST_RETRIES}")
         if self.on_host_loss not in ON_HOST_LOSS:
             raise Usage("on_host_loss is hold or requeue")
-        _check_dependencies(self.after)
+        check_dependencies(self.after)
         if (self.array and not ids.is_ulid(self.array)) or (self.code and not _SHA256.fullmatch(self.code)):
             raise Usage("the array or the code is not what mlbox made")
         if self.code and self.folder:
@@ -116,8 +109,7 @@ class JobSpec:
     @classmethod
     def from_wire(cls, data: Mapping[str, Any], strict: bool = True) -> JobSpec:
         """Raises Usage where a field is of another type, or (`strict`) unknown: a newer mlbox may have stored it."""
-        if not isinstance(data, Mapping):
-            raise Usage("a job must map names to values")
+        shape.mapping("a job", data)
         known = {f.name: f for f in fields(cls)}
         unknown = [key for key in data if key not in known]
         if unknown and strict:
@@ -125,7 +117,8 @@ class JobSpec:
         return cls(**{key: _typed(key, value, strict) for key, value in data.items() if key in known})
 
 
-def _check_dependencies(after: tuple[After, ...]) -> None:
+def check_dependencies(after: tuple[After, ...]) -> None:
+    """Raises Usage where there are too many, or one can't be waited for."""
     if len(after) > _MOST_DEPENDENCIES:
         raise Usage(f"a job waits for at most {_MOST_DEPENDENCIES} others")
     for dependency in after:
@@ -145,182 +138,26 @@ _DEFAULTS = {f.name: f.default for f in fields(JobSpec)}
 
 def _typed(key: str, value: Any, strict: bool) -> Any:
     if key == "work":
-        return Spec.from_wire(_mapping(key, value)) if strict else Spec.from_stored(_mapping(key, value))
+        work = shape.mapping(key, value)
+        return Spec.from_wire(work) if strict else Spec.from_stored(work)
     if key == "resources":
-        return Resources.from_wire(_mapping(key, value))
+        return Resources.from_wire(shape.mapping(key, value))
     if key == "provenance":
-        if not all(isinstance(v, str) for v in _mapping(key, value).values()):
-            raise Usage("provenance must map names to text")
-        return dict(value)
+        return shape.texts_by_name(key, value)
     if key == "after":
-        return tuple(_after(item) for item in _list(key, value))
+        return dependencies(value)
     default = _DEFAULTS[key]
     if isinstance(default, tuple):
-        if not all(isinstance(item, str) for item in _list(key, value)):
-            raise Usage(f"{key} must be a list of texts")
-        return tuple(value)
-    if type(value) is not type(default):
-        raise Usage(f"{key} must be {'a number' if isinstance(default, int) else 'text'}")
-    return value
+        return shape.texts(key, value)
+    return shape.like(key, value, default)
 
 
-def _mapping(key: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise Usage(f"{key} must map names to values")
-    return value
-
-
-def _list(key: str, value: Any) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise Usage(f"{key} must be a list")
-    return list(value)
+def dependencies(value: Any) -> tuple[After, ...]:
+    """From a list of the wire. Raises Usage; whether they can be waited for, `check_dependencies` says."""
+    return tuple(_after(item) for item in shape.sequence("after", value))
 
 
 def _after(value: Any) -> After:
     if not isinstance(value, Mapping) or set(value) - {"job", "end"}:
         raise Usage("a dependency needs a job, and ok or any")
     return After(str(value.get("job", "")), str(value.get("end", "ok")))
-
-
-# ---- a job as the scheduler sees it, whose own classes a laptop does without ---------------------------
-
-
-def waiting(job: str, owner: str, spec: JobSpec, state: State) -> Waiting:
-    """Where a job stands in line: as it was submitted, and moved since."""
-    from mlbox.core.schedule import Waiting
-
-    facts = state.facts
-    return Waiting(
-        job, owner, str(facts.get("queue", spec.queue)), spec.resources, _number(facts.get("priority", spec.priority)),
-        _number(facts.get("rank", 0)), spec.after, spec.array, spec.array_limit, float(facts.get("not_before", 0)),
-        "session" if spec.session else "job",
-    )  # fmt: skip
-
-
-def _number(value: Any) -> int:
-    return value if type(value) is int else 0
-
-
-def waiting_to_wire(found: Waiting) -> Json:
-    return asdict(found)
-
-
-def waiting_from_wire(job: str, owner: str, data: Mapping[str, Any]) -> Waiting:
-    """A ready hint of anybody's. The file's name and owner say whose job it is, never its content. Raises Usage."""
-    from mlbox.core.schedule import Waiting
-
-    kept = {f.name: data[f.name] for f in fields(Waiting) if f.name in data}
-    defaults = Waiting(job, owner)
-    for name, value in kept.items():
-        if name not in ("resources", "after") and type(value) is not type(getattr(defaults, name)):
-            raise Usage(f"a waiting job's {name} is of the wrong type")
-    kept["resources"] = Resources.from_wire(_mapping("resources", data.get("resources", {})))
-    kept["after"] = tuple(_after(item) for item in _list("after", data.get("after", [])))
-    made = Waiting(**{**kept, "id": job, "owner": owner})
-    _check_dependencies(made.after)
-    good = (
-        made.priority in _PRIORITIES and -_MOST_RANK <= made.rank <= _MOST_RANK and text.is_name(made.queue)
-        and 0 <= made.array_limit <= _MOST_IN_ARRAY and math.isfinite(made.not_before) and made.kind in _KINDS
-        and (not made.array or ids.is_ulid(made.array))
-    )  # fmt: skip
-    if not good:
-        raise Usage("a waiting job's place is beyond what can be asked for")
-    return made
-
-
-def running_from_wire(job: str, owner: str, host: str, data: Mapping[str, Any]) -> Running:
-    """A live hint of anybody's, with the same caution. Raises Usage."""
-    from mlbox.core.schedule import Running
-
-    defaults = Running(job, owner, host)
-    kept = {f.name: data[f.name] for f in fields(Running) if f.name in data}
-    for name, value in kept.items():
-        wanted = (int, float) if name == "started" else type(getattr(defaults, name))
-        if name != "gpus" and not isinstance(value, wanted):
-            raise Usage(f"a running job's {name} is of the wrong type")
-    kept["gpus"] = tuple(str(uuid) for uuid in _list("gpus", data.get("gpus", [])))
-    made = Running(**{**kept, "id": job, "owner": owner, "host": host})
-    amounts = (made.share, made.cpus, made.memory, made.time_limit)
-    # Whoever says to hold less than nothing would make room for two; a time beyond all bounds breaks sums.
-    if not all(0 <= amount <= _MOST_AMOUNT for amount in amounts) or not -_MOST_TIME < made.started < _MOST_TIME:
-        raise Usage("a running job holds what no job can")
-    if made.priority not in _PRIORITIES or made.kind not in _KINDS:
-        raise Usage("a running job is where no job can be")
-    if made.queue and not text.is_name(made.queue):  # a session that was started on its host is in none
-        raise Usage("a running job is where no job can be")
-    return made
-
-
-_MOST_AMOUNT, _MOST_TIME = 2**31, 1e12
-
-
-# ---- how an attempt ended ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What is known of an attempt's end. `lost`: nobody saw it end, and why."""
-
-    exit: int = 0
-    signal: int = 0
-    oom: bool = False
-    timeout: bool = False
-    stopped: bool = False  # by SIGTERM to its runner
-    lost: str = ""
-    error: str = ""  # it could not be started at all
-
-
-def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
-    """The event that ends the running attempt. Pure; the caller appends it."""
-    event = {"at": now, **_why(outcome)}
-    if state.requested == "cancel_requested":
-        return {**event, "event": "cancelled", "why": f"cancelled by {state.facts.get('by', 'its owner')}"}
-    if state.requested == "preempt_requested":
-        return {**event, "event": "preempted", "why": str(state.facts.get("for", "it made room for another job"))}
-    if event["reason"] == "":
-        return {**event, "event": "finished"}
-    if event["reason"] == "lost" and spec.on_host_loss != "hold":
-        return {**event, **_lost(spec, state, str(event["why"]), now)}
-    again = _again(spec, state.attempt, str(event["reason"]), now)
-    return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
-
-
-def _why(outcome: Outcome) -> Json:
-    if outcome.error:
-        return {"reason": "start", "why": outcome.error}
-    if outcome.lost:
-        return {"reason": "lost", "why": outcome.lost}
-    end = {"exit": outcome.exit, "signal": outcome.signal}
-    if outcome.stopped and not outcome.timeout:
-        return {**end, "reason": "lost", "why": "its runner was told to stop"}
-    if outcome.timeout:
-        return {**end, "reason": "timeout", "why": "its time limit was reached"}
-    if outcome.oom:
-        return {**end, "reason": "oom", "why": "killed for want of memory"}
-    if outcome.signal:
-        return {**end, "reason": "signal", "why": f"ended by signal {outcome.signal}"}
-    return {**end, "reason": "exit" if outcome.exit else "", "why": f"exit code {outcome.exit}"}
-
-
-def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:
-    """The first loss is nobody's fault, and it runs again at once. What is lost again and again may be what kills its
-    hosts, or its keepers: it waits longer each time, and in the end has failed."""
-    losses = _number(state.facts.get("losses", 0)) + 1
-    counted = {"losses": losses, "why": f"{why}; loss {losses} of at most {spec.max_losses}"}
-    if losses >= spec.max_losses:
-        return {**counted, "event": "failed"}
-    return {**counted, "event": "lost", "not_before": now + (_backoff(spec, losses - 1) if losses > 1 else 0.0)}
-
-
-def _again(spec: JobSpec, attempt: int, reason: str, now: float) -> float | None:
-    """When the attempt after this one may start (seconds since 1970); None if there is none."""
-    if attempt > spec.retries or reason not in spec.retry_on:
-        return None
-    return now + _backoff(spec, attempt)
-
-
-def _backoff(spec: JobSpec, time: int) -> float:
-    """Seconds; `time` counts from 1."""
-    from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
-
-    return min(LONGEST_BACKOFF, float(spec.backoff * 2 ** min(time - 1, 12)))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
-from mlbox.core import gpu, text
+from mlbox.core import gpu, shape, text
 from mlbox.core.gpu import Gpu, GpuRequest
 from mlbox.errors import Usage
 
@@ -100,8 +100,7 @@ class Resources:
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> Resources:
         """Raises Usage where a field is unknown or of another type."""
-        if not isinstance(data, Mapping):
-            raise Usage("resources must map names to values")
+        shape.mapping("resources", data)
         known = {f.name: f.default for f in fields(cls)}
         for key in data:
             if key not in known:
@@ -119,13 +118,7 @@ _MOST = {
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:
-    if isinstance(default, tuple):
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise Usage(f"{key} must be a list of names")
-        return tuple(value)
-    if type(value) is not type(default):
-        raise Usage(f"{key} must be {'a number' if isinstance(default, int) else 'text'}")
-    return value
+    return shape.texts(key, value) if isinstance(default, tuple) else shape.like(key, value, default)
 
 
 # ---- flags and YAML ------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from mlbox.core import gpu, text
+from mlbox.core import gpu, shape, text
 from mlbox.errors import Usage
 
 Json = dict[str, Any]
 
-SERVICES = ("jupyter", "vscode", "ssh")
 ENGINES = ("docker", "podman")
 RUNTIMES = ("auto", *ENGINES, "process")
 WANTED = ("auto", "yes", "no")
@@ -180,24 +179,12 @@ def _one_of(what: str, value: str, allowed: Iterable[str]) -> None:
 def _typed(key: str, value: Any, cls: type[Spec]) -> Any:
     default = next(f for f in fields(cls) if f.name == key)
     if key == "mounts":
-        return tuple(_mount_from_wire(m) for m in _list(key, value))
+        return tuple(_mount_from_wire(m) for m in shape.sequence(key, value))
     if key in ("env", "extension_files"):
-        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-            raise Usage(f"{key} must map names to text")
-        return dict(value)
+        return shape.texts_by_name(key, value)
     if isinstance(default.default, tuple):
-        if not all(isinstance(v, str) for v in _list(key, value)):
-            raise Usage(f"{key} must be a list of texts")
-        return tuple(value)
-    if type(value) is not type(default.default):
-        raise Usage(f"{key} must be {'a number' if isinstance(default.default, int) else 'text'}")
-    return value
-
-
-def _list(key: str, value: Any) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise Usage(f"{key} must be a list")
-    return list(value)
+        return shape.texts(key, value)
+    return shape.like(key, value, default.default)
 
 
 def _mount_from_wire(value: Any) -> Mount:

@@ -19,12 +19,13 @@ from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.host import store
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 _MOST = 64 * 1024 * 1024  # bytes read of one day's file
 
 
-def add(found: store.Store, job: store.Job, spec: JobSpec, state: State) -> None:
+def add(found: store.Store, job: Job, spec: JobSpec, state: State) -> None:
     folder = found.own() / "archive"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     line = json.dumps(summary(job, spec, state)).encode() + b"\n"
@@ -45,7 +46,7 @@ def _is_whole(path: Path) -> bool:
         return not size or file.read() == b"\n"
 
 
-def summary(job: store.Job, spec: JobSpec, state: State) -> Json:
+def summary(job: Job, spec: JobSpec, state: State) -> Json:
     """What a list shows of a job."""
     facts = state.facts
     return {

@@ -3,7 +3,7 @@
     claim     by the tick (host/tick.py), which holds the GPU leases and keeper.lock, and forks this
     prepare   image and layer as for a session; the code unpacked; output.log opened on the share
     start     the runner (host/attempt.py) gets the leases; event `started`
-    end       the runner's record, or its lock free without one: one event, by core.job.verdict
+    end       the runner's record, or its lock free without one: one event, by core/verdict.py
 
 Told to stop by SIGTERM, it looks into the log for the word that explains it (cancel_requested, preempt_requested).
 A killed keeper is replaced by the next tick or call on this host (`rescue`): the runner goes on meanwhile.
@@ -13,54 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import job as jobs
-from mlbox.core.job import JobSpec, Outcome
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.host import archive, code, engines, files, keeping, lab, lease, processes, ready, slots, store, usage
+from mlbox.core.verdict import Outcome
 from mlbox.host import attempt as runner
+from mlbox.host import attempts, code, engines, here, keeping, lab, lease, processes, slots, store
+from mlbox.host.attempts import Attempt
+from mlbox.host.job import Job
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
 Json = dict[str, Any]
-_PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)
-_PAUSE = 5.0
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at running a job on this host."""
-
-    found: store.Store
-    job: store.Job
-    spec: JobSpec
-    number: int
-    gpus: tuple[str, ...]
-    share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
-    time_limit: int  # s; 0: none
-    after: Callable[[], None]  # what the end of a job makes possible: a tick
-
-    @property
-    def folder(self) -> Path:
-        return self.job.attempt(self.number)
-
-    @property
-    def runner_lock(self) -> Path:
-        return self.job.boot_folder / runner.LOCK
-
-    def runs(self) -> bool:
-        return keeping.is_held(self.runner_lock)
 
 
 class Batch:
@@ -132,7 +104,7 @@ class Batch:
         if self.spec.folder:
             folder = Path(os.path.expanduser(self.spec.folder))
             if not folder.is_dir():
-                raise errors.Refused(f"there is no folder {folder} on {store.host_name()}")
+                raise errors.Refused(f"there is no folder {folder} on {here.host_name()}")
             return folder
         folder = self.attempt.folder / "work"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -183,9 +155,9 @@ class Batch:
         timeout = False
         if not Cancel((done_r,)).wait(0):
             timeout = not Cancel((self.signals.stop_r,)).wait(0)
-            keeping.tell_process(self.attempt.runs, self.job.boot_folder / runner.PID, "runner")
+            keeping.tell_process(self.attempt.runs, self.attempt.runner_pid, "runner")
             Cancel((done_r,)).wait(None)
-        self._end(replace(_outcome(self.attempt, self.engine), timeout=timeout))
+        self._end(replace(attempts.outcome(self.attempt, self.engine), timeout=timeout))
 
     def adopt(self, state: State, elapsed: float) -> None:
         """Take over from a killed keeper."""
@@ -199,7 +171,7 @@ class Batch:
         """The leases are held until nothing is left that could use the GPUs, and not while a hung share is awaited."""
         self.engine.remove(self.job.id, 0)
         lease.drop(self._leases)
-        finish(self.attempt, outcome)
+        attempts.finish(self.attempt, outcome)
         self.attempt.after()
 
 
@@ -208,70 +180,7 @@ def _uptime() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
-    """By the runner's record. Before the engine removes what is left."""
-    record = files.read_json(attempt.job.boot_folder / "exit.json")
-    if not isinstance(record, dict):
-        return Outcome(lost="its runner was killed")
-    oom = bool(record.get("oom")) or (record.get("exit") == 137 and engine.out_of_memory(attempt.job.id))
-    code_ = int(record.get("exit", 0))
-    by_signal = code_ - 128 if attempt.spec.work.runtime != "process" and 128 < code_ < 160 else 0
-    number = int(record.get("signal", 0)) or by_signal
-    return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
-
-
-def finish(attempt: Attempt, outcome: Outcome) -> None:
-    """Record the end, and let the hints follow; nothing of the attempt runs any more. The share may be away: then it
-    waits."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            _record(attempt, outcome)
-            return
-        except (OSError, slots.Unsettled) as error:
-            if time.monotonic() > deadline:
-                raise
-            print(f"the end is not on record yet: {error}", file=sys.stderr)
-            time.sleep(_PAUSE)
-
-
-def _record(attempt: Attempt, outcome: Outcome) -> None:
-    """Again after an error: what of it was done already is seen, and not done twice."""
-    job, found = attempt.job, attempt.found
-    _say_what_was_dropped(attempt)
-    state = job.state()
-    event = jobs.verdict(attempt.spec, state, outcome, time.time())
-    job.append(str(event.pop("event")), event, attempt.number)
-    state = job.state()
-    if state.running or state.attempt != attempt.number:
-        found.end(job)  # a later claim, somewhere: this attempt counts for nothing
-        return
-    with contextlib.suppress(OSError):  # a fraction of fairness
-        usage.add(found, state)
-    settle(found, job, attempt.spec)
-
-
-def _say_what_was_dropped(attempt: Attempt) -> None:
-    """In the output itself, where the runner found no room for even that on a full share."""
-    path = attempt.job.boot_folder / "exit.json"
-    record = files.read_json(path)
-    if isinstance(record, dict) and record.get("unsaid"):
-        with (attempt.folder / "output.log").open("a") as file:
-            file.write(str(record["unsaid"]))
-        files.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
-
-
-def settle(found: store.Store, job: store.Job, spec: JobSpec) -> None:
-    """The hints after an end: in line again, or in the archive."""
-    state = job.state()
-    if state.waiting:
-        ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
-    else:
-        archive.add(found, job, spec, state)
-    found.end(job)
-
-
-def rescue(found: store.Store, job: store.Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
+def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
     """Adopt a running job without a keeper, or record its end; True when it lives on, and its new keeper has the
     lock. -1: the folder of this boot is gone, and the lock with it."""
     facts = state.facts
@@ -287,15 +196,15 @@ def rescue(found: store.Store, job: store.Job, state: State, spec: JobSpec, keep
         return True
     engine = engines.by_name(spec.work.runtime, found)
     if same_boot and (job.boot_folder / "exit.json").exists():
-        outcome = _outcome(attempt, engine)
+        outcome = attempts.outcome(attempt, engine)
     else:
         outcome = Outcome(lost="its keeper and its runner were killed" if same_boot else "the host was restarted")
     engine.remove(job.id, 0)
-    _record(attempt, outcome)
+    attempts.record(attempt, outcome)
     return False
 
 
-def superseded(found: store.Store, job: store.Job, spec: JobSpec) -> bool:
+def superseded(found: store.Store, job: Job, spec: JobSpec) -> bool:
     """It was claimed by another host since: what is left of it here ends, and counts for nothing."""
     engines.by_name(spec.work.runtime, found).remove(job.id, 0)
     found.end(job)

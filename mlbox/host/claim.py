@@ -22,6 +22,8 @@ from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
 from mlbox.host import archive, batch, engines, keeping, lease, limits, processes, ready, store
+from mlbox.host.attempts import Attempt
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 After = Callable[[store.Store], None]
@@ -71,7 +73,7 @@ def undo_starts(found: store.Store) -> None:
             word.unlink(missing_ok=True)
 
 
-def _unreserve(found: store.Store, made: store.Job) -> bool:
+def _unreserve(found: store.Store, made: Job) -> bool:
     """It does not start here: its folder of this boot goes, for nothing would find it again. A mark of it can stand
     all the same: its runner is alive and its keeper killed, or the claim may be on record; then the sweep decides.
     False where it can't be known now."""
@@ -83,7 +85,7 @@ def _unreserve(found: store.Store, made: store.Job) -> bool:
     return True
 
 
-def _keep(attempt: batch.Attempt, held: dict[str, int]) -> None:
+def _keep(attempt: Attempt, held: dict[str, int]) -> None:
     if attempt.spec.session:
         from mlbox.host import keeper
 
@@ -102,8 +104,8 @@ def _lease(found: store.Store, job: Waiting, chosen: Start) -> dict[str, int] | 
 
 
 def _claim(
-    found: store.Store, made: store.Job, job: Waiting, chosen: Start, rules: Lab | None, after: After
-) -> batch.Attempt | None:
+    found: store.Store, made: Job, job: Waiting, chosen: Start, rules: Lab | None, after: After
+) -> Attempt | None:
     """The hint that finds it comes first, then the claim, then it leaves the line: a crash anywhere is mended by
     the next sweep of this host. So it is where the append raises: the claim may stand."""
     state = made.state()
@@ -132,14 +134,12 @@ def _claim(
         stale(found, made, job)
         return None
     ready.withdraw(found, job)
-    attempt = batch.Attempt(
-        found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found)
-    )
+    attempt = Attempt(found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found))
     attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return attempt
 
 
-def _readable(made: store.Job, state: State) -> jobs.JobSpec | None:
+def _readable(made: Job, state: State) -> jobs.JobSpec | None:
     """The spec with its secrets; where it is damaged, the job has failed."""
     try:
         return made.whole()
@@ -149,7 +149,7 @@ def _readable(made: store.Job, state: State) -> jobs.JobSpec | None:
         return None
 
 
-def stale(found: store.Store, made: store.Job, job: Waiting) -> None:
+def stale(found: store.Store, made: Job, job: Waiting) -> None:
     """The hint of a job that does not wait: whoever ended or claimed it died, or is about to withdraw it."""
     state = made.state()
     if state.waiting:

@@ -103,3 +103,13 @@ def _content(path: Path) -> bytes | None:
     finally:
         with suppress(OSError):  # it was only read
             os.close(descriptor)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk; what vanishes meanwhile counts nothing."""
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(top, name)).st_blocks * 512
+    return total

@@ -59,15 +59,12 @@ def guard(root: str) -> None:
     watchdog.watch(root, said)
 
 
-def main(arguments: list[str]) -> int:
-    """`tick --root ROOT`, as cron calls it."""
+def may_pass(arguments: list[str]) -> bool:
+    """Of `tick --root ROOT`, as cron calls it. From here on it is guarded."""
     import pwd
 
-    if len(arguments) == 2 and arguments[0] == "--root":
-        guard(arguments[1])
-        user = os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
-        if idle(arguments[1], user, os.uname().nodename.split(".")[0]):
-            return 0
-    from mlbox.host import tick
-
-    return tick.main(arguments)
+    if len(arguments) != 2 or arguments[0] != "--root":
+        return False
+    guard(arguments[1])
+    user = os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
+    return idle(arguments[1], user, os.uname().nodename.split(".")[0])

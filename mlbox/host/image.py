@@ -14,7 +14,7 @@ from typing import Callable
 
 from mlbox import errors
 from mlbox.core.facts import Facts
-from mlbox.host import files, store
+from mlbox.host import files, here
 from mlbox.host.engines import Say
 from mlbox.host.run import Result
 
@@ -89,7 +89,7 @@ def parse(identity: str, lines: Sequence[str]) -> Facts:
 
 
 def _memo(identity: str, user: str) -> Path:
-    return store.cache_home() / "images" / f"{identity.rpartition(':')[2][:64]}-{user}-{_VERSION}.json"
+    return here.cache_home() / "images" / f"{identity.rpartition(':')[2][:64]}-{user}-{_VERSION}.json"
 
 
 def recall(identity: str, user: str) -> Facts | None:

@@ -17,9 +17,7 @@ import contextlib
 import json
 import os
 import secrets
-import selectors
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -28,12 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlbox import descriptors, errors
-from mlbox.core import services
+from mlbox import errors
+from mlbox.core import services, wire
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, files, keeping, lease, processes, reverse, store
+from mlbox.host import engines, failure, files, here, keeping, lease, link, processes, reverse, store
+from mlbox.host.caller import Caller
+from mlbox.host.job import Job
+from mlbox.host.link import GuestLink
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Signals
 
@@ -48,7 +49,7 @@ class Claim:
     """What the handler hands to the keeper."""
 
     found: store.Store
-    job: store.Job
+    job: Job
     spec: Spec
     identity: str  # of the image; empty: to be fetched
     gpus: tuple[str, ...]
@@ -57,57 +58,15 @@ class Claim:
 class Keeper:
     def __init__(self, claim: Claim, leases: dict[str, int], out: int = -1, caller: int = -1) -> None:
         self.claim, self.job, self.spec = claim, claim.job, claim.spec
-        self.leases, self._out, self._caller = leases, out, caller
+        self.leases = leases
         self.engine = engines.by_name(self.spec.runtime, claim.found)
         self.signals = Signals()
+        self.caller = Caller(out, caller, self.signals.stop_r)
+        self.guest = GuestLink(leases)
         keeping.sign(self.job.keeper_pid)
-        self.services: dict[str, Json] = {}
-        self.guest: socket.socket | None = None
-        self._listener: socket.socket | None = None
-        self._buffer = b""
         self._trouble: Json = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._tunnel: reverse.Tunnel | None = None
-
-    # ---- talking to the caller -------------------------------------------------------------------
-
-    def say(self, text: str, detail: str = "") -> None:
-        self._send({"progress": {"text": text, "detail": detail}})
-
-    def _send(self, message: Json) -> None:
-        """A caller that reads nothing (a stalled connection) must not keep SIGTERM from being heard."""
-        if self._out < 0:
-            return
-        os.set_blocking(self._out, False)
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            try:
-                data = data[os.write(self._out, data) :]
-            except BlockingIOError:
-                if not self._await_room():
-                    return
-            except OSError:
-                self._out = -1  # the caller has gone; before `started`, the other pipe tells us so too
-                return
-
-    def _await_room(self) -> bool:
-        """Until the caller has read something; False when the session is told to stop meanwhile."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._out, selectors.EVENT_WRITE)
-            for descriptor in self.cancel.descriptors:
-                selector.register(descriptor, selectors.EVENT_READ)
-            return self._out in {key.fd for key, _ in selector.select()}
-
-    def _let_go(self) -> None:
-        """From `started` on nobody's absence ends the session."""
-        for descriptor in (self._out, self._caller):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._out = self._caller = -1
-
-    @property
-    def cancel(self) -> Cancel:
-        return Cancel(tuple(d for d in (self.signals.stop_r, self._caller) if d >= 0))
 
     # ---- the life of a session -------------------------------------------------------------------
 
@@ -115,15 +74,15 @@ class Keeper:
         """From the claim to the end."""
         try:
             info = self._start()
-            self.job.append("started", {"at": time.time(), "services": sorted(self.services)})
+            self.job.append("started", {"at": time.time(), "services": sorted(self.guest.services)})
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
-            self._send({"ready": info})
-            self._let_go()
+            self.caller.send({"ready": info})
+            self.caller.let_go()
         except errors.MlboxError as error:
             self._undo(error)
             return
         except OSError as error:
-            self._undo(errors.StartFailed(f"{store.host_name()}: {error}", "is a disk full, or a folder not yours?"))
+            self._undo(errors.StartFailed(f"{here.host_name()}: {error}", "is a disk full, or a folder not yours?"))
             return
         self._end("finished", self._watch())
 
@@ -133,19 +92,19 @@ class Keeper:
         except (errors.MlboxError, OSError) as left:  # the caller hears the first reason, and that more is to be done
             print(f"not all could be removed: {left}", file=sys.stderr)
             error = type(error)(f"{error.message}\n  and not all could be removed: {left}", error.hint)
-        self._send({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
-        self._let_go()
+        self.caller.send(wire.encode_error(error))
+        self.caller.let_go()
 
     def _start(self) -> Json:
         place = reverse.meeting(self.claim.found, self.spec.tunnel)
-        ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.say, self.cancel)
+        ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.caller.say, self.caller.cancel)
         folder = _user_folder(self.spec)
         home = self.claim.found.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = self.engine.paths(self.job.boot_folder, folder, home, self.spec)
         plan = self._plan(ready, paths)
         self._write_conf(plan, ready, paths)
-        self._listen()
+        self.guest.listen(self.job.sockets / "keeper.sock")
         if place is not None:
             self._open_tunnel(place, plan.services)
         argv = (ready.facts.python, "-I", "-S", f"{paths.run}/mlbox-host.pyz", "guest", f"{paths.run}/conf/guest.json")
@@ -153,7 +112,7 @@ class Keeper:
             self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
             self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
         )  # fmt: skip
-        self._send({"progress": {"text": "starting", "starting": self._reachable(plan, place)}})
+        self.caller.send({"progress": {"text": "starting", "starting": self._reachable(plan, place)}})
         log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._child = self.engine.start(run, log)
         os.close(log)
@@ -170,7 +129,7 @@ class Keeper:
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
         tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.claim.gpus)} if self.spec.runtime == "process" else {}
-        login = "root" if self.spec.user == "root" else store.user_name()
+        login = "root" if self.spec.user == "root" else here.user_name()
         return services.plan(
             self.spec, ready.facts, session=self.job.id, owner=(os.getuid(), os.getgid()),
             login=login, run=paths.run, folder=paths.folder, home=paths.home,
@@ -195,103 +154,35 @@ class Keeper:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
         reachable = self._reachable(plan, place)
         if "ssh" in reachable["services"]:
-            reachable["services"]["ssh"]["host_key"] = self.services["ssh"]["host_key"]
+            reachable["services"]["ssh"]["host_key"] = self.guest.services["ssh"]["host_key"]
         return {
             "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
             "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,
         }  # fmt: skip
 
-    # ---- the guest -------------------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        path = self.job.sockets / "keeper.sock"
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        self._listener.listen(4)
-
     def _await_services(self, wanted: set[str]) -> None:
+        """Raises StartFailed or HostUnready with the first reason why they won't all be there, Cancelled."""
         deadline = time.monotonic() + self.spec.start_timeout + 30
-        self._buffer = b""
-        while not self._all_ready(wanted):
+        while not self.guest.all_ready(wanted):
             self._turn(deadline - time.monotonic())
-            self.cancel.check()
-            for name, state in self.services.items():
-                if state["state"] == "failed":
-                    raise errors.StartFailed(
-                        _indented(f"{name} {state['why']}", state.get("log", "")), _service_hint(name)
-                    )
+            self.caller.cancel.check()
+            for name, state in self.guest.failed().items():
+                raise failure.of_service(name, state["why"], state.get("log", ""))
             if self._child is not None and self._child.poll() is not None:
-                raise self._start_failed()
+                log = (self.job.logs / "guest.log").read_text(errors="replace")
+                raise failure.ended_at_once(self.spec.runtime, self._child.returncode, log)
             if time.monotonic() > deadline:
                 raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt(1)}/log")
-            waiting = sorted(wanted - set(self.services))
+            waiting = sorted(wanted - set(self.guest.services))
             if waiting:
-                self.say("waiting for " + ", ".join(_TITLES[name] for name in waiting))
-
-    def _all_ready(self, wanted: set[str]) -> bool:
-        states = {name: state["state"] for name, state in self.services.items()}
-        return self.guest is not None and all(states.get(name) == "ready" for name in wanted)
-
-    def _start_failed(self) -> errors.MlboxError:
-        assert self._child is not None
-        log = (self.job.logs / "guest.log").read_text(errors="replace").strip()
-        if any(word in log for word in ("could not select device driver", "nvidia-container-cli", "CDI device")):
-            return errors.HostUnready(
-                f"{self.spec.runtime} here can't give GPUs to containers",
-                "the NVIDIA Container Toolkit is missing or not set up; --gpus 0 starts without",
-            )
-        end = "\n".join(log.splitlines()[-12:])
-        return errors.StartFailed(
-            _indented(f"the session ended at once (exit {self._child.returncode})", end), "another image"
-        )
+                self.caller.say("waiting for " + ", ".join(_TITLES[name] for name in waiting))
 
     def _turn(self, timeout: float | None) -> None:
         """Wait for anything to happen, and take it in."""
-        with selectors.DefaultSelector() as selector:
-            for descriptor in (self.signals.wake_r, *self.cancel.descriptors):
-                selector.register(descriptor, selectors.EVENT_READ)
-            for connection in (self._listener, self.guest):
-                if connection is not None:
-                    selector.register(connection, selectors.EVENT_READ)
-            ready = {key.fileobj for key, _ in selector.select(max(0.0, timeout) if timeout is not None else None)}
+        self.guest.turn((self.signals.wake_r, *self.caller.cancel.descriptors), timeout)
         self.signals.drain()
-        if self._listener in ready and self._listener is not None:
-            self._greet(self._listener.accept()[0])
-        elif self.guest in ready and self.guest is not None:
-            self._hear(self.guest)
 
-    def _greet(self, connection: socket.socket) -> None:
-        if self.guest is not None:
-            self.guest.close()
-        self.guest, self._buffer = connection, b""
-        with contextlib.suppress(OSError):  # it went at once; that is heard at its socket's end
-            descriptors.send(connection, {"leases": list(self.leases)}, list(self.leases.values()))
-
-    def _hear(self, connection: socket.socket) -> None:
-        try:
-            data, brought = descriptors.receive(connection)
-        except OSError:
-            data, brought = b"", []
-        if not data:
-            connection.close()
-            self.guest = None
-            return
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            message = _message(line)
-            if "hello" in message:
-                self._take_back(message.get("leases", []), brought)
-                self.services.update(message.get("services", {}))
-            elif "service" in message:
-                self.services[str(message.pop("service"))] = message
-
-    def _take_back(self, uuids: list[str], brought: list[int]) -> None:
-        for uuid, descriptor in zip(uuids, brought):
-            if uuid in self.leases:
-                os.close(descriptor)
-            else:
-                self.leases[uuid] = descriptor
+    # ---- while it runs ---------------------------------------------------------------------------
 
     def _watch(self) -> Json:
         """Until the guest is gone or the owner says stop; the log's facts of how it ended."""
@@ -302,13 +193,13 @@ class Keeper:
             lease.keep_young(self.leases)
             if Cancel((self.signals.stop_r,)).wait(0):
                 return {"why": "shut down"}
-            if self.guest is None:
+            if not self.guest.connected:
                 code = self._exit_code()
                 return {"why": "its container or process ended" + (f" (exit {code})" if code is not None else "")}
 
     def _note_trouble(self) -> None:
         """Services that ended while the session goes on: `session info` says so."""
-        trouble = {name: state["why"] for name, state in self.services.items() if state["state"] == "failed"}
+        trouble = {name: state["why"] for name, state in self.guest.failed().items()}
         if trouble != self._trouble:
             self._trouble = trouble
             with contextlib.suppress(OSError):  # a full disk costs the note, not the session
@@ -351,18 +242,17 @@ class Keeper:
     def adopt(self) -> None:
         """Take over from a killed keeper: the guest comes to the new socket by itself, with the leases."""
         try:
-            self._buffer = b""
-            self._listen()
+            self.guest.listen(self.job.sockets / "keeper.sock")
             known = files.read_json(self.job.conf / "session.json")
             if isinstance(known, dict) and "via" in known:
                 self._open_tunnel(Meeting.from_wire(known["via"]), known["services"])
             deadline = time.monotonic() + _RETURN
-            while self.guest is None and time.monotonic() < deadline:
+            while not self.guest.connected and time.monotonic() < deadline:
                 self._turn(deadline - time.monotonic())
                 if Cancel((self.signals.stop_r,)).wait(0):
                     break
             outcome = (
-                self._watch() if self.guest is not None else {"why": "its container or process ended without a keeper"}
+                self._watch() if self.guest.connected else {"why": "its container or process ended without a keeper"}
             )
         except OSError as error:
             outcome = {"why": str(error)}
@@ -370,23 +260,6 @@ class Keeper:
 
 
 _TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
-
-
-def _service_hint(name: str) -> str:
-    return f"--no-{name} starts without it" if name in ("jupyter", "vscode") else "the image's sshd does not start"
-
-
-def _message(line: bytes) -> Json:
-    """What the guest said; what is no JSON object says nothing (a container's root may write to the socket)."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
-
-
-def _indented(first: str, log: str) -> str:
-    return first + "".join(f"\n  {line}" for line in log.splitlines())
 
 
 def _user_folder(spec: Spec) -> Path:
@@ -399,9 +272,9 @@ def _user_folder(spec: Spec) -> Path:
 # ---- a session that was left behind ----------------------------------------------------------------------
 
 
-def rescue(found: store.Store, job: store.Job, state: State, spec: Spec, keeper_lock: int) -> bool:
+def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: int) -> bool:
     """Adopt a session without a keeper, or end it; True when it lives on, and its new keeper has the lock."""
-    if state.name == "started" and _guest_answers(job):
+    if state.name == "started" and link.answers(job.sockets / "guest.sock"):
         claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())))
         keeping.detach(lambda: Keeper(claim, {}).adopt(), job.attempt(1) / "keeper.log", (keeper_lock,))
         return True
@@ -411,14 +284,3 @@ def rescue(found: store.Store, job: store.Job, state: State, spec: Spec, keeper_
     job.append("failed", {"at": time.time(), "reason": "lost", "why": why})
     found.end(job)
     return False
-
-
-def _guest_answers(job: store.Job) -> bool:
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(5)
-            probe.connect(str(job.sockets / "guest.sock"))
-            probe.sendall(b'{"op": "ping"}\n')
-            return b'"ok": true' in probe.recv(4096)
-    except OSError:
-        return False

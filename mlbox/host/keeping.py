@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Callable
 
 from mlbox import errors
-from mlbox.host import files, processes, store
+from mlbox.host import files, processes
+from mlbox.host.job import Job
 
 
-def lock(job: store.Job) -> int | None:
+def lock(job: Job) -> int | None:
     """Become this session's keeper; None while another lives (or where the session's folder is gone)."""
     try:
         descriptor = os.open(job.keeper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,7 +37,7 @@ def lock(job: store.Job) -> int | None:
     return descriptor
 
 
-def lives(job: store.Job) -> bool:
+def lives(job: Job) -> bool:
     return is_held(job.keeper_lock)
 
 
@@ -104,7 +105,7 @@ _LOOK_EVERY = 3.0  # s
 PATIENCE = 5.0  # s between taking a lock and signing
 
 
-def listen(job: store.Job) -> None:
+def listen(job: Job) -> None:
     """On a host that nobody can call, a word to the keeper (a cancellation, by another host) is found in the log: look
     for it. Ends with the process."""
 
@@ -125,7 +126,7 @@ def sign(path: Path) -> None:
     files.write_whole(path, json.dumps(identity).encode(), lasting=False)
 
 
-def tell(job: store.Job) -> None:
+def tell(job: Job) -> None:
     """SIGTERM to the keeper, if one lives. Raises MlboxError where it lives and can't be found."""
     tell_process(lambda: lives(job), job.keeper_pid, "keeper")
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.host import archive, ready, store, view
+from mlbox.host.job import Job
 
 _LEAST = 3  # letters of an id that may stand for it
 _RECENT = 300  # ended jobs, and waiting ones per queue, that a name or a part of an id is looked for in
 
 
-def job(found: store.Store, wanted: str) -> store.Job:
+def job(found: store.Store, wanted: str) -> Job:
     """Raises NotFound where there is none, or more than one."""
     wanted = wanted.strip()
     users = list(view.known_users(found))
@@ -33,14 +34,14 @@ def job(found: store.Store, wanted: str) -> store.Job:
     return next(iter(matching.values()))
 
 
-def _known(found: store.Store, user: str) -> Iterator[tuple[str, store.Job]]:
+def _known(found: store.Store, user: str) -> Iterator[tuple[str, Job]]:
     seen = [run.id for run in view.running_of(found, user)]
     seen += [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _RECENT)]
     seen += [str(row.get("id")) for row in archive.latest(found, user, _RECENT)]
     yield from ((id_, found.job(id_, user)) for id_ in dict.fromkeys(seen) if ids.is_ulid(id_))
 
 
-def _is(made: store.Job, id_: str, wanted: str) -> bool:
+def _is(made: Job, id_: str, wanted: str) -> bool:
     if len(wanted) >= _LEAST and (id_.startswith(wanted.upper()) or id_.endswith(wanted.upper())):
         return True
     try:
@@ -49,7 +50,7 @@ def _is(made: store.Job, id_: str, wanted: str) -> bool:
         return False
 
 
-def mine(found: store.Store, wanted: str) -> store.Job:
+def mine(found: store.Store, wanted: str) -> Job:
     """One that this user may change."""
     made = job(found, wanted)
     if made.owner != found.user:

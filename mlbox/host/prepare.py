@@ -16,8 +16,9 @@ from mlbox.core import services
 from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
-from mlbox.host import files, sources, store, uses
+from mlbox.host import files, here, sources, store, uses
 from mlbox.host.engines import Build, Engine, Say
+from mlbox.host.job import Job
 from mlbox.host.run import Cancel
 
 
@@ -31,9 +32,7 @@ class Ready:
     absent: dict[str, str]
 
 
-def prepare(
-    engine: Engine, job: store.Job, spec: Spec, identity: str, say: Say, cancel: Cancel, guest: bool = True
-) -> Ready:
+def prepare(engine: Engine, job: Job, spec: Spec, identity: str, say: Say, cancel: Cancel, guest: bool = True) -> Ready:
     """`identity`: of the image, empty where it is not known to be there; `guest`: for a session, whose services run
     inside. Raises Refused, StartFailed, Cancelled."""
     identity = identity or engine.identify(spec) or engine.fetch(spec, say, cancel)
@@ -66,7 +65,7 @@ def _without_vscode(spec: Spec) -> Spec:
     return replace(spec, vscode="no", vscode_extensions=(), extension_files={})
 
 
-def _plan(engine: Engine, job: store.Job, spec: Spec, facts: Facts, guest: bool) -> tuple[Layer, str]:
+def _plan(engine: Engine, job: Job, spec: Spec, facts: Facts, guest: bool) -> tuple[Layer, str]:
     """The layer, and its name where it is there already; from then on it stays there.
 
     Twice for a layer that lives in a folder: its own paths contain its key."""
@@ -98,7 +97,7 @@ def _only_one(key: str, say: Say, cancel: Cancel) -> Iterator[None]:
         yield
 
 
-def _build(engine: Engine, job: store.Job, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
+def _build(engine: Engine, job: Job, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
     import shutil
 
     with _only_one(layer.key, say, cancel):
@@ -134,9 +133,9 @@ def _write_context(context: Path, spec: Spec, layer: Layer) -> None:
         os.chmod(context / "init-script", 0o700)
 
 
-def write_accounts(job: store.Job, facts: Facts, home: str) -> None:
+def write_accounts(job: Job, facts: Facts, home: str) -> None:
     """The image's accounts with the user's own among them, which a container sees as its /etc/passwd and /etc/group."""
-    login, uid, gid = store.user_name(), os.getuid(), os.getgid()
+    login, uid, gid = here.user_name(), os.getuid(), os.getgid()
     accounts = services.passwd(facts.passwd, login, uid, gid, home, facts.shell)
     files.write_whole(job.conf / "passwd", accounts.encode(), 0o644, lasting=False)
     files.write_whole(job.conf / "group", services.group(facts.group, login, gid).encode(), 0o644, lasting=False)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import ids, text
-from mlbox.core.job import waiting_from_wire, waiting_to_wire
+from mlbox.core.hints import waiting_from_wire, waiting_to_wire
 from mlbox.core.schedule import Waiting
 from mlbox.host import files, store
 

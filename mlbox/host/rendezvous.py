@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import reverse
-from mlbox.host import files, store
+from mlbox.host import files, here
 
 _KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
 
@@ -40,7 +40,7 @@ def main() -> int:
     try:
         if not all(_is_socket(path) for path in names):
             why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
-            print(f"{store.host_name()}: {why}", flush=True)
+            print(f"{here.host_name()}: {why}", flush=True)
             return 1
         for path, name in names.items():
             held[name] = os.lstat(path).st_ino

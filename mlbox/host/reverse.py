@@ -29,7 +29,8 @@ from mlbox import errors
 from mlbox.core import reverse
 from mlbox.core.lab import Lab
 from mlbox.core.reverse import Meeting
-from mlbox.host import files, lab, store
+from mlbox.host import files, here, lab, store
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 _FIRST, _LAST, _HOPELESS = 0.5, 30.0, 60.0  # s between two dials
@@ -61,7 +62,7 @@ def publish(found: store.Store, rules: Lab) -> None:
 def _public(key: Path) -> str:
     if not key.exists():
         key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", reverse.mark(store.host_name()), "-f", str(key))
+        command = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", reverse.mark(here.host_name()), "-f", str(key))
         try:
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -104,7 +105,7 @@ def meeting(found: store.Store, tunnel: str) -> Meeting | None:
 class Tunnel:
     """`services`: those whose sockets <name>.sock are the session's; `call` is added, and answered here."""
 
-    def __init__(self, job: store.Job, place: Meeting, services: Iterable[str]) -> None:
+    def __init__(self, job: Job, place: Meeting, services: Iterable[str]) -> None:
         self._job, self._place = job, place
         self._services = (*services, reverse.CALL)
         self._closing = threading.Event()
@@ -190,14 +191,14 @@ class Tunnel:
             return self._ssh
 
 
-def _note(job: store.Job, place: Meeting, up: bool, why: str) -> None:
+def _note(job: Job, place: Meeting, up: bool, why: str) -> None:
     """How the tunnel is, for whoever asks another host of the lab."""
     said = {"via": place.via, "up": up, "why": why[:300], "at": time.time()}
     with suppress(OSError):  # the share's trouble is not the tunnel's
         files.write_whole(job.attempt(1) / "tunnel.json", json.dumps(said).encode())
 
 
-def _answer(listener: socket.socket, job: store.Job) -> None:
+def _answer(listener: socket.socket, job: Job) -> None:
     """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py)."""
     argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host")
     while True:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import wire
-from mlbox.host import store, watchdog
+from mlbox.host import here, watchdog
 
 Json = dict[str, Any]
 
@@ -90,7 +90,7 @@ def main() -> int:
         if request.verb not in HANDLERS:
             raise errors.Usage(f"this host's mlbox knows no {request.verb!r}")
         if request.verb not in _WITHOUT_ROOT:
-            watchdog.watch(str(call.root or store.data_home()), call.hung)
+            watchdog.watch(str(call.root or here.data_home()), call.hung)
         handler = importlib.import_module(f"mlbox.host.handlers.{HANDLERS[request.verb]}")
         call.send({"reply": handler.run(call)})
     except errors.MlboxError as error:

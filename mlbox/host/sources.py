@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import layer as layers
-from mlbox.host import store
+from mlbox.host import here
 from mlbox.host.engines import Say
 from mlbox.host.run import Cancel
 
@@ -78,7 +78,7 @@ def _from_makers(name: str, say: Say, cancel: Cancel) -> Path:
         known = ", ".join(sorted({key.split("-")[0] for key in layers.CODE_SERVER_SHA256}))
         hint = f"known: {known}; for others put the file into a folder with SHA256SUMS and name it with --sources"
         raise errors.StartFailed(f"mlbox knows no checksum for {name}", hint)
-    folder = store.cache_home() / "sources"
+    folder = here.cache_home() / "sources"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (folder / name).is_file():
         _check(folder / name, wanted, cancel)

@@ -32,160 +32,28 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import stat
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
-from mlbox.core.log import State, fold, follow
 from mlbox.core.slots import Writer
-from mlbox.core.slots import fold as stands
-from mlbox.host import files, processes, slots
+from mlbox.host import files, here, processes
 from mlbox.host.idle import name_of_ticks
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
-
-
-def user_name() -> str:
-    return os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
-
-
-def host_name() -> str:
-    return os.uname().nodename.split(".")[0] or "localhost"
-
-
-def data_home() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mlbox"
-
-
-def cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlbox"
-
-
-def size_of(folder: Path) -> int:
-    """Bytes on disk; what vanishes meanwhile counts nothing."""
-    total = 0
-    for top, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(top, name)).st_blocks * 512
-    return total
-
-
-def this_writer() -> Writer:
-    """This process, as a log's slots name it."""
-    return Writer(host_name(), processes.boot_id(), os.getpid(), processes.started(os.getpid()))
-
-
-def is_dead(writer: Writer) -> bool:
-    """Whether a process of this host is gone. Of other hosts' nothing is known here."""
-    if writer.host != host_name():
-        return False
-    return writer.boot != processes.boot_id() or processes.started(writer.pid) != writer.started
-
-
-class _Patient(slots.Files):
-    """While an append waits for another writer, it looks whether that one, of this host, has died."""
-
-    def sleep(self, seconds: float) -> None:
-        with suppress(OSError):
-            slots.Log(self.folder).sweep_intents(is_dead)
-        super().sleep(seconds)
-
-
-@dataclass(frozen=True)
-class Job:
-    """The folders of one job or session."""
-
-    id: str
-    owner: str
-    folder: Path
-    boot_folder: Path
-
-    def attempt(self, number: int) -> Path:
-        return self.folder / f"attempts/{number}"
-
-    @property
-    def sockets(self) -> Path:
-        return self.boot_folder / "s"
-
-    @property
-    def conf(self) -> Path:
-        return self.boot_folder / "conf"
-
-    @property
-    def logs(self) -> Path:
-        return self.boot_folder / "log"
-
-    @property
-    def keeper_lock(self) -> Path:
-        return self.boot_folder / "keeper.lock"
-
-    @property
-    def keeper_pid(self) -> Path:
-        return self.boot_folder / "keeper.pid"
-
-    def spec(self) -> JobSpec:
-        """Raises NotFound where there is none that can be read."""
-        document = files.read_json(self.folder / "spec.json")
-        if not isinstance(document, dict):
-            raise errors.NotFound(f"{self.id} has no readable spec.json")
-        try:
-            return JobSpec.from_wire(document, strict=False)
-        except errors.Usage as error:
-            raise errors.NotFound(f"{self.id} has a damaged spec.json: {error.message}") from None
-
-    def shown(self) -> JobSpec:
-        """For lists: a job whose spec can't be read is one without a name."""
-        try:
-            return self.spec()
-        except errors.NotFound:
-            return JobSpec()
-
-    def whole(self) -> JobSpec:
-        """The spec with its secrets, which only its owner can read. Raises NotFound."""
-        kept = files.read_json(self.folder / "secret.json")
-        try:
-            return self.spec().with_secrets(kept if isinstance(kept, dict) else {})
-        except errors.Usage as error:
-            raise errors.NotFound(f"{self.id} has a damaged secret.json: {error.message}") from None
-
-    def log(self) -> slots.Log:
-        return slots.Log(self.folder / "ev", _Patient(self.folder / "ev"))
-
-    def events(self) -> list[Json]:
-        """None where there is no such job (any more)."""
-        try:
-            return list(stands(self.log().read()).events.values())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def state(self) -> State:
-        return fold(self.events())
-
-    def append(self, event: str, facts: Mapping[str, Any], attempt: int = 0, patience: float = 10) -> bool:
-        """Append to the log; False where the event is not legal (any more), or no longer about this attempt.
-
-        Raises slots.Unsettled after `patience` seconds in which another writer neither went on nor died."""
-
-        def decide(events: Sequence[Json]) -> Json | None:
-            return follow(events, {"event": event, **facts}, attempt)
-
-        return isinstance(self.log().append(decide, this_writer(), patience), slots.Won)
 
 
 class Store:
     """One ROOT as one user sees it from one host."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or data_home()
-        self.user, self.host = user_name(), host_name()
+        self.root = root or here.data_home()
+        self.user, self.host = here.user_name(), here.host_name()
 
     def own(self, user: str = "") -> Path:
         return self.root / "users" / (user or self.user)
@@ -264,7 +132,7 @@ class Store:
     def mark_making(self, job: Job) -> None:
         """It is about to be put in line; should this process die on the way, the next sweep does the rest."""
         self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
-        writer = this_writer()
+        writer = here.this_writer()
         files.write_whole(
             self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode()
         )
@@ -278,7 +146,7 @@ class Store:
         for name in _names(self.making):
             if ids.is_ulid(name):
                 document = files.read_json(self.making / name)
-                if not isinstance(document, list) or len(document) != 4 or is_dead(Writer(*document)):
+                if not isinstance(document, list) or len(document) != 4 or here.is_dead(Writer(*document)):
                     left.append(self.job(name))
         return left
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core.stored import Stored
-from mlbox.host import archive, code, engines, files, store, uses
+from mlbox.host import archive, code, engines, files, here, store, uses
 from mlbox.host.engines import Engine
 
 _YOUNG = 3600.0  # s; what has only just come may be somebody's on their way to it
@@ -36,7 +36,7 @@ def remove(found: store.Store, thing: Stored) -> bool:
         return code.forget(found, thing.name, lambda: _needed(found))
     if thing.kind == "program":
         with suppress(OSError):
-            (store.cache_home() / thing.name).unlink()
+            (here.cache_home() / thing.name).unlink()
         return True
     key = thing.name.rpartition(":")[2]
     engine = engines.by_name(thing.about.split()[0], found)
@@ -95,7 +95,7 @@ def _programs(found: store.Store) -> Iterator[Stored]:
     """Each is one version. Keepers read what they need from theirs as they go."""
     own = Path(sys.argv[0]).name
     named = _crontab() + "".join(_command_lines()) + " ".join(_recorded(found))
-    for path in store.cache_home().glob("mlbox-*.pyz"):
+    for path in here.cache_home().glob("mlbox-*.pyz"):
         with suppress(OSError):
             status = path.stat()
             stays = "in use" if path.name in named else "it has just come" if _is_young(status) else ""

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mlbox import errors
-from mlbox.core import job as jobs
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.host import archive, batch, keeping, ready, store
+from mlbox.host import archive, batch, here, keeping, ready, store
+from mlbox.host.job import Job
 
 
-def sweep(found: store.Store) -> list[store.Job]:
+def sweep(found: store.Store) -> list[Job]:
     """Adopt, end or requeue what has lost its keeper; the jobs and sessions that live here."""
     found.sweep_torn()
     for job in found.left_in_making():
@@ -21,7 +23,7 @@ def sweep(found: store.Store) -> list[store.Job]:
     return [job for job in found.live_jobs() if _guarded(_look_after, found, job)]
 
 
-def _guarded(act: Callable[[store.Store, store.Job], bool], found: store.Store, job: store.Job) -> bool:
+def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: Job) -> bool:
     """One job's trouble (an engine that does not answer, a disk that is full) is not the others'. It is then neither
     ended nor kept, and counts as alive; the next call tries again."""
     try:
@@ -31,24 +33,24 @@ def _guarded(act: Callable[[store.Store, store.Job], bool], found: store.Store, 
         return True
 
 
-def _make(found: store.Store, job: store.Job) -> bool:
+def _make(found: store.Store, job: Job) -> bool:
     """Whoever submitted it died on the way: in line it goes, if the log has it, and else away with it."""
     state = _settled_state(job)
     if not state.name:
         found.forget(job)
     elif state.waiting:
-        ready.publish(found, jobs.waiting(job.id, job.owner, job.spec(), state))
+        ready.publish(found, waiting(job.id, job.owner, job.spec(), state))
     found.unmark_making(job)
     return False
 
 
-def _settled_state(job: store.Job) -> State:
+def _settled_state(job: Job) -> State:
     with suppress(FileNotFoundError):
-        job.log().sweep_intents(store.is_dead)
+        job.log().sweep_intents(here.is_dead)
     return job.state()
 
 
-def _look_after(found: store.Store, job: store.Job) -> bool:
+def _look_after(found: store.Store, job: Job) -> bool:
     """Whether it lives. What its keeper was asked for while it could not be told, it is told again."""
     if not keeping.lives(job):
         return _rescue(found, job)
@@ -57,7 +59,7 @@ def _look_after(found: store.Store, job: store.Job) -> bool:
     return True
 
 
-def _rescue(found: store.Store, job: store.Job) -> bool:
+def _rescue(found: store.Store, job: Job) -> bool:
     """True when it lives on under a new keeper."""
     held = keeping.lock(job)
     if held is None and job.boot_folder.exists():
@@ -82,10 +84,10 @@ def _rescue(found: store.Store, job: store.Job) -> bool:
             os.close(held)
 
 
-def _settle(found: store.Store, job: store.Job, state: State, spec: jobs.JobSpec) -> bool:
+def _settle(found: store.Store, job: Job, state: State, spec: JobSpec) -> bool:
     """A crash came between an event and its hints: they follow now."""
     if state.waiting and "queue" in state.facts:
-        ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
+        ready.publish(found, waiting(job.id, job.owner, spec, state))
     elif state.waiting:
         job.append("failed", {"reason": "start", "why": "it was never started"})
     elif not spec.session:

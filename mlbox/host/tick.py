@@ -24,7 +24,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.lab import Lab
 from mlbox.core.schedule import Plan, View, Waiting, plan
-from mlbox.host import batch, claim, files, keeping, lab, lease, look, processes, ready, slots, store, view
+from mlbox.host import attempts, claim, files, here, keeping, lab, lease, look, processes, ready, slots, store, view
 from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     """What cron runs: quiet when all is well; what is wrong goes to stderr, once per tick, and once in all what
     stays wrong until somebody mends lab.yaml."""
     root = Path(arguments[1]) if arguments[:1] == ["--root"] and len(arguments) == 2 else None
-    _cut(store.cache_home() / "tick.log")
+    _cut(here.cache_home() / "tick.log")
     found = store.Store(root)
     try:
         report = run(found)
@@ -201,7 +201,7 @@ def _fail(found: store.Store, job: Waiting, why: str) -> bool:
     ended = found.job(job.id)
     if not ended.append("failed", {"at": time.time(), "reason": "dependency", "why": why}, patience=0):
         return False
-    batch.settle(found, ended, ended.spec())
+    attempts.settle(found, ended, ended.spec())
     ready.withdraw(found, job)
     return True
 

@@ -17,11 +17,12 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, resources
 from mlbox.core.gpu import Gpu
-from mlbox.core.job import running_from_wire
+from mlbox.core.hints import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
 from mlbox.host import files, inventory, lease, look, store, usage
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 BEAT = 180.0  # s after which a user's ticks on this host count as stopped
@@ -173,7 +174,7 @@ def state_of(found: store.Store, users: Iterable[str], job: str) -> str:
     return next((s for user in users if (s := _state_name(found.job(job, user)))), "")
 
 
-def _state_name(job: store.Job) -> str:
+def _state_name(job: Job) -> str:
     try:
         return job.state().name
     except PermissionError:

@@ -22,7 +22,8 @@ from unittest import mock
 from benchkit.measure import Row, at_most, in_turn, tell
 from benchkit.peers import pause
 from mlbox.core import ids
-from mlbox.core.job import JobSpec, waiting, waiting_to_wire
+from mlbox.core.hints import waiting, waiting_to_wire
+from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Start
 from mlbox.core.session import Spec

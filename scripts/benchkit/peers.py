@@ -19,7 +19,7 @@ from typing import Callable
 
 from benchkit.laptop import PYTHON, PYZ, environment, free_port
 from benchkit.measure import note, seconds, tell
-from mlbox.host import store
+from mlbox.host import here, store
 
 _PACKAGES = {"nq": "nq", "tsp": "task-spooler", "sbatch": "slurm-wlm", "munged": "munge"}
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -192,7 +192,7 @@ class Slurm(Queue):
             path.mkdir(mode=0o700)
         self._conf, self._job = self._folder / "slurm.conf", self._folder / "job"
         self._job.write_text('#!/bin/sh\nexec "$@"\n')
-        names = {"host": store.host_name(), "user": store.user_name(), "folder": self._folder, "cpus": CPUS}
+        names = {"host": here.host_name(), "user": here.user_name(), "folder": self._folder, "cpus": CPUS}
         self._conf.write_text(_SLURM.format(controller=free_port(), node=free_port(), **names))
         self.env = environment(SLURM_CONF=str(self._conf))
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -244,7 +244,7 @@ class Slurm(Queue):
     def close(self) -> None:
         with undisturbed():
             if len(self._daemons) == 3:
-                self._said("scancel", "-u", store.user_name())
+                self._said("scancel", "-u", here.user_name())
                 with contextlib.suppress(RuntimeError, subprocess.SubprocessError):
                     until(self.empty, "Slurm's jobs", self.pause, 20)
             for daemon in reversed(self._daemons):

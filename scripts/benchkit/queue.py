@@ -25,7 +25,7 @@ from benchkit import growth
 from benchkit.laptop import PYTHON
 from benchkit.measure import Row, Subject, at_most, cpu_seconds, in_turn, seconds, tell
 from benchkit.peers import CPUS, Mlbox, Queue, Slurm, put, started, undisturbed, until
-from mlbox.host import store
+from mlbox.host import here
 
 RUNS = 10
 JOBS = 50  # of each rate
@@ -155,7 +155,7 @@ def _starts(ours: Mlbox) -> dict[str, Subject]:
 
 def _idle(ours: Mlbox, turns: int) -> list[Row]:
     """As cron calls it, in a ROOT where nothing has been for less than ten minutes."""
-    beat = ours.root / f"users/{store.user_name()}/on/{store.host_name()}/host.json"
+    beat = ours.root / f"users/{here.user_name()}/on/{here.host_name()}/host.json"
     ticked = (PYTHON, "-I", "-S", str(ours.planted), "tick", "--root", str(ours.root))
     seconds(ticked, ours.env)
     before = beat.stat().st_mtime_ns

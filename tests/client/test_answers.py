@@ -8,24 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import homes
 import pytest
 
 from mlbox.client import answers, state
 from mlbox.client.answers import Answers, from_yaml, remembered, to_remember, to_spec
-from mlbox.client.commands import session
+from mlbox.client.commands import session_start
 from mlbox.core.session import Mount
 from mlbox.errors import Usage
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    return folder
+    return homes.fresh(tmp_path / "home", monkeypatch)
 
 
 def yaml(tmp_path: Path, content: str | bytes) -> Path:
@@ -165,7 +160,7 @@ def test_precedence(
     if last is not None:
         state.update("last.json", "gpu1", to_remember(Answers(sources=last)))
     said = Answers(sources=flags).over(Answers(sources=file))
-    found = session._complete(said, "gpu1", state.Config(sources=config or ""), fresh=False)
+    found = session_start._complete(said, "gpu1", state.Config(sources=config or ""), fresh=False)
     assert getattr(found, "sources", None) == expected
 
 
@@ -180,12 +175,12 @@ def test_lists_are_replaced_not_joined() -> None:
 def test_last_answers_are_one_host_s() -> None:
     state.update("last.json", "gpu1", to_remember(Answers(packages=("a",))))
     for host, fresh, expected in (("gpu1", False, ("a",)), ("gpu2", False, None), ("gpu1", True, None)):
-        assert session._complete(Answers(), host, state.Config(), fresh).packages == expected
+        assert session_start._complete(Answers(), host, state.Config(), fresh).packages == expected
 
 
 def test_what_is_taken_over_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     state.update("last.json", "gpu1", to_remember(Answers(packages=("a",), sources="/s")))
-    session._complete(Answers(sources="/t"), "gpu1", state.Config(), fresh=False)
+    session_start._complete(Answers(sources="/t"), "gpu1", state.Config(), fresh=False)
     said = capsys.readouterr()
     assert "packages" in said.err and "sources" not in said.err and said.out == ""
 
@@ -203,7 +198,7 @@ def test_what_is_taken_over_is_shown(capsys: pytest.CaptureFixture[str]) -> None
 )
 def test_image_and_runtime_go_together(host: str, said: Answers, image: str | None, runtime: str | None) -> None:
     state.update("last.json", host, to_remember(Answers(image="x", runtime="docker")))
-    found = session._complete(said, host, state.Config(image="z"), fresh=False)
+    found = session_start._complete(said, host, state.Config(image="z"), fresh=False)
     assert (found.image, found.runtime) == (image, runtime)
 
 

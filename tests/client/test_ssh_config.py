@@ -7,9 +7,9 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import pytest
 
 from mlbox.client import ssh_config, state
@@ -20,14 +20,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKFGcLNm3cJkOlm3cQgvRzRjHJzI0SqGpDtE7
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "my home"  # a blank, as in macOS's "Application Support"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    yield folder
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return homes.fresh(tmp_path / "my home", monkeypatch)  # a blank, as in macOS's "Application Support"
 
 
 WAY = {"ssh": ["ssh", "-F", "/etc/lab config"], "host": "gpu1", "control": "/run/c", "local": "/run/l", "moves": False}

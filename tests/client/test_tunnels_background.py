@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import psutil
 import pytest
 from terminal import Terminal
@@ -40,11 +41,7 @@ _LONG = 60.0  # s
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+    folder = homes.fresh(tmp_path / "home", monkeypatch)
     runtime = tempfile.mkdtemp(prefix="mb", dir="/tmp")
     monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
     yield folder

@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import homes
 import pytest
 from queuebox import program
 
-from mlbox.host import batch, lease
+from mlbox.host import attempts, lease
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+    folder = homes.fresh(tmp_path / "home", monkeypatch)
     monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
     monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
-    monkeypatch.setattr(batch, "_PAUSE", 0.05)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.05)
     return folder

@@ -23,8 +23,9 @@ from queuebox import Box, until
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import keeping, store, sweep, tick
+from mlbox.host import here, keeping, sweep, tick
 from mlbox.host.handlers import submit
+from mlbox.host.job import Job
 
 TRUE = JobSpec(command=("/bin/true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
 PATIENCE = 60.0  # s for all recoveries of one test
@@ -99,13 +100,13 @@ def trials(folder: Path, codes: tuple[int, ...]) -> Iterator[Trial]:
         assert at < 1500, "it never gets through"
 
 
-def waiting_job(box: Box) -> store.Job:
+def waiting_job(box: Box) -> Job:
     job = submit.submit(box.found, TRUE)
     box.jobs.append(job)
     return job
 
 
-def jobs_of(box: Box) -> list[store.Job]:
+def jobs_of(box: Box) -> list[Job]:
     folder = box.found.own() / "jobs"
     return [box.found.job(path.name) for path in folder.glob("*/*")] if folder.is_dir() else []
 
@@ -275,7 +276,7 @@ def test_sweep_of_a_lost_job(roots: Path, codes: tuple[int, ...]) -> None:
         trial.acknowledged.append(job.id)
         box.found.mark_live(job, {})
         box.found.reserve(job)
-        facts = {"host": box.found.host, "boot": store.this_writer().boot, "attempt": 1, "gpus": []}
+        facts = {"host": box.found.host, "boot": here.this_writer().boot, "attempt": 1, "gpus": []}
         assert job.append("claimed", facts)
 
         def act(calls: Calls, say: Callable[[str], None]) -> None:

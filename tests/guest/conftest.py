@@ -7,18 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    return folder
+    return homes.fresh(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture

@@ -6,22 +6,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import pytest
 from queuebox import Box, program
 from queuebox import box as open_box
 
-from mlbox.host import batch, lease
+from mlbox.host import attempts, lease
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    for name in ("DATA", "CACHE", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-    return folder
+    return homes.fresh(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +29,6 @@ def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def box(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     """A queue with ROOT in `tmp_path`, whose jobs end with the test."""
     monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
-    monkeypatch.setattr(batch, "_PAUSE", 0.1)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.1)
     with open_box(tmp_path / "root") as made:
         yield made

@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 import pytest
 from queuebox import kill, until
 
+from mlbox.core import ids
 from mlbox.host import attempt, keeping, processes
 
-JOB = "01ARYZ6S41TSV4RRFFQ69G5FAV"
+JOB = ids.ulid(0, os.urandom(10))  # its processes are found machine-wide: not those of another run of these tests
 
 
 class Runner:
@@ -139,32 +140,31 @@ def test_sigterm_ends_in_order(tmp_path: Path) -> None:
     assert runner.output().endswith("bye\n")
 
 
+SECONDS = f"77079.{os.getpid()}"  # by which they are found, machine-wide
 HIDING = """
 trap '' TERM
-sleep 77079 &
-setsid sleep 77079 &
-setsid env -i /bin/sleep 77079 &
-(setsid sh -c 'trap "" TERM; env -i /bin/sleep 77079' &)
+sleep SECONDS &
+setsid sleep SECONDS &
+setsid env -i /bin/sleep SECONDS &
+(setsid sh -c 'trap "" TERM; env -i /bin/sleep SECONDS' &)
 python3 -c 'import os,time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        os.execve("/bin/sleep", ["sleep", "77079"], {})
+        os.execve("/bin/sleep", ["sleep", "SECONDS"], {})
     os._exit(0)
 os.wait()'
 echo up
-while :; do sleep 0.05; done
-"""
+while [ ! -e go ]; do sleep 0.05; done
+""".replace("SECONDS", SECONDS)
 
 
 @pytest.mark.parametrize("how", ["told to stop", "by itself"])
 def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
     """Also those in other sessions, without the mark in their environment, and whose parents are gone."""
-    runner = sh(
-        tmp_path, HIDING if how == "told to stop" else HIDING.replace("while :;", "until test -e go;"), grace=0.5
-    )
+    runner = sh(tmp_path, HIDING, grace=0.5)
     runner.says("up")
-    sleepers = ("pgrep", "-f", "sleep 77079")
+    sleepers = ("pgrep", "-f", f"sleep {SECONDS}")
     assert len(subprocess.run(sleepers, capture_output=True, text=True).stdout.split()) >= 5
     before = time.monotonic()
     if how == "told to stop":

@@ -10,7 +10,7 @@ import pytest
 
 from mlbox import errors
 from mlbox.core.session import Mount
-from mlbox.host import store
+from mlbox.host import here, store
 from mlbox.host.engines import Run
 from mlbox.host.engines.docker import Docker
 
@@ -85,7 +85,7 @@ def test_the_user_inside_is_the_user_s_own() -> None:
     assert values(argv, "--user") == [f"{os.getuid()}:{os.getgid()}"]
     assert set(values(argv, "--group-add")) == {str(gid) for gid in os.getgroups()} - {str(os.getgid())}
     mounts = values(argv, "-v")
-    assert f"/share/users/ada/home:/home/{store.user_name()}" in mounts
+    assert f"/share/users/ada/home:/home/{here.user_name()}" in mounts
     assert "/tmp/mlbox-1000/q69g5fav/conf/passwd:/etc/passwd:ro" in mounts
 
 

@@ -14,6 +14,7 @@ from queuebox import Box
 from mlbox.core.schedule import Start, Waiting
 from mlbox.host import claim, lab, lease, limits, store, tick
 from mlbox.host.handlers import queue
+from mlbox.host.job import Job
 
 EARLY, LATE = "01ARYZ6S41TSV4RRFFQ69G5FAV", "7ZARYZ6S41TSV4RRFFQ69G5FAV"  # ids
 LIMITED = [
@@ -30,7 +31,7 @@ def on(box: Box, host: str) -> store.Store:
     return made
 
 
-def jobs_in_line(box: Box, count: int, *command: str, **fields: Any) -> list[store.Job]:
+def jobs_in_line(box: Box, count: int, *command: str, **fields: Any) -> list[Job]:
     box.call(queue, do="pause", queue="default")
     made = [job for _ in range(count) for job in box.submit_all(*command, **fields)]
     (box.root / "paused/default").unlink()
@@ -49,7 +50,7 @@ def test_what_another_host_has_started_meanwhile_counts(
     )
     real, reports = store.Store.mark_live, list[tick.Report]()
 
-    def late(found: store.Store, job: store.Job, record: Any) -> None:
+    def late(found: store.Store, job: Job, record: Any) -> None:
         if found.host == box.found.host and not reports:
             reports.append(tick.Report())
             other = on(box, "gpu2")
@@ -69,7 +70,7 @@ def test_what_another_host_has_started_meanwhile_counts(
     (tmp_path / "go").touch()
 
 
-def _array(job: store.Job) -> dict[str, Any]:
+def _array(job: Job) -> dict[str, Any]:
     spec = job.spec()
     return {"array": spec.array, "array_limit": spec.array_limit}
 

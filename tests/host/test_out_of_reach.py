@@ -16,9 +16,10 @@ from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Spec
-from mlbox.host import files, lab, reverse, store, tick
+from mlbox.host import files, lab, reverse, tick
 from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
 from mlbox.host.idle import idle
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 PLACE: Json = {
@@ -31,7 +32,7 @@ def behind_nat(box: Box, name: str) -> None:
     box.lab(f"hosts: {{{name}: {{tunnel: reverse, via: gate}}}}\n")
 
 
-def far_session(box: Box) -> store.Job:
+def far_session(box: Box) -> Job:
     """Of this user's, running on ws, as this host sees it by the share."""
     job = box.found.job(ids.ulid(int(time.time() * 1000), os.urandom(10)))
     box.found.create(job, JobSpec(work=Spec(name="far", runtime="process")), queued=True)

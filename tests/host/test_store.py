@@ -17,7 +17,8 @@ from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Mount, Spec
 from mlbox.host import files, keeping, sweep
-from mlbox.host.store import Job, Store
+from mlbox.host.job import Job
+from mlbox.host.store import Store
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
 

@@ -21,17 +21,18 @@ from labkit import gpus as false
 from queuebox import Box, hint, kill, until
 from users import nobody
 
-from mlbox import errors
+from mlbox import entry, errors
 from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, files, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import claim, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
+from mlbox.host.job import Job
 
 TRUE = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
 
@@ -80,7 +81,7 @@ def test_a_job_s_end_starts_the_next(box: Box) -> None:
     assert starts == sorted(starts)
 
 
-def ended_elsewhere(box: Box, job: store.Job) -> None:
+def ended_elsewhere(box: Box, job: Job) -> None:
     """As another host does it: what is this host's own of the job is not touched."""
     assert job.append("cancelled", {"at": time.time(), "why": "elsewhere"})
     shutil.rmtree(box.found.own() / "ready")
@@ -157,13 +158,14 @@ def test_a_session_in_line_is_cancelled_as_a_job_is(box: Box) -> None:
 
 
 def test_cancel_a_running_job_ends_all_that_it_started(box: Box) -> None:
-    job = box.sh("setsid env -i /bin/sleep 77077 & setsid sleep 77077 & echo up; trap 'echo bye; exit 0' TERM; wait")
+    sleep = f"sleep 77077.{os.getpid()}"  # by which they are found, machine-wide
+    job = box.sh(f"setsid env -i /bin/{sleep} & setsid {sleep} & echo up; trap 'echo bye; exit 0' TERM; wait")
     box.started(job, "up")
     reply = box.cancel(job)
     assert (reply["state"], reply["requested"]) == ("started", "cancel_requested")
     assert box.end(job).name == "cancelled"
     assert box.output(job) == "up\nbye\n"
-    sleeping = subprocess.run(("pgrep", "-f", "sleep 77077"), capture_output=True).stdout
+    sleeping = subprocess.run(("pgrep", "-f", sleep), capture_output=True).stdout
     assert sleeping == b""
     box.assert_nothing_leaks()
 
@@ -214,18 +216,23 @@ def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
 # ---- again, in numbers, in order -----------------------------------------------------------------
 
 
+def test_before_the_back_off_is_over_it_waits_and_says_so(box: Box) -> None:
+    job = box.sh("exit 1", retries=5, backoff=3600)
+    box.wait(job, "retry")
+    assert box.hints() == [job.id]
+    # Its keeper's own tick may still be at work; then ours leaves it to that one, and has no waits to tell.
+    until(lambda: "retry not before" in (box.tick().waits or {}).get(job.id, ""))
+    assert job.state().attempt == 1
+    box.cancel(job)
+
+
 def test_retry_with_back_off_then_success(box: Box, tmp_path: Path) -> None:
     job = box.sh(f"echo x >>{tmp_path}/tries; test $(wc -l <{tmp_path}/tries) = 3", retries=5, backoff=1)
-    for attempt in (1, 2):
-        state = box.wait(job, "retry")
-        assert (state.attempt, state.facts["reason"], state.facts["exit"]) == (attempt, "exit", 1)
-        assert box.hints() == [job.id]
-        assert box.tick().started == ()
-        assert "retry not before" in (box.tick().waits or {})[job.id]
-        until(lambda: box.tick().started == (job.id,), patience=5)
+    until(lambda: box.tick() and job.state().name == "finished")
+    retried = [event for event in job.events() if event["event"] == "retry"]
+    assert [(event["reason"], event["exit"]) for event in retried] == [("exit", 1), ("exit", 1)]
     assert box.end(job).attempt == 3
     assert box.claims(job) == [1, 2, 3]
-    assert job.state().name == "finished"
     assert [box.output(job, n) for n in (1, 2, 3)] == ["", "", ""]
 
 
@@ -592,19 +599,19 @@ def test_a_job_that_another_host_claimed_first_leaves_nothing_here(
     claimed = {"at": 1.0, "host": "other", "boot": "b", "gpus": [], "attempt": 1}
     if elsewhere == "can't be read":
 
-        def stale(_: store.Job) -> State:
+        def stale(_: Job) -> State:
             raise OSError(errno.ESTALE, "stale")
 
-        monkeypatch.setattr(store.Job, "state", stale)
+        monkeypatch.setattr(Job, "state", stale)
         with pytest.raises(OSError):
             claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     else:
         assert job.append("claimed", claimed)
         if elsewhere == "in line again":
-            state = store.Job.state
+            state = Job.state
             seen = iter([job.state()])  # the tick reads it twice
             assert job.append("lost", {"at": 2.0}, 1)
-            monkeypatch.setattr(store.Job, "state", lambda made: next(seen, None) or state(made))
+            monkeypatch.setattr(Job, "state", lambda made: next(seen, None) or state(made))
         assert not claim.start(box.found, Waiting(job.id, box.found.user), Start(job.id, (), 0, 0), None, tick.again)
     assert not job.boot_folder.exists()
 
@@ -647,7 +654,7 @@ def test_a_claim_in_doubt_is_found_again(box: Box) -> None:
     """Another process is in the middle of a slot: nothing is started, nothing lost."""
     box.call(queue, do="pause", queue="default")
     job = box.submit("true")
-    writer = replace(store.this_writer(), host="gpu2")
+    writer = replace(here.this_writer(), host="gpu2")
     words = (f".000002.{writer.host}.{writer.boot}.{writer.pid}.{writer.started}.{'a' * 16}", "000002")
     for word in words:
         (job.folder / "ev" / word).write_text("")
@@ -977,7 +984,7 @@ def test_an_idle_lab_s_ticks_tell_once_that_lab_yaml_is_broken(box: Box, capsys:
     def minute() -> tuple[bool, str]:
         """What cron calls: whether it had nothing to do, and what it said."""
         before = (box.found.on() / "host.json").stat().st_mtime_ns
-        assert idle.main(["--root", str(box.root)]) == 0
+        assert entry.main(["tick", "--root", str(box.root)]) == 0
         return (box.found.on() / "host.json").stat().st_mtime_ns == before, capsys.readouterr().err
 
     box.lab("queues: {default: {}}\n")
@@ -1023,17 +1030,17 @@ class Gpus:
     def show(self, *gpus: false.Gpu) -> None:
         self.file.write_text(false.render(gpus))
 
-    def job(self, **resources: object) -> store.Job:
+    def job(self, **resources: object) -> Job:
         """One that stays until `go`, and says what it has."""
         return self.box.sh(WAIT.format(go=self.go), resources=resources)
 
-    def has(self, job: store.Job) -> list[str]:
+    def has(self, job: Job) -> list[str]:
         self.box.started(job, "\n")
         words = self.box.output(job).split()
         assert sorted((words or [""])[0].split(",")) == sorted(job.state().facts["gpus"] or [""])
         return list(job.state().facts["gpus"])
 
-    def why(self, job: store.Job) -> str:
+    def why(self, job: Job) -> str:
         return str((self.box.tick().waits or {})[job.id])
 
 

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from mlbox.core import ids
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After
 from mlbox.core.session import Spec
 from mlbox.host import archive, attempt, files, keeping, lab, processes, ready, store, tick, view
 from mlbox.host.handlers import cancel, submit
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,7 +79,7 @@ class Box:
         self.root = root
         lab.found(root)
         self.found = store.Store(root)
-        self.jobs: list[store.Job] = []
+        self.jobs: list[Job] = []
 
     # ---- a person's words
 
@@ -85,10 +87,10 @@ class Box:
         reply: Json = handler.run(Call(self.root, **arguments))
         return reply
 
-    def submit(self, *command: str, array: int = 0, code: str = "", **fields: Any) -> store.Job:
+    def submit(self, *command: str, array: int = 0, code: str = "", **fields: Any) -> Job:
         return self.submit_all(*command, array=array, code=code, **fields)[0]
 
-    def submit_all(self, *command: str, array: int = 0, code: str = "", **fields: Any) -> list[store.Job]:
+    def submit_all(self, *command: str, array: int = 0, code: str = "", **fields: Any) -> list[Job]:
         work = Spec(runtime="process", env=fields.pop("env", {}), name=fields.pop("name", ""))
         resources = Resources(**{"gpus": "0", "cpus": 0, **fields.pop("resources", {})})
         spec = JobSpec(command=command, work=work, resources=resources, **fields).to_wire()
@@ -97,14 +99,14 @@ class Box:
         self.jobs += made
         return made
 
-    def sh(self, script: str, **fields: Any) -> store.Job:
+    def sh(self, script: str, **fields: Any) -> Job:
         return self.submit("/bin/sh", "-c", script, **fields)
 
-    def submit_after(self, after: list[Json]) -> store.Job:
+    def submit_after(self, after: list[Json]) -> Job:
         """`true`, after these."""
         return self.submit("true", after=tuple(After(a["job"], a.get("end", "ok")) for a in after))
 
-    def cancel(self, job: store.Job) -> Json:
+    def cancel(self, job: Job) -> Json:
         return self.call(cancel, job=job.id)
 
     def tick(self) -> tick.Report:
@@ -118,7 +120,7 @@ class Box:
 
     # ---- what became of it
 
-    def wait(self, job: store.Job, *names: str, patience: float = PATIENCE) -> State:
+    def wait(self, job: Job, *names: str, patience: float = PATIENCE) -> State:
         """Until the job is in one of these states, and its hints have followed."""
         deadline = time.monotonic() + patience
         while (state := job.state()).name not in names or (not state.running and self.is_live(job)):
@@ -126,17 +128,17 @@ class Box:
             time.sleep(0.01)
         return state
 
-    def is_live(self, job: store.Job) -> bool:
+    def is_live(self, job: Job) -> bool:
         return (self.found.live / job.id).exists()
 
-    def end(self, job: store.Job, patience: float = PATIENCE) -> State:
+    def end(self, job: Job, patience: float = PATIENCE) -> State:
         return self.wait(job, "finished", "failed", "cancelled", patience=patience)
 
-    def output(self, job: store.Job, attempt: int = 1) -> str:
+    def output(self, job: Job, attempt: int = 1) -> str:
         path = job.attempt(attempt) / "output.log"
         return path.read_text() if path.exists() else ""
 
-    def keeper_log(self, job: store.Job) -> str:
+    def keeper_log(self, job: Job) -> str:
         logs = sorted((job.folder / "attempts").glob("*/keeper.log"))
         return "\n".join(path.read_text(errors="replace") for path in logs)
 
@@ -147,7 +149,7 @@ class Box:
     def archived(self) -> dict[str, str]:
         return {row["id"]: row["state"] for row in archive.latest(self.found, self.found.user, 10_000)}
 
-    def claims(self, job: store.Job) -> list[int]:
+    def claims(self, job: Job) -> list[int]:
         return [event["attempt"] for event in job.events() if event["event"] == "claimed"]
 
     def running(self) -> list[str]:
@@ -155,21 +157,21 @@ class Box:
 
     # ---- violence
 
-    def keeper(self, job: store.Job) -> int:
+    def keeper(self, job: Job) -> int:
         return _signed(job.keeper_pid)
 
-    def runner(self, job: store.Job) -> int:
+    def runner(self, job: Job) -> int:
         return _signed(job.boot_folder / attempt.PID)
 
-    def kill_keeper(self, job: store.Job) -> None:
+    def kill_keeper(self, job: Job) -> None:
         kill(self.keeper(job))
         until(lambda: not keeping.lives(job))
 
-    def kill_runner(self, job: store.Job) -> None:
+    def kill_runner(self, job: Job) -> None:
         kill(self.runner(job))
         until(lambda: not keeping.is_held(job.boot_folder / attempt.LOCK))
 
-    def started(self, job: store.Job, word: str = "") -> None:
+    def started(self, job: Job, word: str = "") -> None:
         """Until the job's command runs, and has said this."""
         self.wait(job, "started")
         until(lambda: word in self.output(job, job.state().attempt) and processes.marked(job.id))
@@ -202,7 +204,7 @@ def inside(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def hint(found: store.Store, spec: JobSpec, job: str = "", **facts: Any) -> store.Job:
+def hint(found: store.Store, spec: JobSpec, job: str = "", **facts: Any) -> Job:
     """A job's place in line, and no job."""
     made = found.job(job or ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)))
     ready.publish(found, waiting(made.id, found.user, spec, State("submitted", facts)))

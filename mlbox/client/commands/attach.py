@@ -1,216 +1,102 @@
-"""mlbox session attach, info and list: find sessions wherever they run, and join one."""
+"""mlbox session attach: join a session, and serve the person until they leave or it ends."""
 
 from __future__ import annotations
 
-import time
+import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, TypeVar
+from dataclasses import dataclass
+from typing import Any, Callable
 
-from mlbox import errors
-from mlbox.client import output, ssh_config, state
-from mlbox.client.attached import Attached
-from mlbox.client.commands import session as sessions
-from mlbox.client.hosts import ask_all, known_hosts
-from mlbox.client.reach import Reach
-from mlbox.client.remote import Host, connect, of_session
-from mlbox.core import text
+from mlbox.client import options, output, sessions, ssh_config, ssh_include, state
+from mlbox.client.attached import Attached, block
+from mlbox.client.commands import shutdown
+from mlbox.client.console import Console
+from mlbox.client.remote import Host
+from mlbox.core import port
 from mlbox.core.port import Port
 
 Json = dict[str, Any]
-T = TypeVar("T")
 
 
-def summary(session: Json) -> str:
-    parts = [text.count(len(session["gpus"]), "GPU"), text.safe(session["image"]) or "no container"]
-    if session["since"]:
-        parts.append(f"{session['state']} {text.duration(time.time() - session['since'])} ago")
-    return ", ".join(parts)
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="Join a session.")
+    options.session(made)
+    made.add_argument("--port", action="append", metavar="P|LOCAL:P", help="bring port P inside here too; repeat")
+    made.add_argument("--detach", action="store_true", help="leave again; the tunnels stay in the background")
+    return made
 
 
-def reach(host: Host, session: Json) -> Reach:
-    return Reach.of(session, host.name, host.root)
+@dataclass(frozen=True)
+class Manner:
+    """How a command that attaches behaves towards the person."""
+
+    detach: bool = False  # leave at once
+    json: bool = False
+    yes: bool = False  # ask nothing
 
 
-def public(session: Json) -> Json:
-    """Facts for --json; the URLs carry their tokens, nothing else does."""
-    keys = ("id", "name", "gpus", "image", "runtime", "absent")
-    return {key: session[key] for key in keys if key in session}
+def main(arguments: argparse.Namespace) -> int:
+    wanted, config = arguments.session, options.config(arguments)
+    ports = [port.parse(word) for word in arguments.port or ()]
+    manner = Manner(arguments.detach, arguments.json)
+    return sessions.at_session(wanted, arguments.host, config, lambda there: join(there, wanted, config, ports, manner))
 
 
-def enter(host: Host, session: Json) -> None:
-    """It runs there: remembered, and known to ssh by its name from now on."""
-    state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
-    # By the rendezvous, where nothing else leads.
-    services = reach(host, session).services if host.via else session["services"]
-    facts = services.get("ssh")
-    way = host.transport.way(facts["socket"]) if facts else None
-    if facts is None or way is None:
-        return
-    place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
-    known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())
-    if known != session["name"]:
-        output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
-
-
-def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host], T]) -> T:
-    """Do `act` at the host where a session runs: the one named, the one remembered, or else the one that is found by
-    asking all. What is remembered may be over, and another of that name run elsewhere. Raises NotFound."""
-    place = _known_place(wanted, host, config)
-    if place is not None:
-        try:
-            return act(place)
-        except (errors.NotFound, errors.Unreachable) as error:
-            if host or set(known_hosts(config)) <= {place.name}:
-                raise
-            found = _elsewhere(wanted, place.name, config, error)
-        return act(found)
-    return act(ask_around(wanted, config))
-
-
-def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.MlboxError) -> Host:
-    """Another host that has it. Where none says so, it stays with what is known: its host can't be reached."""
-    try:
-        found = ask_around(wanted, config)
-    except errors.NotFound:
-        if isinstance(error, errors.Unreachable):
-            raise error from None
-        raise
-    if found.name == known:  # it is reached, and what was to be done there was not
-        raise error
-    return found
-
-
-def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
-    matching = [{**s, "id": i} for i, s in _remembered().items() if wanted in (i, s["name"])] if wanted else []
-    if len(matching) == 1 and host in ("", matching[0]["host"]):
-        return of_session(matching[0], config)
-    if host:
-        roots = {s.get("root", "") for s in matching if s["host"] == host}
-        return connect(host, config, roots.pop() if len(roots) == 1 else "")
-    if len({s["host"] for s in matching}) == 1:
-        return connect(matching[0]["host"], config, matching[0].get("root", ""))
-    return None
-
-
-def ask_around(wanted: str, config: state.Config) -> Host:
-    replies = ask_all(known_hosts(config), "sessions", {}, config)
-    there = {s["host"]: s for s in _listed(replies) if _is(s, wanted)}
-    if len(there) == 1:
-        return of_session(there.popitem()[1], config)
-    unasked = [f"{name} did not answer: {r.message}" for name, r in replies.items() if isinstance(r, errors.MlboxError)]
-    if there:
-        raise errors.NotFound(
-            f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
-        )
-    what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
-    raise errors.NotFound(
-        f"{what} is running on {', '.join(replies)}", "\n".join(unasked) or "mlbox session HOST starts one"
-    )
-
-
-def _listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
-    """Sessions with their hosts as this laptop calls them. Those on hosts that can't be asked are told by each of the
-    others, and listed once."""
-    found: dict[str, Json] = {}
-    for name, reply in replies.items():
-        for session in [] if isinstance(reply, errors.MlboxError) else reply["sessions"]:
-            found.setdefault(session["id"], session if "via" in session else {**session, "host": name})
-    return list(found.values())
-
-
-def _remembered() -> dict[str, Json]:
-    """Sessions started from this laptop: id -> its name, host and root there."""
-    return state.load("sessions.json")
-
-
-def remembered(wanted: str, host: str) -> tuple[str, str]:
-    """The host and the id of the last session of that name that this laptop knows (on `host`, if one is named); empty
-    texts without one. An id means something after a session's end, a name does not."""
-    named = [(s["host"], id_) for id_, s in _remembered().items() if wanted and s["name"] == wanted]
-    return next((pair for pair in sorted(named, key=lambda p: p[1], reverse=True) if host in ("", pair[0])), ("", ""))
-
-
-def _is(session: Json, wanted: str) -> bool:
-    return wanted in ("", session["id"], session["name"]) or session["id"].startswith(wanted.upper())
-
-
-def run(wanted: str, host: str, config: state.Config, ports: Sequence[Port], detach: bool, as_json: bool) -> int:
-    return at_session(wanted, host, config, lambda there: join(there, wanted, config, ports, detach, as_json))
+Then = Callable[[Mapping[str, str]], None]
+"""Hears where each service is on this machine, once all is told."""
 
 
 def join(
-    host: Host, wanted: str, config: state.Config, ports: Sequence[Port], detach: bool, as_json: bool,
-    yes: bool = False, then: Callable[[Mapping[str, str]], None] | None = None,
-) -> int:  # fmt: skip
-    """`then` hears where each service is on this machine, once all is told."""
-    found = reveal(host, wanted)
+    host: Host, wanted: str, config: state.Config, ports: Sequence[Port], manner: Manner, then: Then | None = None
+) -> int:
+    found = sessions.reveal(host, wanted)
     with output.Progress() as progress:
         progress.say("connecting the tunnels")
-        attached = Attached(reach(host, found), config, ports, progress.keep)
+        attached = Attached(sessions.reach(host, found), config, ports, progress.keep)
         try:
             attached.dial()
             attached.wait_up(attached.reach)
         except BaseException:
             attached.close()
             raise
-    return sessions.work(host, attached, found, detach, as_json, yes, then)
+    return work(host, attached, found, manner, then)
 
 
-def reveal(host: Host, wanted: str) -> Json:
-    """What it takes to reach it; this laptop's keys are let in from now on."""
-    keys = list(host.transport.public_keys())
-    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys})
-    return dict(reply["session"])
-
-
-def _facts(host: Host, wanted: str) -> Json:
-    return dict(host.call("sessions", {"session": wanted})["session"])
-
-
-def info(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
-    where, found = at_session(wanted, host, config, lambda there: (there, _facts(there, wanted)))
-    if as_json:
-        output.facts({**found, "host": where.name})
-        return 0
-    print(f"{output.bold(found['name'])}  {found['id']}  on {where.name}")
-    for key in ("state", "runtime", "image", "user"):
-        if found[key]:
-            print(f"  {key + ':':<9}{text.safe(str(found[key]))}")
-    print(f"  gpus:    {', '.join(found['gpus']) or 'none'}")
-    print(f"  since:   {text.duration(time.time() - found['since'])} ago")
-    for name, why in found.get("trouble", {}).items():
-        output.warn(f"{name}: {why}")
-    print(f"Attach:  mlbox session attach {found['name']}")
+def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Then | None = None) -> int:
+    """Print the block, then serve the person until they leave or the session ends."""
+    chosen = "detach"
+    # Before the block is there to be read: whoever has read it may end us by a signal.
+    console = None if manner.detach else Console(attached, lambda: sessions.logs(host, session["id"]))
+    try:
+        sessions.enter(host, session)
+        if manner.json:
+            facts = {**sessions.public(session), "host": host.name, "urls": attached.urls(), "ports": attached.extra}
+            output.facts(facts)
+        else:
+            ssh_include.offer(manner.yes)
+            print(block(attached, session.get("absent", {})), flush=True)
+        if then is not None:
+            then(attached.urls())
+        if console is not None:
+            chosen = console.run()
+        if chosen == "detach":
+            attached.stay()
+    except KeyboardInterrupt:
+        chosen = "leave"
+    finally:
+        attached.close()
+    if chosen == "shutdown":
+        return shutdown.end(host, session["id"], as_json=False)
+    if chosen == "ended" and attached.over:
+        ssh_config.drop(session["id"])
+    output.note(_parting(chosen, session["name"], attached.why))
     return 0
 
 
-def logs(host: Host, wanted: str) -> str:
-    """The ends of its services' logs, other people's escapes made harmless."""
-    reply = host.call("sessions", {"session": wanted, "logs": True})
-    return "\n".join(f"--- {name}\n{text.safe(content)}" for name, content in reply["logs"].items())
-
-
-def list_all(hosts: list[str], config: state.Config, as_json: bool) -> int:
-    names = hosts or known_hosts(config)
-    replies = ask_all(names, "sessions", {}, config)
-    rows = _listed(replies)
-    failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
-    for name in set(replies) - set(failed):
-        ssh_config.keep_only(name, config.root, [row["id"] for row in rows if row["host"] == name])
-    if as_json:
-        output.facts(rows)
-    elif rows:
-        table = [
-            (s["name"], s["id"], s["host"], s["state"], str(len(s["gpus"])), s["image"] or "(process)", _age(s))
-            for s in rows
-        ]
-        output.table(("NAME", "ID", "HOST", "STATE", "GPUS", "IMAGE", "AGE"), table)
-    elif not failed:
-        output.note(f"no session of yours is running on {', '.join(names)}")
-    for name, error in failed.items():
-        output.warn(f"{name}: {error.message}")
-    return next(iter(failed.values())).exit_code if failed and len(failed) == len(replies) else 0
-
-
-def _age(session: Json) -> str:
-    return text.duration(time.time() - session["since"]) if session["since"] else "-"
+def _parting(chosen: str, name: str, why: str) -> str:
+    if chosen == "ended":
+        return f"{name}: {why}"
+    if chosen == "detach":
+        ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
+        return f"detached; {name} goes on, its tunnels in the background ({ways})"
+    return f"detached; {name} goes on (mlbox session attach {name})"

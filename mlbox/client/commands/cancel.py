@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -15,12 +15,12 @@ Json = dict[str, Any]
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="Cancel jobs. A running one gets SIGTERM, its grace, SIGKILL.")
     made.add_argument("jobs", metavar="ID|NAME", nargs="+")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     host = lab.entry(arguments, settings)
     replies, failed = [], None
     for job in arguments.jobs:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import options, output
 from mlbox.client.hosts import ask_all, known_hosts
 
 
@@ -14,12 +14,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="One line in your crontab on each host: a pass every minute.")
     made.add_argument("do", choices=("install", "show", "remove"))
     made.add_argument("hosts", nargs="*", metavar="HOST", help="default: the hosts that are configured or known")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     hosts = arguments.hosts or ([arguments.host] if arguments.host else known_hosts(settings))
     replies = ask_all(hosts, "cron", {"do": arguments.do}, settings)
     failed = {host: reply for host, reply in replies.items() if isinstance(reply, errors.MlboxError)}

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output, state
+from mlbox.client import lab, options, output, state
 from mlbox.client.remote import Host, connect
 from mlbox.client.transports.openssh import OpenSsh
 from mlbox.core import text
@@ -39,12 +39,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
             one.add_argument("--why", default="", help="for the others")
         if name == "fence":
             one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
-        lab.options(one)
+        options.queue(one)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     if arguments.do in ("add", "remove"):
         return (_add if arguments.do == "add" else _remove)(arguments, settings)
     if arguments.do == "fence" and not arguments.yes:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import options, output
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
@@ -39,7 +39,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     hosts = list(dict.fromkeys(arguments.hosts)) or known_hosts(settings)
     if arguments.do == "list":
         replies = ask_all(hosts, "images", {}, settings)

@@ -7,7 +7,7 @@ import secrets
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import options, output
 from mlbox.client.hosts import ask_all
 from mlbox.client.remote import connect
 
@@ -20,12 +20,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Make DIR, a folder that all these hosts share, a lab; asked again, it checks and adds hosts.",
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as `ssh` knows them")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in dict.fromkeys(arguments.hosts)}
     ids = {reply["id"] for reply in replies.values()}
     if len(ids) > 1:

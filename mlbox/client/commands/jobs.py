@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.core import text
 from mlbox.core.log import RUNNING, WAITING
 
@@ -18,12 +18,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made.add_argument("--all", action="store_true", help="everybody's")
     made.add_argument("--queue", metavar="Q", default="", help="of one queue")
     made.add_argument("-n", "--ended", type=int, default=20, metavar="N", help="ended ones to show (default: 20)")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    host = lab.entry(arguments, lab.config(arguments))
+    host = lab.entry(arguments, options.config(arguments))
     reply = host.call("jobs", {"all": arguments.all, "queue": arguments.queue, "ended": max(0, arguments.ended)})
     if arguments.json:
         output.facts(reply["jobs"])

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.client.remote import Host
 from mlbox.core import text
 
@@ -20,12 +20,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made.add_argument("-f", "--follow", action="store_true", help="and what comes, until the job has ended")
     made.add_argument("-n", "--tail", type=int, default=0, metavar="N", help="only the last N lines of what is there")
     made.add_argument("--attempt", type=int, default=0, metavar="N", help="of that attempt (default: the latest)")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    host = lab.entry(arguments, lab.config(arguments))
+    host = lab.entry(arguments, options.config(arguments))
     if arguments.follow:
         return follow(host, arguments.job, arguments.tail)
     args = {"job": arguments.job, "tail": arguments.tail, "attempt": arguments.attempt}

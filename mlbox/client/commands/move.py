@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.core import text
 
 
@@ -27,7 +27,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         help="before your others; passes nobody else's",
     )
     ends.add_argument("--bottom", dest="where", action="store_const", const="bottom", help="behind your others")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.queue and arguments.priority is None and not arguments.where:
         raise errors.Usage("move it where?", "--queue Q, --priority N, --top or --bottom")
     args = {"job": arguments.job, "queue": arguments.queue, "priority": arguments.priority, "where": arguments.where}
-    reply = lab.entry(arguments, lab.config(arguments)).call("move", args)
+    reply = lab.entry(arguments, options.config(arguments)).call("move", args)
     if arguments.json:
         output.facts(reply)
         return 0

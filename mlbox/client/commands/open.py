@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output, ssh_config, ssh_include, state
+from mlbox.client import options, output, sessions, ssh_config, ssh_include, state
 from mlbox.client.commands import attach
 from mlbox.client.reach import TITLES
 from mlbox.client.remote import Host
@@ -39,23 +39,23 @@ def parser(make: Any) -> argparse.ArgumentParser:
         "--in", dest="tool", choices=(*EDITORS, *PAGES), default="vscode",
         help="an editor, VS Code's page (browser) or Jupyter's (default: vscode)",
     )  # fmt: skip
-    lab.place(made)
+    options.place(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    config, wanted, tool = lab.config(arguments), arguments.session, arguments.tool
+    config, wanted, tool = options.config(arguments), arguments.session, arguments.tool
     if tool in PAGES:
-        return attach.at_session(wanted, arguments.host, config, lambda there: _page(there, wanted, tool, config))
-    return attach.at_session(wanted, arguments.host, config, lambda there: _editor(there, wanted, tool))
+        return sessions.at_session(wanted, arguments.host, config, lambda there: _page(there, wanted, tool, config))
+    return sessions.at_session(wanted, arguments.host, config, lambda there: _editor(there, wanted, tool))
 
 
 # ---- editors -------------------------------------------------------------------------------------------
 
 
 def _editor(host: Host, wanted: str, tool: str) -> int:
-    session = attach.reveal(host, wanted)
-    attach.enter(host, session)
+    session = sessions.reveal(host, wanted)
+    sessions.enter(host, session)
     known, folder = ssh_config.shortened(session["id"]), session["services"].get("ssh", {}).get("folder", "")
     if not known or not folder.startswith("/"):
         hint = f"mlbox open {session['name']} --in browser"
@@ -107,6 +107,6 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
             subprocess.run((program, str(path)), stdin=subprocess.DEVNULL)  # not the URL: its token would show in `ps`
 
     try:
-        return attach.join(host, wanted, config, (), detach=False, as_json=False, then=show)
+        return attach.join(host, wanted, config, (), attach.Manner(), show)
     finally:
         path.unlink(missing_ok=True)

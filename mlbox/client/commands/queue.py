@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output, state
+from mlbox.client import lab, options, output, state
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 
@@ -31,12 +31,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
             one.add_argument("--why", default="", help="for the others")
         if name == "process":
             one.add_argument("--watch", action="store_true", help="again and again, until ^C")
-        lab.options(one)
+        options.queue(one)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     if arguments.do == "process":
         return _process(arguments, settings)
     args = {"do": arguments.do, "queue": getattr(arguments, "queue", ""), "why": getattr(arguments, "why", "")}

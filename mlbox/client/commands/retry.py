@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.core import text
 
 
@@ -14,12 +14,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Run an ended job once more: a new job, the same code and settings."
     )
     made.add_argument("job", metavar="ID|NAME")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    reply = lab.entry(arguments, lab.config(arguments)).call("retry", {"job": arguments.job})
+    reply = lab.entry(arguments, options.config(arguments)).call("retry", {"job": arguments.job})
     if arguments.json:
         output.facts(reply)
         return 0

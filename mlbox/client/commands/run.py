@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.client.commands import logs, submit
 
 
@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise errors.Usage("run follows one job", "mlbox submit --array, then mlbox logs -f ID")
     if arguments.dry_run or arguments.json:
         return submit.main(arguments)
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     host = lab.entry(arguments, settings)
     reply = submit.send(host, submit.prepare(arguments, settings), settings)
     submit.told(reply)

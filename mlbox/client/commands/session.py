@@ -1,225 +1,113 @@
-"""mlbox session: start one and attach to it, or attach to the one that runs."""
+"""mlbox session: what is asked for on the command line; session_start.py and session_queue.py do it.
+
+Its --help is as quick as that of mlbox itself: what only a start needs is imported when there is one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Callable
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mlbox import errors
-from mlbox.client import output, ssh_config, ssh_include, state, transports
-from mlbox.client.answers import Answers, ports_of, remembered, to_remember, to_spec
-from mlbox.client.attached import Attached, block
-from mlbox.client.commands import attach, shutdown
-from mlbox.client.console import Console
-from mlbox.client.reach import Reach
-from mlbox.client.remote import Host, Interrupted
-from mlbox.core import text
-from mlbox.core.port import Port
-from mlbox.core.session import Spec
+from mlbox.client import options
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from mlbox.client.answers import Answers
+
+_AS_SAID = (
+    *("host", "name", "gpus", "image", "runtime", "user", "user_folder", "requirements", "init_script", "jupyter"),
+    *("vscode", "jupyter_version", "vscode_version", "sources", "tunnel", "start_timeout"),
+)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How the command behaves, as opposed to what the session is."""
-
-    new: bool = False
-    detach: bool = False
-    yes: bool = False
-    json: bool = False
-    dry_run: bool = False
-    fresh: bool = False
-    queue: str = ""  # wait in it, instead of starting on a host that was named
-
-
-def run(said: Answers, config: state.Config, options: Options) -> int:
-    if options.queue:
-        from mlbox.client.commands import session_queue
-
-        return session_queue.run(said, config, options)
-    host_name = said.host or _only_host(config)
-    answers = _complete(said, host_name, config, options.fresh)
-    ports = ports_of(answers)
-    transport = transports.make(host_name, config)
-    spec = to_spec(answers, transport.public_keys())
-    if options.dry_run:
-        return _dry_run(host_name, spec, ports, options.json)
-    host = Host(transport, config.root)
-    start = _Start(host, spec, ports, config, options)
-    reply = start.call()
-    if "running" in reply:
-        return _offer(host, reply["running"], said, config, options, start)
-    return start.finish(reply, answers)
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        usage="mlbox session [HOST] [options]\n       mlbox session {list|info|attach|shutdown} …",
+        description="Start a session on HOST (any name that `ssh` knows, or `local`), or join the one that runs there.",
+    )
+    made.add_argument("host", nargs="?", metavar="HOST")
+    _what(made.add_argument_group("the session"))
+    _how(made.add_argument_group("the command"))
+    options.common(made)
+    return made
 
 
-def _complete(said: Answers, host: str, config: state.Config, fresh: bool) -> Answers:
-    """What was said, over last time's answers for this host, over config.toml; what is taken over is shown."""
-    last = Answers() if fresh else remembered(state.load("last.json").get(host, {}))
-    weaker = last.over(Answers(image=config.image or None, sources=config.sources or None))
-    if said.runtime == "process":
-        weaker = replace(weaker, image=None)
-    elif said.image and weaker.runtime == "process":
-        weaker = replace(weaker, runtime=None)
-    if host == transports.LOCAL and not said.image:
-        weaker = replace(weaker, image=None, runtime=None)
-    taken = weaker.beyond(said)
-    if taken and last != Answers():
-        output.note(f"  as last time on {host}: {', '.join(taken)} (--fresh starts from nothing)")
-    return said.over(weaker)
+def _what(group: Any) -> None:
+    group.add_argument(
+        "--gpus",
+        metavar="N|NAME[:N]|UUIDS",
+        help="how many, of which name, or exactly which (default: 1 if there is any)",
+    )
+    options.work(group, "session")
+    group.add_argument("--user-folder", metavar="DIR", help="the host's folder to work in (default: ~/mlbox)")
+    group.add_argument(
+        "--vscode-extensions", action="append", metavar="E", help="publisher.name or a .vsix file; comma or repeat"
+    )
+    for name, title in (("jupyter", "Jupyter Lab"), ("vscode", "VS Code")):
+        group.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help=f"{title} (default: where it can be had)",
+        )
+    group.add_argument("--jupyter-version", metavar="V", help="the JupyterLab to add")
+    group.add_argument("--vscode-version", metavar="V", help="the code-server to add")
+    group.add_argument("--sources", metavar="DIR", help="the host's folder with code-server archives and SHA256SUMS")
+    group.add_argument(
+        "--tunnel",
+        choices=("forward", "reverse"),
+        help="forward: this machine dials the host (default); reverse: the host dials out, and both meet (host add)",
+    )
+    group.add_argument(
+        "--port",
+        action="append",
+        metavar="P|LOCAL:P",
+        help="bring port P inside to this machine's loopback too; repeat",
+    )
+    group.add_argument(
+        "--start-timeout", type=int, metavar="S", help="seconds a service may take to answer (default: 120)"
+    )
 
 
-def _only_host(config: state.Config) -> str:
-    if len(config.hosts) == 1:
-        return config.hosts[0]
-    known = ", ".join(config.hosts) or "such as one that `ssh` knows, or `local` for this machine"
-    raise errors.Usage("on which host?", f"mlbox session HOST ({known})")
+def _how(group: Any) -> None:
+    group.add_argument("-f", "--file", metavar="session.yaml", help="settings from a file; flags win")
+    group.add_argument(
+        "--queue", metavar="Q", help="wait in the lab's queue for the first host that fits, instead of HOST"
+    )
+    group.add_argument("--new", action="store_true", help="start another even if one runs (as a new --name does)")
+    group.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
+    group.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
+    group.add_argument("--dry-run", action="store_true", help="say what would be started")
+    group.add_argument("-y", "--yes", action="store_true", help="ask nothing")
 
 
-def _dry_run(host: str, spec: Spec, ports: Sequence[Port], as_json: bool) -> int:
-    wire = spec.without_secrets().to_wire()
-    if as_json:
-        output.facts({"host": host, "spec": wire, "ports": [str(port) for port in ports]})
-        return 0
-    print(f"would start on {host}:")
-    for port in ports:
-        print(f"  port: {port}")
-    for key, value in wire.items():
-        if value and key != "authorized_keys":
-            print(f"  {key}: {text.safe(str(value))}")
-    return 0
+def main(arguments: argparse.Namespace) -> int:
+    from mlbox.client import answers
+    from mlbox.client.commands import session_queue, session_start
+
+    from_file = answers.from_yaml(Path(arguments.file)) if arguments.file else answers.Answers()
+    said = _said(arguments).over(from_file)
+    how = session_start.Options(
+        new=arguments.new, detach=arguments.detach, yes=arguments.yes, json=arguments.json,
+        dry_run=arguments.dry_run, fresh=arguments.fresh,
+    )  # fmt: skip
+    config = options.config(arguments)
+    if arguments.queue:
+        return session_queue.run(said, arguments.queue, config, how)
+    return session_start.run(said, config, how)
 
 
-def _offer(
-    host: Host, running: list[Json], said: Answers, config: state.Config, options: Options, start: _Start
-) -> int:
-    """Sessions run there already: join one, or start another all the same."""
-    newest = next((s for s in reversed(running) if s["name"] == said.name), running[-1])
-    answer = "attach"
-    if not options.yes and output.may_ask():
-        for session in running:
-            output.note(f"  {session['name']} is running on {host.name} ({attach.summary(session)})")
-        answer = output.ask("[a]ttach, start a [n]ew one, or [c]ancel? [a]", ("attach", "new", "cancel"), "attach")
-    if answer == "cancel":
-        return 0
-    if answer == "new":
-        return start.again()
-    output.note(f"  joining {newest['name']}, which is running already (--new starts another)")
-    ports = ports_of(said)
-    return attach.join(host, str(newest["id"]), config, ports, options.detach, options.json, options.yes)
+def _said(arguments: argparse.Namespace) -> Answers:
+    """What the flags say; None where they say nothing."""
+    from mlbox.client import answers
 
-
-class _Start:
-    """One attempt to start a session and come to it."""
-
-    def __init__(self, host: Host, spec: Spec, ports: Sequence[Port], config: state.Config, options: Options) -> None:
-        self._host, self._spec, self._ports, self._config, self._options = host, spec, ports, config, options
-        self._attached: Attached | None = None
-        self._accepted: Json = {}
-
-    def again(self) -> int:
-        self._options = replace(self._options, new=True)
-        return self.finish(self.call(), None)
-
-    def call(self) -> Json:
-        args = {"spec": self._spec.to_wire(), "new": self._options.new}
-        reply: Json = {}
-        with output.Progress() as self._progress:
-            self._progress.say(f"connecting to {self._host.name}")
-            try:
-                reply = self._host.call("session", args, self._on_progress)
-                if self._attached is not None:
-                    self._progress.say("connecting the tunnels")
-                    self._attached.wait_up(attach.reach(self._host, reply["session"]))
-                return reply
-            except KeyboardInterrupt as interrupt:
-                self._close()
-                self._undo((interrupt.reply if isinstance(interrupt, Interrupted) else None) or reply)
-                raise
-            except errors.MlboxError:
-                self._close()
-                raise
-
-    def _close(self) -> None:
-        if self._attached is not None:
-            self._attached.close()
-
-    def _undo(self, reply: Json) -> None:
-        """Stopped by ^C: also a session that was ready just before goes again, for nobody has seen it."""
-        if "session" in reply:
-            self._progress.say(f"stopping {reply['session']['name']}")
-            try:
-                self._host.call("shutdown", {"session": reply["session"]["id"]})
-            except errors.MlboxError as error:
-                self._progress.keep(f"{reply['session']['name']} goes on, for it could not be stopped: {error.message}")
-                return
-        self._progress.keep("stopped; nothing was left behind")
-
-    def _on_progress(self, facts: Json) -> None:
-        if "accepted" in facts:
-            self._accepted = facts["accepted"]
-            self._progress.keep(_first_line(self._host.name, facts, self._spec.image))
-        if "starting" in facts:
-            reach = Reach.of({**self._accepted, **facts["starting"]}, self._host.name, self._host.root)
-            self._attached = Attached(reach, self._config, self._ports, self._progress.keep)
-            self._attached.dial()
-        if "text" in facts:
-            self._progress.say(facts["text"], facts.get("detail", ""))
-
-    def finish(self, reply: Json, answers: Answers | None) -> int:
-        session = reply["session"]
-        if answers is not None:
-            state.update("last.json", self._host.name, to_remember(answers))
-        assert self._attached is not None  # a session that is ready was starting before
-        return work(self._host, self._attached, session, self._options.detach, self._options.json, self._options.yes)
-
-
-def _first_line(host: str, facts: Json, image: str) -> str:
-    parts = [f"{text.count(facts['gpus'], 'GPU')}, {facts['free']} free"] if facts["gpus"] else ["no GPUs"]
-    if image:
-        parts.append("image is here" if facts["cached"] else "image must be pulled")
-    parts.append("starting on " + ", ".join(facts["chosen"]) if facts["chosen"] else "starting without a GPU")
-    return f"{host}: " + " · ".join(parts)
-
-
-def work(
-    host: Host, attached: Attached, session: Json, detach: bool, as_json: bool, yes: bool,
-    then: Callable[[Mapping[str, str]], None] | None = None,
-) -> int:  # fmt: skip
-    """Print the block, then serve the person until they leave or the session ends; with `detach`, leave at once."""
-    chosen = "detach"
-    # Before the block is there to be read: whoever has read it may end us by a signal.
-    console = None if detach else Console(attached, lambda: attach.logs(host, session["id"]))
-    try:
-        attach.enter(host, session)
-        if not as_json:
-            ssh_include.offer(yes)
-        if as_json:
-            facts = {**attach.public(session), "host": host.name, "urls": attached.urls(), "ports": attached.extra}
-            output.facts(facts)
-        else:
-            print(block(attached, session.get("absent", {})), flush=True)
-        if then is not None:
-            then(attached.urls())
-        if console is not None:
-            chosen = console.run()
-        if chosen == "detach":
-            attached.stay()
-    except KeyboardInterrupt:
-        chosen = "leave"
-    finally:
-        attached.close()
-    name = session["name"]
-    if chosen == "ended":
-        if attached.over:
-            ssh_config.drop(session["id"])
-        output.note(f"{name}: {attached.why}")
-    elif chosen == "shutdown":
-        return shutdown.end(host, session["id"], as_json=False)
-    elif chosen == "detach":
-        ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
-        output.note(f"detached; {name} goes on, its tunnels in the background ({ways})")
-    else:
-        output.note(f"detached; {name} goes on (mlbox session attach {name})")
-    return 0
+    said = {name: getattr(arguments, name) for name in _AS_SAID}
+    for name in ("packages", "vscode_extensions"):
+        given = getattr(arguments, name)
+        said[name] = tuple(item for word in given for item in answers.split_list(word)) if given is not None else None
+    for name in ("env", "mount", "port"):
+        given = getattr(arguments, name)
+        said[name] = tuple(given) if given is not None else None
+    given = arguments.engine_args
+    said["engine_args"] = tuple(answers.split_words(given, "--engine-args")) if given is not None else None
+    return answers.Answers(**said)

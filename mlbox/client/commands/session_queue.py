@@ -8,7 +8,7 @@ from mlbox import errors
 from mlbox.client import lab, output, state
 from mlbox.client.answers import Answers, ports_of, to_spec
 from mlbox.client.commands import attach
-from mlbox.client.commands.session import Options
+from mlbox.client.commands.session_start import Options
 from mlbox.client.hosts import known_hosts
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text
@@ -18,13 +18,13 @@ from mlbox.core.resources import Resources
 Json = dict[str, Any]
 
 
-def run(said: Answers, config: state.Config, options: Options) -> int:
+def run(said: Answers, queue: str, config: state.Config, options: Options) -> int:
     if said.host:
-        raise errors.Usage(f"either a queue or a host: {options.queue} or {said.host}", "leave one of them out")
+        raise errors.Usage(f"either a queue or a host: {queue} or {said.host}", "leave one of them out")
     ports = ports_of(said)  # what is wrong is said before a turn is waited for
     entry = connect(known_hosts(config)[0], config)
     work = to_spec(said.over(Answers(image=config.image or None)), entry.transport.public_keys())
-    spec = JobSpec(work=work, resources=Resources(gpus=work.gpus), queue=options.queue)
+    spec = JobSpec(work=work, resources=Resources(gpus=work.gpus), queue=queue)
     if options.dry_run:
         output.facts({"spec": spec.without_secrets().to_wire()})
         return 0
@@ -36,7 +36,7 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
     host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
-    return attach.join(host, job["id"], config, ports, options.detach, options.json, options.yes)
+    return attach.join(host, job["id"], config, ports, options)
 
 
 def _await(entry: Host, job: Json) -> Json:

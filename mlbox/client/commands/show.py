@@ -6,7 +6,7 @@ import argparse
 import datetime
 from typing import Any
 
-from mlbox.client import lab, output
+from mlbox.client import lab, options, output
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -15,12 +15,12 @@ Json = dict[str, Any]
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="One job: what was asked for, what happened, why it waits.")
     made.add_argument("job", metavar="ID|NAME")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    reply = lab.entry(arguments, lab.config(arguments)).call("show", {"job": arguments.job})
+    reply = lab.entry(arguments, options.config(arguments)).call("show", {"job": arguments.job})
     if arguments.json:
         output.facts(reply)
         return 0

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 from mlbox import errors
-from mlbox.client import output, owners, ssh_config, state
-from mlbox.client.commands import attach
+from mlbox.client import options, output, owners, sessions, ssh_config, state
 from mlbox.client.remote import Host
 from mlbox.core import text
 
 
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="End a session.")
+    options.session(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    return run(arguments.session, arguments.host, options.config(arguments), arguments.json)
+
+
 def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     try:
-        return attach.at_session(wanted, host, config, lambda there: end(there, wanted, as_json))
+        return sessions.at_session(wanted, host, config, lambda there: end(there, wanted, as_json))
     except errors.NotFound:  # running nowhere; how it ended is known by its id
-        place, known = attach.remembered(wanted, host)
+        place, known = sessions.remembered(wanted, host)
         if not known:
             raise
-        return attach.at_session(known, place, config, lambda there: end(there, known, as_json))
+        return sessions.at_session(known, place, config, lambda there: end(there, known, as_json))
 
 
 def end(host: Host, wanted: str, as_json: bool) -> int:

@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output, proxy, ssh_config, ssh_include, state
-from mlbox.client.commands import attach
+from mlbox.client import options, output, proxy, sessions, ssh_config, ssh_include, state
 from mlbox.client.hosts import known_hosts
 from mlbox.client.remote import Host
 
@@ -40,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
         return _show(arguments.json)
     if arguments.do == "proxy":
         arguments.root = None
-        return _proxy(arguments.session, lab.config(arguments))
+        return _proxy(arguments.session, options.config(arguments))
     act = ssh_include.install if arguments.do == "install" else ssh_include.remove
     change = act(arguments.dry_run)
     print(change or f"{ssh_include.config()} is as it should be")
@@ -92,10 +91,10 @@ def _look_for(session: str, config: state.Config) -> None:
     others = tuple(name for name in known_hosts(config) if name != old.get("host"))
     if old.get("moves") and others:
         with contextlib.suppress(errors.NotFound):
-            return _enter(attach.ask_around(session, replace(config, hosts=others, root=root)), session)
+            return _enter(sessions.ask_around(session, replace(config, hosts=others, root=root)), session)
     where = "" if known.get("via") else str(old.get("host", ""))  # its entry's host is only the rendezvous
-    attach.at_session(session, where, config, lambda host: _enter(host, session))
+    sessions.at_session(session, where, config, lambda host: _enter(host, session))
 
 
 def _enter(host: Host, session: str) -> None:
-    attach.enter(host, attach.reveal(host, session))
+    sessions.enter(host, sessions.reveal(host, session))

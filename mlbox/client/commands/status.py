@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import output, state
+from mlbox.client import options, output, state
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
 
 Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="Every host's GPUs, who holds them, and the sessions there.")
+    options.hosts(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    return run(arguments.hosts, options.config(arguments), arguments.json)
 
 
 def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:

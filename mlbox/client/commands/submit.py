@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import answers, lab, output, state
+from mlbox.client import answers, lab, options, output, state
 from mlbox.client.remote import Host
 from mlbox.core import text
 from mlbox.core.job import REASONS, JobSpec
@@ -23,23 +23,10 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Put a job in line: it runs once, on the first host that fits, in the code as it is now.",
     )
     what = made.add_argument_group("the job")
-    what.add_argument("--name", help="its name (default: one is made up)")
-    what.add_argument("--image", metavar="I", help="container image; without one the job runs in no container")
+    options.work(what, "job")
     what.add_argument("--code", metavar="DIR", help="the folder to send (default: this one); --no-code sends nothing")
     what.add_argument("--no-code", dest="code", action="store_const", const="")
     what.add_argument("--folder", metavar="DIR", help="run in this folder of the host's, as it is, and send no code")
-    what.add_argument("--env", action="append", metavar="K=V", help="a variable; repeat (K alone: its value here)")
-    what.add_argument("--packages", action="append", metavar="P", help="pip packages to add; comma or repeat")
-    what.add_argument("--requirements", metavar="F", help="a pip requirements file to add")
-    what.add_argument("--init-script", metavar="F", help="a script to run once, when the image's layer is built")
-    what.add_argument("--mount", action="append", metavar="H:C[:ro]", help="a host folder in the container; repeat")
-    what.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
-    what.add_argument(
-        "--runtime",
-        choices=("auto", "docker", "podman", "process"),
-        help="container engine (default: what the host has), or process (no container)",
-    )
-    what.add_argument("--user", choices=("uid", "root"), help="the user inside: yours, or the container's root")
     need = made.add_argument_group("what it needs")
     need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
     need.add_argument("--gpu-memory", metavar="24G", help="memory that each GPU has at least")
@@ -64,12 +51,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy.add_argument("--max-losses", type=int, metavar="N", help="fail when it was lost so often (default: 3)")
     policy.add_argument("--dry-run", action="store_true", help="say what would be submitted")
     made.add_argument("command", nargs="*", metavar="COMMAND")
-    lab.options(made)
+    options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = lab.config(arguments)
+    settings = options.config(arguments)
     prepared = prepare(arguments, settings)
     if arguments.dry_run:
         return _dry_run(prepared, arguments.json)

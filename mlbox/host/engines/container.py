@@ -30,14 +30,12 @@ from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.core.stored import Stored
-from mlbox.host import files, image, store
-from mlbox.host.engines import Build, Paths, Run, Say
-from mlbox.host.run import Cancel, Result, capture, stream
+from mlbox.host import files, here, image, store
+from mlbox.host.engines import Build, Paths, Run, Say, refusal
+from mlbox.host.run import Cancel, capture, stream
 
 RUN = "/run/mlbox"
 LAYERS = "mlbox-layer"
-_LOGIN = re.compile(r"unauthorized|authentication required|no basic auth|denied|invalid username/password", re.I)
-_UNREACHED = re.compile(r"no such host|dial tcp|i/o timeout|connection refused|TLS handshake|x509", re.I)
 
 
 class Container:
@@ -95,20 +93,8 @@ class Container:
         # On a terminal, for elsewhere neither engine says how much has come.
         result = stream((self.program, "pull", spec.image), on_line, cancel, terminal=True)
         if result.code != 0:
-            raise self._not_pulled(spec.image, result)
+            raise refusal.of_pull(self.program, spec.image, result.tail, self.login, self._user)
         return self.identify(spec)
-
-    def _not_pulled(self, name: str, result: Result) -> errors.Refused:
-        said = "\n".join(line for line in result.tail.splitlines() if "rror" in line or _LOGIN.search(line))
-        host = name.partition("/")[0]
-        registry = host if "." in host or ":" in host else ""
-        where = f"log in on {store.host_name()} as {self._user}: {self.login(registry)}"
-        hint = f"check the name and the tag; `{self.program} images` there lists what is at hand"
-        if _UNREACHED.search(said):
-            hint = f"{store.host_name()} does not reach the registry; {hint}"
-        elif _LOGIN.search(said):
-            hint = f"a private image? {where}"
-        return errors.Refused(f"image {name} is not on this host and can't be pulled:\n{said or result.tail}", hint)
 
     def facts(self, spec: Spec, identity: str, cancel: Cancel, guest: bool) -> Facts:
         """As the one sees it who will work in it: what is closed to that user is not there."""
@@ -298,6 +284,6 @@ def _seconds(time_: str) -> float:
 def _mounts(run: Run) -> Sequence[Mount]:
     mounts = [Mount(str(run.boot_folder), RUN), Mount(str(run.folder), "/workspace")]
     if not is_root(run.user):
-        mounts.append(Mount(str(run.home), f"/home/{store.user_name()}"))
+        mounts.append(Mount(str(run.home), f"/home/{here.user_name()}"))
         mounts += [Mount(str(run.boot_folder / f"conf/{n}"), f"/etc/{n}", True) for n in ("passwd", "group")]
     return [*mounts, *(Mount(os.path.expanduser(m.source), m.target, m.read_only) for m in run.mounts)]

@@ -23,7 +23,7 @@ from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
 from mlbox.core.stored import Stored
-from mlbox.host import files, image, processes, store
+from mlbox.host import files, here, image, processes, store
 from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, stream
 
@@ -67,7 +67,7 @@ class Process:
         context, folder = work.context, self._folder(work.layer)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
-        (folder / _HOST).write_text(store.host_name())  # hosts may share this folder; none uses another's
+        (folder / _HOST).write_text(here.host_name())  # hosts may share this folder; none uses another's
         environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}
         image.write_environment(context, environment, "", str(context / "pip.conf"))
         try:
@@ -86,9 +86,9 @@ class Process:
         for folder in self._environments.glob("*"):
             with suppress(OSError):
                 host = (folder / _HOST).read_text()
-                stays = "" if host == store.host_name() else f"{host}'s"
+                stays = "" if host == here.host_name() else f"{host}'s"
                 made = folder.stat().st_mtime
-                size = 0 if stays else store.size_of(folder)
+                size = 0 if stays else files.size_of(folder)
                 found.append(Stored("environment", folder.name, size, made, "process", stays))
         return found
 

@@ -6,9 +6,10 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.core.job import waiting
+from mlbox.core.hints import waiting
 from mlbox.core.log import State
-from mlbox.host import batch, keeping, lab, lookup, ready, store
+from mlbox.host import attempts, keeping, lab, lookup, ready, store
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -33,7 +34,7 @@ def run(call: Call) -> Json:
     }  # fmt: skip
 
 
-def request(found: store.Store, job: store.Job) -> State:
+def request(found: store.Store, job: Job) -> State:
     """The claim and the cancellation race for the same slot: one of them wins, and the loser looks again."""
     spec = job.spec()
     place = waiting(job.id, job.owner, spec, job.state())
@@ -43,7 +44,7 @@ def request(found: store.Store, job: store.Job) -> State:
         if not state.live or state.requested == "cancel_requested":
             return state
         if state.waiting and job.append("cancelled", {**facts, "why": f"cancelled by {found.user}"}):
-            batch.settle(found, job, spec)
+            attempts.settle(found, job, spec)
             ready.withdraw(found, place)  # last: while it is there, a tick finds what a crash left undone
             return job.state()
         if state.running and job.append("cancel_requested", facts, state.attempt):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.host import lab, store
+from mlbox.host import here, lab, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -40,7 +40,7 @@ def run(call: Call) -> Json:
 def _line(found: store.Store, mark: str) -> str:
     """The program is the one that answers this call: planted by content, so it stays what it is."""
     spread = int(hashlib.sha256(f"{found.host}{found.user}".encode()).hexdigest(), 16) % _JITTER
-    log = store.cache_home() / "tick.log"
+    log = here.cache_home() / "tick.log"
     command = " ".join(map(shlex.quote, (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "tick",
                                          "--root", str(found.root))))  # fmt: skip
     if "%" in command or "\n" in command:
@@ -53,7 +53,7 @@ def _crontab() -> list[str]:
         done = subprocess.run(("crontab", "-l"), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except FileNotFoundError:
         raise errors.HostUnready(
-            f"there is no cron on {store.host_name()}", "`mlbox queue process --watch` in a tmux does the same"
+            f"there is no cron on {here.host_name()}", "`mlbox queue process --watch` in a tmux does the same"
         ) from None
     if done.returncode != 0 and "no crontab" not in done.stderr:
         raise errors.HostUnready(f"crontab -l failed: {done.stderr.strip()}", "may you use cron there?")

@@ -10,11 +10,11 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, resources, text
-from mlbox.core import job as jobs
 from mlbox.core import lab as lab_rules
 from mlbox.core import reverse as reverse_words
-from mlbox.core.job import Outcome
-from mlbox.host import batch, files, lab, ready, reverse, store, view
+from mlbox.core.hints import waiting
+from mlbox.core.verdict import Outcome, verdict
+from mlbox.host import attempts, files, lab, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
@@ -133,13 +133,13 @@ def _fence(found: store.Store, name: str) -> list[str]:
         spec, state = job.spec(), job.state()
         if state.running and state.facts.get("host") == name:
             lost = Outcome(lost=f"host {name} was declared gone by {found.user}")
-            event = jobs.verdict(spec, state, lost, time.time())
+            event = verdict(spec, state, lost, time.time())
             job.append(str(event.pop("event")), event, state.attempt)
             state = job.state()
         if state.waiting:
-            ready.publish(found, jobs.waiting(job.id, job.owner, spec, state))
+            ready.publish(found, waiting(job.id, job.owner, spec, state))
             requeued.append(job.id)
         os.unlink(found.on(name) / "live" / id_)
         if not state.live:
-            batch.settle(found, job, spec)
+            attempts.settle(found, job, spec)
     return requeued

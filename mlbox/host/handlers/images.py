@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core.stored import OLDER_THAN, expendable
-from mlbox.host import engines, store, stored
+from mlbox.host import engines, here, store, stored
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -34,7 +34,7 @@ def run(call: Call) -> Json:
 def _disks(found: store.Store) -> list[Json]:
     """The disks that all this is on, each once."""
     storages = [engines.by_name(name, found).storage() for name in engines.present()]
-    folders = [folder for folder in (*storages, found.root, store.cache_home()) if folder and _is_there(folder)]
+    folders = [folder for folder in (*storages, found.root, here.cache_home()) if folder and _is_there(folder)]
     return list({folder.stat().st_dev: stored.disk(folder) for folder in reversed(folders)}.values())
 
 

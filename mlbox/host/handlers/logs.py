@@ -13,6 +13,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.host import lab, lookup, store
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -50,7 +51,7 @@ class _Place:
     offset = 0
 
 
-def _follow(call: Call, job: store.Job, number: int, tail: int) -> None:
+def _follow(call: Call, job: Job, number: int, tail: int) -> None:
     """One attempt, to its end."""
     place, path = _Place(), job.attempt(number) / "output.log"
     _send(call, path, place, tail)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.schedule import Waiting
 from mlbox.host import lab, lookup, ready, store, tick
 from mlbox.host.serve import Call

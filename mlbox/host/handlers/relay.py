@@ -14,6 +14,7 @@ from mlbox import errors
 from mlbox.core import reverse, wire
 from mlbox.host import files, lookup, store
 from mlbox.host.handlers.logs import pause
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -29,7 +30,7 @@ def run(call: Call) -> Json:
         return _relayed(call, connection, request.nonce)
 
 
-def _connect(found: store.Store, job: store.Job) -> socket.socket:
+def _connect(found: store.Store, job: Job) -> socket.socket:
     """Raises NotFound where the session has ended, Unreachable where its tunnel does not come up."""
     path = Path(f"/tmp/mlbox-{os.getuid()}") / reverse.lasting(job.id, reverse.CALL)
     deadline = time.monotonic() + _PATIENCE

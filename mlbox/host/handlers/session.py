@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Callable
 
 from mlbox import errors
-from mlbox.core import gpu, ids, text
+from mlbox.core import gpu, ids, text, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Mount, Spec
-from mlbox.host import engines, inventory, keeper, keeping, lease, processes, slots, store
+from mlbox.host import engines, here, inventory, keeper, keeping, lease, processes, slots, store
 from mlbox.host.handlers import sessions
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -186,7 +187,7 @@ def _is_socket(path: str) -> bool:
 
 
 def _lease(spec: Spec, gpus: list[gpu.Gpu]) -> tuple[tuple[gpu.Gpu, ...], dict[str, int]]:
-    holder = gpu.Holder(store.user_name(), name=spec.name)
+    holder = gpu.Holder(here.user_name(), name=spec.name)
     for _ in range(_TRIES):
         choice = gpu.choose(gpu.parse_request(spec.gpus), gpus)
         if choice.reason:
@@ -198,7 +199,7 @@ def _lease(spec: Spec, gpus: list[gpu.Gpu]) -> tuple[tuple[gpu.Gpu, ...], dict[s
     raise errors.Refused("the GPUs were taken by others while this session was choosing", "the same again")
 
 
-def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store.Job, int]:
+def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, int]:
     """The claimed job and its keeper's lock, taken before another call's sweep could find the job without one."""
     job = found.job(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)))
     keeper_lock = None
@@ -209,7 +210,7 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[store
         found.create(job, JobSpec(work=spec, resources=Resources(gpus=spec.gpus)), queued=False)
         job.attempt(1).mkdir(mode=0o700)
         found.mark_live(job, _record(spec, held))
-        job.append("submitted", {"at": time.time(), "by": store.user_name()})
+        job.append("submitted", {"at": time.time(), "by": here.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
         job.append("claimed", {"at": time.time(), **claim})
     except (OSError, slots.Unsettled) as error:
@@ -232,9 +233,7 @@ def _record(spec: Spec, held: dict[str, int]) -> Json:
     }
 
 
-def _announce(
-    call: Call, job: store.Job, spec: Spec, gpus: list[gpu.Gpu], chosen: tuple[gpu.Gpu, ...], cached: bool
-) -> None:
+def _announce(call: Call, job: Job, spec: Spec, gpus: list[gpu.Gpu], chosen: tuple[gpu.Gpu, ...], cached: bool) -> None:
     """Enough for a person to know what comes."""
     free = sum(not g.obstacle for g in gpus)
     call.progress(
@@ -285,8 +284,7 @@ def _relay(call: Call, progress: int, caller: int) -> Json:
                 if "ready" in message:
                     return {"session": message["ready"]}
                 if "error" in message:
-                    error = message["error"]
-                    raise errors.from_kind(error["kind"], error["message"], error["hint"])
+                    raise wire.decode_error(message["error"])
                 _forward(call, message)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.session import Spec
-from mlbox.host import files, lab, store, view
+from mlbox.host import files, here, lab, store, view
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -35,7 +36,7 @@ def run(call: Call) -> Json:
     return reply
 
 
-def is_session(job: store.Job) -> bool:
+def is_session(job: Job) -> bool:
     """A damaged one counts as a session: it is shown, and can be ended."""
     try:
         return job.spec().session
@@ -56,7 +57,7 @@ def _live(found: store.Store, host: str) -> list[str]:
     return [name for name in view.names(found.on(host) / "live") if ids.is_ulid(name)]
 
 
-def _tunnel_trouble(job: store.Job) -> Json:
+def _tunnel_trouble(job: Job) -> Json:
     told = files.read_json(job.attempt(1) / "tunnel.json")
     return {} if not isinstance(told, dict) or told.get("up") else {"tunnel": str(told.get("why"))}
 
@@ -67,7 +68,7 @@ def _tail(path: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _let_in(job: store.Job, keys: list[str]) -> None:
+def _let_in(job: Job, keys: list[str]) -> None:
     """Its owner comes from another laptop: that one's keys open the session too."""
     path = job.conf / "authorized_keys"
     if not path.exists():
@@ -78,7 +79,7 @@ def _let_in(job: store.Job, keys: list[str]) -> None:
         files.write_whole(path, "".join(f"{key}\n" for key in [*known, *new]).encode())
 
 
-def describe(job: store.Job) -> Json:
+def describe(job: Job) -> Json:
     """Facts without secrets; `trouble` names services that have ended since."""
     state = job.state()
     try:
@@ -90,11 +91,11 @@ def describe(job: store.Job) -> Json:
         "gpus": list(state.facts.get("gpus", ())), "image": spec.image,
         "runtime": state.facts.get("runtime", spec.runtime),
         "trouble": files.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
-        "user": store.user_name(), "queued": "queue" in state.facts,
+        "user": here.user_name(), "queued": "queue" in state.facts,
     }  # fmt: skip
 
 
-def pick(live: list[store.Job], wanted: str, store_: store.Store) -> store.Job:
+def pick(live: list[Job], wanted: str, store_: store.Store) -> Job:
     """By name, id, or the beginning or end of an id; no text at all means the only one."""
     if ids.is_ulid(wanted):
         ended = store_.job(wanted).state()
@@ -108,7 +109,7 @@ def pick(live: list[store.Job], wanted: str, store_: store.Store) -> store.Job:
     names = ", ".join(named.values())
     if not found:
         hint = f"running here: {names}" if names else "mlbox session list shows what runs"
-        raise errors.NotFound(f"no session {text.safe(wanted)!r} of yours is running on {store.host_name()}", hint)
+        raise errors.NotFound(f"no session {text.safe(wanted)!r} of yours is running on {here.host_name()}", hint)
     if len(found) > 1:
         raise errors.NotFound(f"{len(found)} sessions of yours are running here: {names}", "say which")
     return found[0]

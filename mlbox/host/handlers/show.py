@@ -6,6 +6,7 @@ from typing import Any
 
 from mlbox.host import archive, files, lab, lookup, store, view
 from mlbox.host.handlers.jobs import why_they_wait
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -30,6 +31,6 @@ def run(call: Call) -> Json:
     return reply
 
 
-def _told(found: store.Store, host: str, job: store.Job) -> str:
+def _told(found: store.Store, host: str, job: Job) -> str:
     told = files.read_json(found.on(host, job.owner) / "waits.json")
     return str(told.get(job.id, "")) if isinstance(told, dict) else ""

@@ -13,6 +13,7 @@ from mlbox.host import keeping, store
 from mlbox.host.handlers import cancel
 from mlbox.host.handlers.logs import pause
 from mlbox.host.handlers.sessions import describe, is_session, out_of_reach, pick
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
@@ -62,7 +63,7 @@ def _elsewhere(call: Call, found: store.Store, session: Json) -> Json:
     return {"session": session, "freed": session["gpus"]}
 
 
-def _await_end(job: store.Job, held: IO[bytes]) -> None:
+def _await_end(job: Job, held: IO[bytes]) -> None:
     """The keeper's end, as an event: the kernel frees its lock. In a thread, so that the wait has an end too."""
     waiter = threading.Thread(target=fcntl.flock, args=(held, fcntl.LOCK_SH), daemon=True)
     waiter.start()

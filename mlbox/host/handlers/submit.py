@@ -11,10 +11,12 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, text
-from mlbox.core.job import JobSpec, waiting
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits, would_fit
 from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -87,14 +89,14 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     return hosts
 
 
-def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: str) -> list[store.Job]:
+def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: str) -> list[Job]:
     if not archive:
         return _submit_all(found, spec, count)
     with code.keeping(found):
         return _submit_all(found, replace(spec, code=code.keep(found, base64.b64decode(archive))), count)
 
 
-def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[store.Job]:
+def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[Job]:
     if not count:
         return [submit(found, spec)]
     first = id_ = _ulid()
@@ -109,7 +111,7 @@ def _ulid() -> str:
     return ids.ulid(int(time.time() * 1000), os.urandom(10))
 
 
-def submit(found: store.Store, spec: JobSpec, id_: str = "") -> store.Job:
+def submit(found: store.Store, spec: JobSpec, id_: str = "") -> Job:
     """One job in line, acknowledged: on return a crash of anything loses nothing of it."""
     job = found.job(id_ or _ulid())
     found.open_users()
@@ -127,7 +129,7 @@ def submit(found: store.Store, spec: JobSpec, id_: str = "") -> store.Job:
     return job
 
 
-def _take_back(found: store.Store, job: store.Job, spec: JobSpec) -> None:
+def _take_back(found: store.Store, job: Job, spec: JobSpec) -> None:
     """It is not acknowledged. Where not even this can be done, it is put in line after all, by the next sweep."""
     with suppress(errors.MlboxError, OSError):
         place = waiting(job.id, found.user, spec, State())

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from mlbox import errors
-from mlbox.client import state
-from mlbox.client.commands import attach
+from mlbox.client import sessions, state
 
 CONFIG = state.Config(hosts=("gpu1", "gpu2"))
 DOWN = errors.Unreachable("gpu1: no answer")
@@ -22,8 +21,8 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     state.remember_session("01ARYZ6S41TSV4RRFFQ69G5FAV", "kind-otter", "gpu1", "")
     replies: dict[str, Any] = {"gpu1": DOWN, "gpu2": {"sessions": []}}
-    monkeypatch.setattr(attach, "connect", lambda name, *_: SimpleNamespace(name=name))
-    monkeypatch.setattr(attach, "ask_all", lambda names, *_: {name: replies[name] for name in names})
+    monkeypatch.setattr(sessions, "connect", lambda name, *_: SimpleNamespace(name=name))
+    monkeypatch.setattr(sessions, "ask_all", lambda names, *_: {name: replies[name] for name in names})
     return replies
 
 
@@ -46,17 +45,17 @@ class Act:
 @pytest.mark.parametrize("error", [DOWN, errors.NotFound("not here")], ids=["down", "gone"])
 def test_it_is_found_on_another_host(hosts: dict[str, Any], error: errors.MlboxError) -> None:
     hosts["gpu2"] = there()
-    assert attach.at_session("kind-otter", "", CONFIG, Act({"gpu1": error})) == "done on gpu2"
+    assert sessions.at_session("kind-otter", "", CONFIG, Act({"gpu1": error})) == "done on gpu2"
 
 
 def test_nowhere_else_and_its_host_is_down() -> None:
     with pytest.raises(errors.Unreachable, match="gpu1: no answer"):
-        attach.at_session("kind-otter", "", CONFIG, Act({"gpu1": DOWN}))
+        sessions.at_session("kind-otter", "", CONFIG, Act({"gpu1": DOWN}))
 
 
 def test_what_failed_where_it_runs_is_not_done_twice(hosts: dict[str, Any]) -> None:
     hosts["gpu1"] = there()
     act = Act({"gpu1": errors.Unreachable("no tunnel comes up")})
     with pytest.raises(errors.Unreachable, match="no tunnel comes up"):
-        attach.at_session("kind-otter", "", CONFIG, act)
+        sessions.at_session("kind-otter", "", CONFIG, act)
     assert act.tried == ["gpu1"]

@@ -1,0 +1,44 @@
+"""mlbox session info: one session's facts."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from mlbox.client import options, output, sessions, state
+from mlbox.client.remote import Host
+from mlbox.core import text
+
+Json = dict[str, Any]
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(description="One session's facts.")
+    options.session(made)
+    return made
+
+
+def main(arguments: argparse.Namespace) -> int:
+    return run(arguments.session, arguments.host, options.config(arguments), arguments.json)
+
+
+def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
+    where, found = sessions.at_session(wanted, host, config, lambda there: (there, _facts(there, wanted)))
+    if as_json:
+        output.facts({**found, "host": where.name})
+        return 0
+    print(f"{output.bold(found['name'])}  {found['id']}  on {where.name}")
+    for key in ("state", "runtime", "image", "user"):
+        if found[key]:
+            print(f"  {key + ':':<9}{text.safe(str(found[key]))}")
+    print(f"  gpus:    {', '.join(found['gpus']) or 'none'}")
+    print(f"  since:   {text.duration(time.time() - found['since'])} ago")
+    for name, why in found.get("trouble", {}).items():
+        output.warn(f"{name}: {why}")
+    print(f"Attach:  mlbox session attach {found['name']}")
+    return 0
+
+
+def _facts(host: Host, wanted: str) -> Json:
+    return dict(host.call("sessions", {"session": wanted})["session"])

@@ -1,0 +1,86 @@
+"""Options that several commands share, and the settings as they are by them.
+
+Imported for --help too: what only a command that runs needs is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlbox.client import state
+
+
+def common(parser: argparse.ArgumentParser) -> None:
+    """What every command about sessions and hosts takes."""
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="mlbox's folder on the host (default: the user's data home there)"
+    )
+
+
+def hosts(parser: argparse.ArgumentParser) -> None:
+    """Which are asked."""
+    parser.add_argument(
+        "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
+    )
+    common(parser)
+
+
+def queue(parser: argparse.ArgumentParser) -> None:
+    """What every command of the queue takes."""
+    place(parser)
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+
+
+def place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)"
+    )
+    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+
+
+def session(parser: argparse.ArgumentParser) -> None:
+    """One running session, and where it is."""
+    parser.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")
+    parser.add_argument("--host", default="", help="where it runs (default: remembered, or all known hosts are asked)")
+    common(parser)
+
+
+def work(group: Any, what: str) -> None:
+    """What a session and a job (`what`) are made of alike. `group`: of a parser."""
+    group.add_argument("--name", help="its name (default: one is made up)")
+    group.add_argument("--image", metavar="I", help=f"container image; without one the {what} runs in no container")
+    group.add_argument("--packages", action="append", metavar="P", help="pip packages to add; comma or repeat")
+    group.add_argument("--requirements", metavar="F", help="a pip requirements file to add")
+    group.add_argument("--init-script", metavar="F", help="a script to run once, when the image's layer is built")
+    group.add_argument(
+        "--env", action="append", metavar="K=V", help="a variable inside; repeat (K alone: its value here)"
+    )
+    group.add_argument(
+        "--mount", action="append", metavar="H:C[:ro]", help="a host folder inside the container; repeat"
+    )
+    group.add_argument("--engine-args", metavar="'…'", help="more arguments for the container engine (safe ones)")
+    group.add_argument(
+        "--runtime",
+        choices=("auto", "docker", "podman", "process"),
+        help="container engine (default: what the host has), or process (no container)",
+    )
+    group.add_argument(
+        "--user", choices=("uid", "root"), help="the user inside: yours (default), or the container's root"
+    )
+
+
+def config(arguments: argparse.Namespace) -> state.Config:
+    """config.toml, and what these arguments say otherwise."""
+    from mlbox.client import state
+
+    found = state.config()
+    if arguments.ssh_config:
+        found = replace(found, ssh_config=os.path.expanduser(arguments.ssh_config))
+    return replace(found, root=arguments.root) if arguments.root else found

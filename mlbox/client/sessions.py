@@ -1,0 +1,143 @@
+"""Sessions, wherever they run: finding one, and what it takes to come to it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, TypeVar
+
+from mlbox import errors
+from mlbox.client import output, ssh_config, state
+from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.reach import Reach
+from mlbox.client.remote import Host, connect, of_session
+from mlbox.core import text
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host], T]) -> T:
+    """Do `act` at the host where a session runs: the one named, the one remembered, or else the one that is found by
+    asking all. What is remembered may be over, and another of that name run elsewhere. Raises NotFound."""
+    place = _known_place(wanted, host, config)
+    if place is not None:
+        try:
+            return act(place)
+        except (errors.NotFound, errors.Unreachable) as error:
+            if host or set(known_hosts(config)) <= {place.name}:
+                raise
+            found = _elsewhere(wanted, place.name, config, error)
+        return act(found)
+    return act(ask_around(wanted, config))
+
+
+def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.MlboxError) -> Host:
+    """Another host that has it. Where none says so, it stays with what is known: its host can't be reached."""
+    try:
+        found = ask_around(wanted, config)
+    except errors.NotFound:
+        if isinstance(error, errors.Unreachable):
+            raise error from None
+        raise
+    if found.name == known:  # it is reached, and what was to be done there was not
+        raise error
+    return found
+
+
+def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
+    matching = [{**s, "id": i} for i, s in _remembered().items() if wanted in (i, s["name"])] if wanted else []
+    if len(matching) == 1 and host in ("", matching[0]["host"]):
+        return of_session(matching[0], config)
+    if host:
+        roots = {s.get("root", "") for s in matching if s["host"] == host}
+        return connect(host, config, roots.pop() if len(roots) == 1 else "")
+    if len({s["host"] for s in matching}) == 1:
+        return connect(matching[0]["host"], config, matching[0].get("root", ""))
+    return None
+
+
+def ask_around(wanted: str, config: state.Config) -> Host:
+    replies = ask_all(known_hosts(config), "sessions", {}, config)
+    there = {s["host"]: s for s in listed(replies) if _is(s, wanted)}
+    if len(there) == 1:
+        return of_session(there.popitem()[1], config)
+    unasked = [f"{name} did not answer: {r.message}" for name, r in replies.items() if isinstance(r, errors.MlboxError)]
+    if there:
+        raise errors.NotFound(
+            f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
+        )
+    what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
+    raise errors.NotFound(
+        f"{what} is running on {', '.join(replies)}", "\n".join(unasked) or "mlbox session HOST starts one"
+    )
+
+
+def listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
+    """Sessions with their hosts as this laptop calls them. Those on hosts that can't be asked are told by each of the
+    others, and listed once."""
+    found: dict[str, Json] = {}
+    for name, reply in replies.items():
+        for session in [] if isinstance(reply, errors.MlboxError) else reply["sessions"]:
+            found.setdefault(session["id"], session if "via" in session else {**session, "host": name})
+    return list(found.values())
+
+
+def _is(session: Json, wanted: str) -> bool:
+    return wanted in ("", session["id"], session["name"]) or session["id"].startswith(wanted.upper())
+
+
+def _remembered() -> dict[str, Json]:
+    """Sessions started from this laptop: id -> its name, host and root there."""
+    return state.load("sessions.json")
+
+
+def remembered(wanted: str, host: str) -> tuple[str, str]:
+    """The host and the id of the last session of that name that this laptop knows (on `host`, if one is named); empty
+    texts without one. An id means something after a session's end, a name does not."""
+    named = [(s["host"], id_) for id_, s in _remembered().items() if wanted and s["name"] == wanted]
+    return next((pair for pair in sorted(named, key=lambda p: p[1], reverse=True) if host in ("", pair[0])), ("", ""))
+
+
+def reveal(host: Host, wanted: str) -> Json:
+    """What it takes to reach it; this laptop's keys are let in from now on."""
+    keys = list(host.transport.public_keys())
+    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys})
+    return dict(reply["session"])
+
+
+def reach(host: Host, session: Json) -> Reach:
+    return Reach.of(session, host.name, host.root)
+
+
+def enter(host: Host, session: Json) -> None:
+    """It runs there: remembered, and known to ssh by its name from now on."""
+    state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
+    # By the rendezvous, where nothing else leads.
+    services = reach(host, session).services if host.via else session["services"]
+    facts = services.get("ssh")
+    way = host.transport.way(facts["socket"]) if facts else None
+    if facts is None or way is None:
+        return
+    place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
+    known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())
+    if known != session["name"]:
+        output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
+
+
+def summary(session: Json) -> str:
+    parts = [text.count(len(session["gpus"]), "GPU"), text.safe(session["image"]) or "no container"]
+    if session["since"]:
+        parts.append(f"{session['state']} {text.duration(time.time() - session['since'])} ago")
+    return ", ".join(parts)
+
+
+def public(session: Json) -> Json:
+    """Facts for --json; the URLs carry their tokens, nothing else does."""
+    keys = ("id", "name", "gpus", "image", "runtime", "absent")
+    return {key: session[key] for key in keys if key in session}
+
+
+def logs(host: Host, wanted: str) -> str:
+    """The ends of its services' logs, other people's escapes made harmless."""
+    reply = host.call("sessions", {"session": wanted, "logs": True})
+    return "\n".join(f"--- {name}\n{text.safe(content)}" for name, content in reply["logs"].items())

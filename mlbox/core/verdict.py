@@ -1,0 +1,79 @@
+"""How an attempt ended, and what becomes of its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlbox.core.job import JobSpec
+from mlbox.core.log import State, number
+from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of an attempt's end. `lost`: nobody saw it end, and why."""
+
+    exit: int = 0
+    signal: int = 0
+    oom: bool = False
+    timeout: bool = False
+    stopped: bool = False  # by SIGTERM to its runner
+    lost: str = ""
+    error: str = ""  # it could not be started at all
+
+
+def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
+    """The event that ends the running attempt. Pure; the caller appends it."""
+    event = {"at": now, **_why(outcome)}
+    if state.requested == "cancel_requested":
+        return {**event, "event": "cancelled", "why": f"cancelled by {state.facts.get('by', 'its owner')}"}
+    if state.requested == "preempt_requested":
+        return {**event, "event": "preempted", "why": str(state.facts.get("for", "it made room for another job"))}
+    if event["reason"] == "":
+        return {**event, "event": "finished"}
+    if event["reason"] == "lost" and spec.on_host_loss != "hold":
+        return {**event, **_lost(spec, state, str(event["why"]), now)}
+    again = _again(spec, state.attempt, str(event["reason"]), now)
+    return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
+
+
+def _why(outcome: Outcome) -> Json:
+    if outcome.error:
+        return {"reason": "start", "why": outcome.error}
+    if outcome.lost:
+        return {"reason": "lost", "why": outcome.lost}
+    end = {"exit": outcome.exit, "signal": outcome.signal}
+    if outcome.stopped and not outcome.timeout:
+        return {**end, "reason": "lost", "why": "its runner was told to stop"}
+    if outcome.timeout:
+        return {**end, "reason": "timeout", "why": "its time limit was reached"}
+    if outcome.oom:
+        return {**end, "reason": "oom", "why": "killed for want of memory"}
+    if outcome.signal:
+        return {**end, "reason": "signal", "why": f"ended by signal {outcome.signal}"}
+    return {**end, "reason": "exit" if outcome.exit else "", "why": f"exit code {outcome.exit}"}
+
+
+def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:
+    """The first loss is nobody's fault, and it runs again at once. What is lost again and again may be what kills its
+    hosts, or its keepers: it waits longer each time, and in the end has failed."""
+    losses = number(state.facts.get("losses", 0)) + 1
+    counted = {"losses": losses, "why": f"{why}; loss {losses} of at most {spec.max_losses}"}
+    if losses >= spec.max_losses:
+        return {**counted, "event": "failed"}
+    return {**counted, "event": "lost", "not_before": now + (_backoff(spec, losses - 1) if losses > 1 else 0.0)}
+
+
+def _again(spec: JobSpec, attempt: int, reason: str, now: float) -> float | None:
+    """When the attempt after this one may start (seconds since 1970); None if there is none."""
+    if attempt > spec.retries or reason not in spec.retry_on:
+        return None
+    return now + _backoff(spec, attempt)
+
+
+def _backoff(spec: JobSpec, time: int) -> float:
+    """Seconds; `time` counts from 1."""
+    return min(LONGEST_BACKOFF, float(spec.backoff * 2 ** min(time - 1, 12)))

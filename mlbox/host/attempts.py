@@ -1,0 +1,113 @@
+"""One try at a job on this host, as its keeper and its keeper's successors know it, and its end on record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlbox.core.hints import waiting
+from mlbox.core.job import JobSpec
+from mlbox.core.verdict import Outcome, verdict
+from mlbox.host import archive, engines, files, keeping, ready, slots, store, usage
+from mlbox.host import attempt as runner
+from mlbox.host.job import Job
+
+_PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)
+_PAUSE = 5.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at running a job on this host."""
+
+    found: store.Store
+    job: Job
+    spec: JobSpec
+    number: int
+    gpus: tuple[str, ...]
+    share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
+    time_limit: int  # s; 0: none
+    after: Callable[[], None]  # what the end of a job makes possible: a tick
+
+    @property
+    def folder(self) -> Path:
+        return self.job.attempt(self.number)
+
+    @property
+    def runner_lock(self) -> Path:
+        return self.job.boot_folder / runner.LOCK
+
+    @property
+    def runner_pid(self) -> Path:
+        return self.job.boot_folder / runner.PID
+
+    def runs(self) -> bool:
+        return keeping.is_held(self.runner_lock)
+
+
+def outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
+    """By the runner's record. Before the engine removes what is left."""
+    record = files.read_json(attempt.job.boot_folder / "exit.json")
+    if not isinstance(record, dict):
+        return Outcome(lost="its runner was killed")
+    oom = bool(record.get("oom")) or (record.get("exit") == 137 and engine.out_of_memory(attempt.job.id))
+    code_ = int(record.get("exit", 0))
+    by_signal = code_ - 128 if attempt.spec.work.runtime != "process" and 128 < code_ < 160 else 0
+    number = int(record.get("signal", 0)) or by_signal
+    return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
+
+
+def finish(attempt: Attempt, outcome: Outcome) -> None:
+    """Record the end, and let the hints follow; nothing of the attempt runs any more. The share may be away: then it
+    waits."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            record(attempt, outcome)
+            return
+        except (OSError, slots.Unsettled) as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"the end is not on record yet: {error}", file=sys.stderr)
+            time.sleep(_PAUSE)
+
+
+def record(attempt: Attempt, outcome: Outcome) -> None:
+    """Again after an error: what of it was done already is seen, and not done twice."""
+    job, found = attempt.job, attempt.found
+    _say_what_was_dropped(attempt)
+    state = job.state()
+    event = verdict(attempt.spec, state, outcome, time.time())
+    job.append(str(event.pop("event")), event, attempt.number)
+    state = job.state()
+    if state.running or state.attempt != attempt.number:
+        found.end(job)  # a later claim, somewhere: this attempt counts for nothing
+        return
+    with contextlib.suppress(OSError):  # a fraction of fairness
+        usage.add(found, state)
+    settle(found, job, attempt.spec)
+
+
+def _say_what_was_dropped(attempt: Attempt) -> None:
+    """In the output itself, where the runner found no room for even that on a full share."""
+    path = attempt.job.boot_folder / "exit.json"
+    record = files.read_json(path)
+    if isinstance(record, dict) and record.get("unsaid"):
+        with (attempt.folder / "output.log").open("a") as file:
+            file.write(str(record["unsaid"]))
+        files.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
+
+
+def settle(found: store.Store, job: Job, spec: JobSpec) -> None:
+    """The hints after an end: in line again, or in the archive."""
+    state = job.state()
+    if state.waiting:
+        ready.publish(found, waiting(job.id, job.owner, spec, state))
+    else:
+        archive.add(found, job, spec, state)
+    found.end(job)

@@ -1,0 +1,27 @@
+"""Why a session did not come up, as its caller hears it."""
+
+from __future__ import annotations
+
+from mlbox import errors
+
+_NO_GPUS = ("could not select device driver", "nvidia-container-cli", "CDI device")
+_SHOWN = 12  # lines of a log
+
+
+def ended_at_once(runtime: str, code: int, log: str) -> errors.MlboxError:
+    if any(word in log for word in _NO_GPUS):
+        return errors.HostUnready(
+            f"{runtime} here can't give GPUs to containers",
+            "the NVIDIA Container Toolkit is missing or not set up; --gpus 0 starts without",
+        )
+    end = "\n".join(log.strip().splitlines()[-_SHOWN:])
+    return errors.StartFailed(_indented(f"the session ended at once (exit {code})", end), "another image")
+
+
+def of_service(name: str, why: str, log: str) -> errors.StartFailed:
+    hint = f"--no-{name} starts without it" if name in ("jupyter", "vscode") else "the image's sshd does not start"
+    return errors.StartFailed(_indented(f"{name} {why}", log), hint)
+
+
+def _indented(first: str, log: str) -> str:
+    return first + "".join(f"\n  {line}" for line in log.splitlines())

@@ -1,0 +1,107 @@
+"""One job or session on disk: its folders, what was asked for, and its log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlbox import errors
+from mlbox.core.job import JobSpec
+from mlbox.core.log import State, fold, follow
+from mlbox.core.slots import fold as stands
+from mlbox.host import files, here, slots
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The folders of one job or session."""
+
+    id: str
+    owner: str
+    folder: Path
+    boot_folder: Path
+
+    def attempt(self, number: int) -> Path:
+        return self.folder / f"attempts/{number}"
+
+    @property
+    def sockets(self) -> Path:
+        return self.boot_folder / "s"
+
+    @property
+    def conf(self) -> Path:
+        return self.boot_folder / "conf"
+
+    @property
+    def logs(self) -> Path:
+        return self.boot_folder / "log"
+
+    @property
+    def keeper_lock(self) -> Path:
+        return self.boot_folder / "keeper.lock"
+
+    @property
+    def keeper_pid(self) -> Path:
+        return self.boot_folder / "keeper.pid"
+
+    def spec(self) -> JobSpec:
+        """Raises NotFound where there is none that can be read."""
+        document = files.read_json(self.folder / "spec.json")
+        if not isinstance(document, dict):
+            raise errors.NotFound(f"{self.id} has no readable spec.json")
+        try:
+            return JobSpec.from_wire(document, strict=False)
+        except errors.Usage as error:
+            raise errors.NotFound(f"{self.id} has a damaged spec.json: {error.message}") from None
+
+    def shown(self) -> JobSpec:
+        """For lists: a job whose spec can't be read is one without a name."""
+        try:
+            return self.spec()
+        except errors.NotFound:
+            return JobSpec()
+
+    def whole(self) -> JobSpec:
+        """The spec with its secrets, which only its owner can read. Raises NotFound."""
+        kept = files.read_json(self.folder / "secret.json")
+        try:
+            return self.spec().with_secrets(kept if isinstance(kept, dict) else {})
+        except errors.Usage as error:
+            raise errors.NotFound(f"{self.id} has a damaged secret.json: {error.message}") from None
+
+    def log(self) -> slots.Log:
+        return slots.Log(self.folder / "ev", _Patient(self.folder / "ev"))
+
+    def events(self) -> list[Json]:
+        """None where there is no such job (any more)."""
+        try:
+            return list(stands(self.log().read()).events.values())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def state(self) -> State:
+        return fold(self.events())
+
+    def append(self, event: str, facts: Mapping[str, Any], attempt: int = 0, patience: float = 10) -> bool:
+        """Append to the log; False where the event is not legal (any more), or no longer about this attempt.
+
+        Raises slots.Unsettled after `patience` seconds in which another writer neither went on nor died."""
+
+        def decide(events: Sequence[Json]) -> Json | None:
+            return follow(events, {"event": event, **facts}, attempt)
+
+        return isinstance(self.log().append(decide, here.this_writer(), patience), slots.Won)
+
+
+class _Patient(slots.Files):
+    """While an append waits for another writer, it looks whether that one, of this host, has died."""
+
+    def sleep(self, seconds: float) -> None:
+        with suppress(OSError):
+            slots.Log(self.folder).sweep_intents(here.is_dead)
+        super().sleep(seconds)

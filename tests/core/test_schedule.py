@@ -297,7 +297,6 @@ NIGHT = lab(night={}, day={})
         (view(job("a1"), job("b1"), run("a0", "0", share=1), run("a9", "0", share=1), usage={"bob": 150.0}), "a1 b1"),
         (view(job("a1"), job("b1"), run("a0", "0", share=1), run("a9", "1", share=1), usage={"bob": 150.0}), "b1 a1"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_order(seen: View, line: str) -> None:
     assert order(seen) == line

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame
 from labkit import gpus as false_gpus
-from labkit.inventory import HOSTS
+from labkit import laptop as laptops
+from labkit.inventory import HOSTS, Copy
 from queuelab import Lab, opened
 
 GPU_HOSTS = ("gpu1", "gpu2", "noeng")
+
+
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """With -n 2, the second worker's hosts are another copy, and each has a laptop to itself."""
+    for number, spec in enumerate(specs, 1):
+        spec.python = shlex.join((*laptops.command(Copy(number)), sys.executable))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # its /tmp is not the one in which its folder was made
+        Path(config.option.basetemp).parent.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

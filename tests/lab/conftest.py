@@ -9,11 +9,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame
+from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame, left_behind
 from labkit import gpus as false_gpus
 from labkit import laptop as laptops
 from labkit.inventory import HOSTS, Copy
@@ -64,12 +65,17 @@ def clean_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None
     marker = request.node.get_closest_marker("hosts")
     hosts = marker.args if marker else GPU_HOSTS
     yield
-    sweeper = Laptop(tmp_path / "sweeper")
-    left = {}
-    for host in hosts:
-        if host in HOSTS:  # or a user's name for one
-            false_gpus.set_gpus(host, false_gpus.default_gpus(host))
-        for session in sweeper.sessions(host):
-            sweeper.run("session", "shutdown", str(session["id"]), "--host", host)
-        left[host] = blame(host)
+    with ThreadPoolExecutor() as pool:
+        left = dict(zip(hosts, pool.map(lambda host: _cleaned(host, tmp_path), hosts)))
     assert not any(left.values()), f"left behind: {left}"
+
+
+def _cleaned(host: str, folder: Path) -> list[str]:
+    if host in HOSTS:  # or a user's name for one
+        false_gpus.set_gpus(host, false_gpus.default_gpus(host))
+    if not left_behind(host):  # a session leaves its folder at least
+        return []
+    sweeper = Laptop(folder / f"sweeper-{host}")
+    for session in sweeper.sessions(host):
+        sweeper.run("session", "shutdown", str(session["id"]), "--host", host)
+    return blame(host)

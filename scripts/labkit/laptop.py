@@ -4,7 +4,10 @@ Without that, two laptops on one machine fight for ports of 127.0.0.1 and for /t
 copy's network. The rest of the machine, its processes too, is shared.
 """
 
+import os
 import shutil
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 from .inventory import BRIDGE, HERE, SUBNET, Copy
@@ -37,6 +40,10 @@ def _tmp(copy: Copy) -> Path:
 
 
 def remove(copy: Copy) -> None:
+    """Take it away, with all that still runs there."""
+    for pid in run(("ip", "netns", "pids", copy.name), check=False).stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
     run(("ip", "link", "delete", copy.device("l0")), check=False)
     run(("ip", "netns", "delete", copy.name), check=False)
     shutil.rmtree(_tmp(copy), ignore_errors=True)

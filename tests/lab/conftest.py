@@ -21,6 +21,11 @@ from labkit.inventory import HOSTS, Copy
 from queuelab import Lab, opened
 
 GPU_HOSTS = ("gpu1", "gpu2", "noeng")
+# Files are handed out in this order, so that no worker is left with a long one at the end.
+LONG = (
+    "engines", "bad_days", "tunnels_background", "chaos", "network", "queue", "session", "layers", "kills", "reverse",
+    "ssh_name", "policies", "roots", "reboot", "process_runtime", "share", "laptops", "own_ssh",
+)  # fmt: skip
 
 
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
@@ -33,6 +38,12 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # its /tmp is not the one in which its folder was made
         Path(config.option.basetemp).parent.mkdir(parents=True, exist_ok=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+        items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame, left_behind
+from labkit import engine as engines
 from labkit import gpus as false_gpus
 from labkit import laptop as laptops
 from labkit.inventory import HOSTS, Copy
+from outage import await_share
 from queuelab import Lab, opened
 
 GPU_HOSTS = ("gpu1", "gpu2", "noeng")
@@ -54,6 +56,15 @@ def lab_is_up() -> None:
     if state.returncode != 0 or not json.loads(state.stdout)["up"]:
         pytest.exit(f"the lab is not up: scripts/lab up\n{state.stderr}", returncode=2)
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def share_is_there(lab_is_up: None) -> None:
+    """The file before this one may have cut hosts off from it."""
+    engine = engines.known()
+    running = engine.containers("status=running") if engine else []
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(await_share, (h.name for h in HOSTS.values() if h.share and h.container in running)))
 
 
 @pytest.fixture

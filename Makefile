@@ -39,16 +39,18 @@ types: $(VENV)/.stamp
 # The import rule (tests/test_imports.py) and the single files, built twice, compared and run
 # (tests/test_pyz.py), are among these.
 unit: pyz $(VENV)/.stamp
-	$(RUN) pytest tests --ignore=tests/lab --ignore=tests/faults --junitxml=$(REPORTS)/unit.xml
+	$(RUN) pytest tests --ignore=tests/lab --ignore=tests/faults -n logical --junitxml=$(REPORTS)/unit.xml
 
 # SIGKILL, and errors, at every call that touches a file (EVERY=7: at each seventh).
 EVERY ?= 1
 faults: pyz $(VENV)/.stamp
-	MLBOX_FAULTS_EVERY=$(EVERY) $(RUN) pytest tests/faults --junitxml=$(REPORTS)/faults.xml
+	MLBOX_FAULTS_EVERY=$(EVERY) $(RUN) pytest tests/faults -n logical --junitxml=$(REPORTS)/faults.xml
 
+# Two at a time, each on a copy of the lab: many wait most of the time. A file's tests stay together and in their order.
 lab-test: pyz $(VENV)/.stamp
 	$(PYTHON) scripts/lab up
-	$(RUN) pytest tests/lab --junitxml=$(REPORTS)/lab.xml
+	MLBOX_LAB_COPY=2 $(PYTHON) scripts/lab up
+	$(RUN) pytest tests/lab -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --junitxml=$(REPORTS)/lab.xml
 
 # Its short form is among the lab tests.
 JOBS ?= 500

@@ -177,11 +177,28 @@ def _document(content: bytes, where: str) -> Any:
 
     try:
         document = yaml.safe_load(content)
+        if not _is_small(document):
+            raise errors.Usage(f"{where}: its aliases come to more than {files.MAX_FILE >> 10} Ki values")
         return json.loads(json.dumps(document or {}, allow_nan=False))  # dates and such are not meant
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise errors.Usage(f"{where}: {at}{problem}") from None
+
+
+def _is_small(document: Any) -> bool:
+    """Whether it comes to no more values than a file may have bytes: few lines of aliases can come to billions."""
+    left = [iter([document])]
+    for _ in range(files.MAX_FILE):
+        while left and (value := next(left[-1], left)) is left:
+            left.pop()
+        if not left:
+            return True
+        if isinstance(value, dict):
+            left.append(iter([*value, *value.values()]))
+        elif isinstance(value, (list, tuple)):
+            left.append(iter(value))
+    return False
 
 
 def allowed(rules_: lab.Lab, spec: Spec) -> None:

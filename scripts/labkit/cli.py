@@ -21,15 +21,15 @@ from dataclasses import asdict, replace
 from typing import Callable, Optional
 
 from . import engine as engines
-from . import gpus, hosts, machine, router, share, sshfiles
+from . import gpus, hosts, laptop, machine, router, share, sshfiles
 from .engine import Engine
 from .images import Store
 from .inventory import (
     BARE_IMAGES,
     CACHE,
     HOSTS,
-    NETWORK,
-    PRIVATE,
+    LAB,
+    LAB_RUN,
     ROUTER_IMAGE,
     RUN,
     SESSION_IMAGE,
@@ -37,6 +37,7 @@ from .inventory import (
     STORE_ADDRESS,
     STORE_IMAGE,
     Host,
+    copies,
 )
 from .shell import LabError, say
 
@@ -84,6 +85,7 @@ def up(args: argparse.Namespace) -> int:
         store = share.ensure(engine) if any(host.share for host in chosen) else ""
         if any(host.private for host in chosen):
             router.ensure(engine)
+        laptop.ensure()
         sshfiles.write_all(HOSTS.values())
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda host: _bring_up(engine, host, store, names), chosen))
@@ -117,19 +119,22 @@ def _bring_up(engine: Engine, host: Host, store: str, names: list[str]) -> None:
 
 
 def down(args: argparse.Namespace) -> int:
-    """Take away all but the cache (with --purge the cache too)."""
-    if not CACHE.exists() and not RUN.exists():
+    """Take away all copies, and all but the cache (with --purge the cache too)."""
+    if not CACHE.exists() and not LAB_RUN.exists():
         return 0
     if os.geteuid() != 0:
         raise LabError("the lab was started by root; only root can take it down")
     with _alone():
-        share.unmount()
+        for copy in copies():
+            share.unmount(copy.run / "share")
+            laptop.remove(copy)
         engine = engines.known()
         if engine:
             names = engine.containers()
             if names:
                 engine.docker("rm", "-f", "-v", *names)
-            engine.docker("network", "rm", NETWORK, PRIVATE, check=False)
+            networks = engine.docker("network", "ls", "--quiet", "--filter", f"label={LAB}").stdout.split()
+            engine.docker("network", "rm", *networks, check=False)
             if args.purge:
                 form = "{{.Repository}}:{{.Tag}}"
                 images = engine.docker("images", "--format", form, "mlbox-lab/*").stdout.split()
@@ -139,7 +144,7 @@ def down(args: argparse.Namespace) -> int:
         else:
             engines.bury()
         hosts.remove_leftovers()
-        shutil.rmtree(RUN, ignore_errors=True)
+        shutil.rmtree(LAB_RUN, ignore_errors=True)
         if args.purge:
             shutil.rmtree(CACHE, ignore_errors=True)
     say("the lab is down" + ("" if args.purge else f"; the cache stays in {CACHE}"))

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Optional
 
 from .footprint import Footprint
-from .inventory import CACHE, CGROUP, NAME, RUN
+from .inventory import CACHE, CGROUP, LAB, LAB_RUN
 from .shell import LabError, run, say, wait_for, write
 
-STATE = RUN / "state.json"
+STATE = LAB_RUN / "state.json"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Engine:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def containers(self, *filters: str) -> list[str]:
-        """Names of the lab's containers, running or not."""
+        """Names of the containers of all copies of the lab, running or not."""
         args = [part for item in filters for part in ("--filter", item)]
-        done = self.docker("ps", "-a", "--filter", f"label={NAME}", *args, "--format", "{{.Names}}")
+        done = self.docker("ps", "-a", "--filter", f"label={LAB}", *args, "--format", "{{.Names}}")
         return done.stdout.split()
 
 
@@ -94,7 +94,7 @@ def _start(undo: Footprint) -> Engine:
         raise LabError("the lab needs root to start its own Docker engine; there is none running")
     if not shutil.which("dockerd") or not shutil.which("docker"):
         raise LabError("the lab needs Docker; dockerd is not installed")
-    folder = RUN / "engine"
+    folder = LAB_RUN / "engine"
     # A containerd.pid from an earlier life would make dockerd wait for a containerd that is gone.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -139,7 +139,7 @@ def bury() -> None:
     undo = _unfinished_undo()
     if undo:
         _end_orphans()
-        unmount(RUN / "engine")
+        unmount(LAB_RUN / "engine")
         undo.undo()
 
 
@@ -165,7 +165,7 @@ def _end_orphans() -> None:
 
 
 def _orphans() -> Iterator[int]:
-    folder = f"{RUN / 'engine'}/".encode()
+    folder = f"{LAB_RUN / 'engine'}/".encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             argv = path.read_bytes()

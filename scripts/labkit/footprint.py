@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .inventory import BRIDGE, PRIVATE_BRIDGE, PRIVATE_SUBNET, SUBNET
+from . import laptop
+from .inventory import copies
 from .shell import run
 
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -42,12 +43,14 @@ class Footprint:
 
     def undo(self) -> None:
         """Take away the lab's rules and folders; and Docker's chains, if none were there before."""
-        for bridge in (BRIDGE, PRIVATE_BRIDGE):
-            run(("ip", "link", "delete", bridge), check=False)
+        marks = [] if self.docker else ["DOCKER"]
+        for copy in copies():
+            laptop.remove(copy)
+            for bridge in copy.bridges:
+                run(("ip", "link", "delete", bridge), check=False)
+            marks += [*copy.bridges, f"{copy.subnet}.0/24", f"{copy.private_subnet}.0/24"]
         for table in ("filter", "nat"):
             rules = _rules(table)
-            marks = [BRIDGE, f"{SUBNET}.0/24", PRIVATE_BRIDGE, f"{PRIVATE_SUBNET}.0/24"]
-            marks += [] if self.docker else ["DOCKER"]
             for rule in rules:
                 if rule.startswith("-A") and any(mark in rule for mark in marks):
                     _iptables(table, "-D", *rule.split()[1:])

@@ -15,8 +15,10 @@ from .inventory import (
     CACHE,
     CGROUP,
     DATA,
+    HERE,
     HOSTS,
-    NAME,
+    LAB,
+    LAB_RUN,
     NETWORK,
     PODMAN_IMAGES,
     PODMAN_USERS,
@@ -56,7 +58,7 @@ def _ensure_network(engine: Engine, name: str, bridge: str, net: str) -> None:
             f"com.docker.network.driver.mtu={machine.mtu()}",
         )
         args = [part for option in options for part in ("--opt", option)]
-        subnet = ("--subnet", f"{net}.0/24", "--gateway", f"{net}.1", "--label", NAME)
+        subnet = ("--subnet", f"{net}.0/24", "--gateway", f"{net}.1", "--label", LAB)
         engine.docker("network", "create", *args, *subnet, name)
 
 
@@ -86,13 +88,13 @@ def start(engine: Engine, host: Host, store: str) -> bool:
     for path in sorted(lab.iterdir()):
         digest.update(path.read_bytes())
     mark = digest.hexdigest()[:16]
-    form = '{{.State.Running}} {{index .Config.Labels "' + NAME + '"}}'
+    form = '{{.State.Running}} {{index .Config.Labels "' + LAB + '"}}'
     seen = engine.docker("inspect", "-f", form, host.container, check=False)
     if seen.stdout.split() == ["true", mark]:
         return False
     engine.docker("rm", "-f", "-v", host.container, check=False)
     set_gpus(host.name, default_gpus(host.name))
-    engine.docker("run", "--detach", "--label", f"{NAME}={mark}", *argv)
+    engine.docker("run", "--detach", "--label", f"{LAB}={mark}", *argv)
     return True
 
 
@@ -108,7 +110,7 @@ def _arguments(host: Host) -> list[str]:
     argv += ["-v", f"{machine.resolv_conf()}:/etc/resolv.conf:ro"]
     argv += ["-e", f"LAB_USERS={users}", "-e", f"LAB_ENGINE={int(host.engine)}", "-e", f"LAB_CDI={int(host.cdi)}"]
     argv += ["-e", f"LAB_PODMAN={int(host.podman)}"]
-    argv += ["-e", f"LAB_MTU={machine.mtu()}", "-e", f"LAB_CGROUP=/{CGROUP}/{host.name}"]
+    argv += ["-e", f"LAB_MTU={machine.mtu()}", "-e", f"LAB_CGROUP=/{host.cgroup}"]
     if host.private:
         argv += ["-e", f"LAB_ROUTER={ROUTER_INSIDE}"]
     for other in HOSTS.values():
@@ -119,11 +121,11 @@ def _arguments(host: Host) -> list[str]:
         if sources().is_dir():
             argv += ["-v", f"{sources()}:/lab-sources:ro"]
     if host.engine:
-        docker = CACHE / f"docker-{host.name}"
+        docker = HERE.stores / f"docker-{host.name}"
         docker.mkdir(parents=True, exist_ok=True)
         argv += ["-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "-v", f"{docker}:/var/lib/docker"]
     if host.podman:
-        podman = CACHE / f"podman-{host.name}"
+        podman = HERE.stores / f"podman-{host.name}"
         podman.mkdir(parents=True, exist_ok=True)
         argv += ["-v", f"{podman}:/var/lib/containers"]
     return [*argv, tag_of(host.image), "/bin/bash", "/lab/init.sh"]
@@ -183,7 +185,7 @@ def _fill(
 
 def remove_leftovers() -> None:
     """Unmount what is mounted under the lab's folders, and remove its control groups."""
-    for folder in (RUN, CACHE):
+    for folder in (LAB_RUN, CACHE):
         unmount(folder)
     for top in (*Path("/sys/fs/cgroup").glob(f"*/{CGROUP}"), Path("/sys/fs/cgroup") / CGROUP):
         if top.is_dir():

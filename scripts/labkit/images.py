@@ -19,7 +19,7 @@ from typing import Callable
 from . import machine
 from .catalog import PATH, RECIPES, SUITES, Recipe, busybox, key, sources, tag_of
 from .engine import Engine
-from .inventory import CACHE, DATA, NAME, RUN
+from .inventory import CACHE, DATA, LAB, RUN
 from .shell import LabError, pipe, run_logged, say
 
 
@@ -116,9 +116,9 @@ class Store:
     @contextmanager
     def _built(self, name: str, recipe: Recipe, *more: str) -> Iterator[str]:
         """Run the recipe in a container and yield the container's name; it is removed after."""
-        container = f"{NAME}-build-{name}"
+        container = f"{LAB}-build-{name}"
         self.engine.docker("rm", "-f", container, check=False)
-        argv = ["docker", "run", "--name", container, "--label", NAME, "--network", "host"]
+        argv = ["docker", "run", "--name", container, "--label", LAB, "--network", "host"]
         argv += ["-v", f"{DATA / 'recipes'}:/recipes:ro", "-v", f"{RUN / 'certs'}:/lab/certs:ro"]
         argv += ["-v", "/tmp", *more]
         if "sources" in recipe.needs:

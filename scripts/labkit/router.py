@@ -7,7 +7,7 @@ from .catalog import tag_of
 from .engine import Engine
 from .inventory import (
     DATA,
-    NAME,
+    LAB,
     NETWORK,
     PRIVATE,
     PRIVATE_SUBNET,
@@ -31,11 +31,11 @@ def ensure(engine: Engine) -> None:
     argv += ["-v", f"{_SCRIPT.parent}:/lab:ro", "-e", f"LAB_PRIVATE={PRIVATE_SUBNET}.0/24"]
     argv += [tag_of(ROUTER_IMAGE), "/bin/bash", "/lab/router.sh"]
     mark = hashlib.sha256(repr((argv, _SCRIPT.read_text())).encode()).hexdigest()[:16]
-    form = '{{.State.Running}} {{index .Config.Labels "' + NAME + '"}}'
+    form = '{{.State.Running}} {{index .Config.Labels "' + LAB + '"}}'
     if engine.docker("inspect", "-f", form, ROUTER, check=False).stdout.split() == ["true", mark]:
         return
     engine.docker("rm", "-f", "-v", ROUTER, check=False)
-    engine.docker("create", "--label", f"{NAME}={mark}", *argv)
+    engine.docker("create", "--label", f"{LAB}={mark}", *argv)
     engine.docker("network", "connect", "--ip", ROUTER_INSIDE, PRIVATE, ROUTER)
     engine.docker("start", ROUTER)
 

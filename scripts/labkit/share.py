@@ -15,13 +15,13 @@ from pathlib import Path
 from .catalog import sources, tag_of
 from .engine import Engine
 from .engine import unmount as unmount_below
-from .inventory import BRICKS, DATA, NAME, NETWORK, RUN, STORE, STORE_ADDRESS, STORE_IMAGE, VOLUME
+from .inventory import BRICKS, DATA, LAB, NETWORK, RUN, STORE, STORE_ADDRESS, STORE_IMAGE, VOLUME
 from .shell import LabError, run, say, wait_for, write
 
 SHARE = RUN / "share"
 SOURCES = SHARE / "sources"
 _SCRIPT = RUN / "store" / "store.sh"
-_SERVED = RUN / "store" / "mounted"  # the id of the container whose volume is mounted
+_SERVED = "store/mounted"  # beside the mount: the id of the container whose volume is mounted
 
 
 def ensure(engine: Engine) -> str:
@@ -41,11 +41,11 @@ def _serve(engine: Engine) -> str:
     argv += ["-e", f"LAB_ADDRESS={STORE_ADDRESS}", "-e", f"LAB_VOLUME={VOLUME}", "-e", f"LAB_BRICKS={BRICKS}"]
     argv += [tag_of(STORE_IMAGE), "/bin/bash", "/lab/store.sh"]
     mark = hashlib.sha256(repr((argv, _SCRIPT.read_text())).encode()).hexdigest()[:16]
-    form = '{{.State.Running}} {{index .Config.Labels "' + NAME + '"}} {{.Id}}'
+    form = '{{.State.Running}} {{index .Config.Labels "' + LAB + '"}} {{.Id}}'
     seen = engine.docker("inspect", "-f", form, STORE, check=False).stdout.split()
     if seen[:2] != ["true", mark]:
         engine.docker("rm", "-f", "-v", STORE, check=False)
-        seen = engine.docker("run", "--detach", "--label", f"{NAME}={mark}", *argv).stdout.split()
+        seen = engine.docker("run", "--detach", "--label", f"{LAB}={mark}", *argv).stdout.split()
 
     def ready() -> bool:
         return engine.docker("exec", STORE, "test", "-e", "/run/ready", check=False).returncode == 0
@@ -55,7 +55,7 @@ def _serve(engine: Engine) -> str:
 
 
 def _mount(served: str) -> None:
-    if _is_mounted() and _SERVED.exists() and _SERVED.read_text() == served:
+    if _is_mounted() and _served() == served:
         return
     unmount()
     SHARE.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,12 @@ def _mount(served: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     run(("mount", "-t", "glusterfs", "-o", f"log-file={log}", f"{STORE_ADDRESS}:/{VOLUME}", str(SHARE)))
     SHARE.chmod(0o1777)
-    write(_SERVED, served)
+    write(RUN / _SERVED, served)
+
+
+def _served() -> str:
+    path = RUN / _SERVED
+    return path.read_text() if path.exists() else ""
 
 
 def _is_mounted() -> bool:
@@ -84,22 +89,22 @@ def _show_sources() -> None:
     run(("mount", "-o", "remount,bind,ro", str(SOURCES)))
 
 
-def unmount() -> None:
+def unmount(share: Path = SHARE) -> None:
     """Take this machine's mount away, busy or dead as it may be, and wait for its client to end."""
-    unmount_below(SHARE)
-    run(("umount", "--force", "--lazy", str(SHARE)), check=False)
+    unmount_below(share)
+    run(("umount", "--force", "--lazy", str(share)), check=False)
     with suppress(LabError):
-        wait_for("the share's client on this machine", lambda: not any(_clients()), 5)
-    for pid in _clients():
+        wait_for("the share's client on this machine", lambda: not any(_clients(share)), 5)
+    for pid in _clients(share):
         say(f"killing a client of the share that goes on (pid {pid})")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _SERVED.unlink(missing_ok=True)
+    (share.parent / _SERVED).unlink(missing_ok=True)
 
 
-def _clients() -> Iterator[int]:
+def _clients(share: Path) -> Iterator[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             argv = path.read_bytes().split(b"\0")
-            if argv[0].endswith(b"/glusterfs") and str(SHARE).encode() in argv:
+            if argv[0].endswith(b"/glusterfs") and str(share).encode() in argv:
                 yield int(path.parent.name)

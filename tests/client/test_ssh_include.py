@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from users import nobody
+from users import let_in, nobody
 
 from mlbox.client import output, ssh_config, ssh_include, state
 from mlbox.errors import MlboxError
@@ -91,8 +91,7 @@ def test_what_is_not_ours_to_write_is_said_and_left(home: Path, config: Path, ca
     elif case == "hard link":
         other.hardlink_to(config) if hasattr(other, "hardlink_to") else os.link(config, other)
     elif case == "closed":
-        for path in (home, *home.parents[:3]):
-            path.chmod(path.stat().st_mode | 0o055)
+        let_in(home)
         config.parent.chmod(0o755)
         config.chmod(0o644)
     else:

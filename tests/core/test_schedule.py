@@ -297,7 +297,6 @@ NIGHT = lab(night={}, day={})
         (view(job("a1"), job("b1"), run("a0", "0", share=1), run("a9", "0", share=1), usage={"bob": 150.0}), "a1 b1"),
         (view(job("a1"), job("b1"), run("a0", "0", share=1), run("a9", "1", share=1), usage={"bob": 150.0}), "b1 a1"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_order(seen: View, line: str) -> None:
     assert order(seen) == line
@@ -863,7 +862,7 @@ def views(draw: st.DrawFn) -> View:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(views())
 def test_any_plan_is_lawful(seen: View) -> None:
     made = plan(seen, NOW)
@@ -957,7 +956,7 @@ def who_is_preempted_may_be(seen: View, made: Plan) -> None:
             assert set(made.preempt.values()) <= {s.job for s in after.start}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(views(), st.randoms(use_true_random=False))
 def test_the_order_of_listing_does_not_matter(seen: View, chance: random.Random) -> None:
     def mixed(things: Iterable[Any]) -> tuple[Any, ...]:
@@ -974,7 +973,7 @@ def test_the_order_of_listing_does_not_matter(seen: View, chance: random.Random)
     assert one.waits == two.waits
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(views())
 def test_users_ticks_do_not_cross(seen: View) -> None:
     """What every user starts on their own is what one account would start for all: no GPU is taken twice."""
@@ -983,7 +982,7 @@ def test_users_ticks_do_not_cross(seen: View) -> None:
     assert {s.job: s for s in apart} == together and len(apart) == len(together)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(views(), jobs(50))
 def test_a_free_gpu_and_a_lone_job_that_fits_is_a_start(seen: View, lone: Waiting) -> None:
     lone = replace(lone, after=(), not_before=0.0, queue="default")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from users import nobody
+from users import let_in, nobody
 
 from mlbox import errors
 from mlbox.core.gpu import Holder
@@ -73,8 +73,7 @@ def test_folders_and_files_of_the_user_s_are_fine(tmp_path: Path) -> None:
     ids=["unreadable", "read-only", "nothing"],
 )
 def test_what_the_user_may_not_reach_is_refused(tmp_path: Path, mode: int, write: bool, words: str) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_in(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(mode)
     with nobody(), pytest.raises(errors.Refused, match=words) as caught:

@@ -748,6 +748,4 @@ class Sharing(RuleBasedStateMachine):
 
 
 TestSharing = Sharing.TestCase
-TestSharing.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestSharing.settings = settings(max_examples=120, stateful_step_count=40, suppress_health_check=list(HealthCheck))

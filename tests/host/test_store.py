@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from users import nobody
+from users import let_in, nobody
 
 from mlbox import errors
 from mlbox.core import ids
@@ -341,8 +341,7 @@ def test_a_job_without_a_spec_is_said(tmp_path: Path) -> None:
 
 @needs_root
 def test_a_lab_s_root_serves_a_second_user(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_in(tmp_path)
     shared = Store(tmp_path / "share")
     shared.root.mkdir(mode=0o1777)
     shared.root.chmod(0o1777)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from labkit import gpus as false
 from queuebox import Box, hint, kill, until
-from users import nobody
+from users import let_in, nobody
 
 from mlbox import entry, errors
 from mlbox.core import ids, wire
@@ -755,8 +755,7 @@ def test_a_tick_that_is_at_work_takes_the_newcomer_s_word(box: Box, monkeypatch:
 
 def other(box: Box, name: str = "nobody") -> store.Store:
     """Another user's place in the same ROOT."""
-    for folder in (box.root, *box.root.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    let_in(box.root)
     box.found.open_users()
     theirs = store.Store(box.root)
     theirs.user = name

@@ -19,14 +19,14 @@ from intervals import Still
 from labkit import engine as engines
 from labkit import hosts as machines
 from labkit.gpus import gpus_file
-from labkit.inventory import CGROUP, HOSTS, STORE_ADDRESS, SUBNET
+from labkit.inventory import HOSTS, STORE_ADDRESS, SUBNET
 from labkit.shell import LabError
 
 LASTING = ("off", "frozen", "no share", "no laptop", "no network")
 VICTIMS = ("keeper", "runner", "both", "tick")
 KINDS = (*LASTING, *VICTIMS, "clock")
 
-_CUT_FROM = {"no share": ("-s", STORE_ADDRESS), "no laptop": ("-s", f"{SUBNET}.1"), "no network": ("-i", "eth0")}
+_CUT_FROM = {"no share": ("-s", STORE_ADDRESS), "no laptop": ("-s", f"{SUBNET}.0/29"), "no network": ("-i", "eth0")}
 _MOUNT = "mountpoint -q /share || mount -t glusterfs $LAB_SHARE /share; mountpoint -q /share"
 # Of the processes that are there within 15 s, one by the number that is given. A keeper or runner that has not signed
 # yet is one of the calls that start them: those are ticks here.
@@ -133,7 +133,7 @@ class Machine:
         top, name = Path("/sys/fs/cgroup"), "cgroup.freeze"
         if "freezer" in paths:
             top, name = top / "freezer", "freezer.state"
-        for path in (f"{CGROUP}/{self.host.name}", paths.get("freezer", paths.get(""))):
+        for path in (self.host.cgroup, paths.get("freezer", paths.get(""))):
             folder = top / str(path).lstrip("/")
             if folder.is_dir():
                 yield folder / name

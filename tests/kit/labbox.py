@@ -11,9 +11,12 @@ import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from labkit.inventory import RUN
+from labkit import engine as engines
+from labkit.engine import Engine
+from labkit.inventory import HOSTS, RUN
 
 ROOT = Path(__file__).parents[2]
 PYZ = ROOT / "dist/mlbox.pyz"
@@ -159,11 +162,16 @@ def ssh(host: str, command: str, timeout: float = 60, check: bool = True) -> str
     return done.stdout
 
 
+@cache
+def _engine() -> Engine:
+    found = engines.known()
+    assert found is not None, "the lab is not up: scripts/lab up"
+    return found
+
+
 def as_root(host: str, *command: str, check: bool = True) -> str:
     """A command on a host, as its root, past SSH."""
-    done = subprocess.run(
-        [sys.executable, str(LAB), "exec", host, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = _engine().docker("exec", HOSTS[host].container, *command, check=False)
     if check:
         assert done.returncode == 0, f"{host}: {command}: {done.stderr}"
     return done.stdout

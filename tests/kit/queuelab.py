@@ -105,7 +105,7 @@ class Lab:
             live = [job["id"] for job in self.jobs("-n", "0")]
             if live:
                 self.run("cancel", *live)
-            awaited(lambda: self.jobs("-n", "0") == [])
+                awaited(lambda: self.jobs("-n", "0") == [])
             for host in self.hosts:  # a keeper's last act is a tick; its folder goes before
                 awaited(lambda h=host: left_behind(f"{h}-{self.user}") == [])  # type: ignore[misc]
         finally:

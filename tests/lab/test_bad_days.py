@@ -326,17 +326,20 @@ def broken_image(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("broken_image", "words"),
+    ("broken_image", "patience", "words"),
     [
-        ("silent", ("jupyter did not answer within 5 s", "try: --no-jupyter")),
-        ("crashing", ("jupyter ended with exit code 1", "no licence for Jupyter", "try: --no-jupyter")),
-        ("segfault", ("the session ended at once (exit 139)", "try: another image")),
-        ("ending", ("the session ended at once (exit 4)", "this python is a fake", "try: another image")),
+        ("silent", "5", ("jupyter did not answer within 5 s", "try: --no-jupyter")),
+        ("crashing", "60", ("jupyter ended with exit code 1", "no licence for Jupyter", "try: --no-jupyter")),
+        ("segfault", "60", ("the session ended at once (exit 139)", "try: another image")),
+        ("ending", "60", ("the session ended at once (exit 4)", "this python is a fake", "try: another image")),
     ],
     indirect=["broken_image"],
 )
-def test_an_image_that_does_not_come_up(laptop: Laptop, broken_image: str, words: tuple[str, ...]) -> None:
-    done = laptop.run("session", "gpu1", "--gpus", "1", "--image", broken_image, "--no-vscode", "--start-timeout", "5")
+def test_an_image_that_does_not_come_up(
+    laptop: Laptop, broken_image: str, patience: str, words: tuple[str, ...]
+) -> None:
+    asked = ("--image", broken_image, "--no-vscode", "--start-timeout", patience)
+    done = laptop.run("session", "gpu1", "--gpus", "1", *asked)
     assert_clear(done, NOT_UP, *words)
 
 

@@ -21,6 +21,7 @@ import pytest
 from mlbox import errors
 from mlbox.core import ids
 from mlbox.host import door, files, peer, sharing, store
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 BOB, EVE, OTHER = 65501, 65502, 65503  # uids without an account
@@ -93,7 +94,7 @@ class Session:
 
     def __init__(self, root: Path) -> None:
         id_ = ids.ulid(1, os.urandom(10))
-        self.job = store.Job(id_, "ada", root / "job", root / "mlbox-0" / id_[-8:].lower())
+        self.job = Job(id_, "ada", root / "job", root / "mlbox-0" / id_[-8:].lower())
         for folder in (self.job.sockets, self.job.conf, self.job.logs):
             folder.mkdir(parents=True)
         for name in ("ssh", "guest"):
@@ -150,7 +151,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     root = Path(tempfile.mkdtemp(prefix="mt"))
     root.chmod(0o1777)
     (root / "mlbox-0").mkdir(mode=0o700)
-    monkeypatch.setattr(store.Job, "door", property(lambda job: root / "mlbox-0.shared" / job.id))
+    monkeypatch.setattr(Job, "door", property(lambda job: root / "mlbox-0.shared" / job.id))
     monkeypatch.setattr(door, "_FOLDERS", root)
     made = Session(root)
     yield made

@@ -19,9 +19,7 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(
-        description="Join a session: yours from another laptop, or a colleague's who shares it."
-    )
+    made: argparse.ArgumentParser = make(description="Join a session: yours, or a colleague's who shares it.")
     options.session(made)
     made.add_argument("--port", action="append", metavar="P|LOCAL:P", help="bring port P inside here too; repeat")
     made.add_argument("--detach", action="store_true", help="leave again; the tunnels stay in the background")

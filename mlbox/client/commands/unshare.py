@@ -11,8 +11,8 @@ from mlbox.core import text
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        description="Let a colleague join no longer: what is open ends at once, and so do the keys. What was started or "
-        "written inside stays."
+        description="Let a colleague join no longer: what is open ends at once, and so do the keys. What was started "
+        "or written inside stays."
     )
     share.person(made)
     return made

@@ -20,6 +20,7 @@ exit codes: 0 done; 1 failed; 2 wrong usage; 3 can't be had there (GPUs, image, 
 # Each is a file in client/commands with `parser(make)` and `main(arguments)`, imported when it is called.
 VERBS = {
     "session": "start an interactive session (Jupyter, VS Code, SSH) and attach to it",
+    "attach": "join a session: yours from another laptop, or a colleague's who shares it",
     "status": "every host's GPUs, who holds them, and the sessions there",
     "init": "make a folder that hosts share a lab",
     "submit": "put a job in line",
@@ -39,7 +40,7 @@ VERBS = {
     "tunnels": "list or stop the tunnels that this machine holds",
     "port": "add, list or remove more ports of a running session",
 }
-SESSION_VERBS = ("list", "info", "attach", "shutdown")  # mlbox session VERB: a file each, too
+SESSION_VERBS = ("list", "info", "attach", "shutdown", "share", "unshare")  # mlbox session VERB: a file each, too
 
 
 class _Formatter(argparse.HelpFormatter):

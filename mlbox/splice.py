@@ -1,6 +1,6 @@
 """Two sockets joined: what arrives at one leaves at the other, until both sides have ended.
 
-Beside the rooms because both ends of a tunnel use it: client/tunnels/tunnels.py and guest/control.py.
+Beside the rooms because several use it: client/tunnels/tunnels.py, guest/control.py and host/sharing.py.
 A thread per direction copies with recv_into and sendall: backpressure is the kernel's, an idle connection
 sleeps in recv. Measured (2 cores, 600 MB through ssh): this is as fast as os.splice through a pipe and as
 plain `ssh -L`, and it is the same code everywhere.

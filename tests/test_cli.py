@@ -43,11 +43,13 @@ def test_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"mlbox {__version__}\n", "")
 
 
-VERBS = [[], ["session"], ["status"], *(["session", verb] for verb in cli.SESSION_VERBS)]
+PEOPLE = ("share", "unshare")  # which need both their words
+VERBS = [[], ["session"], ["status"], *(["session", verb] for verb in cli.SESSION_VERBS if verb not in PEOPLE)]
 OTHERS = [[verb] for verb in cli.VERBS if verb not in ("session", "status", "queue", "host", "tunnels", "port")]
 GROUPS = [["queue", what] for what in ("list", "create", "pause", "resume", "process")]
 GROUPS += [["host", what] for what in ("drain", "resume", "fence")]
 GROUPS += [["tunnels", what] for what in ("list", "stop")]
+GROUPS += [["session", verb] for verb in PEOPLE]
 GROUPS += [["port", what] for what in ("add", "list", "remove")]
 
 

@@ -83,7 +83,13 @@ def listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
 
 
 def _is(session: Json, wanted: str) -> bool:
-    return wanted in ("", session["id"], session["name"]) or session["id"].startswith(wanted.upper())
+    """A colleague's is meant only where it is said which; OWNER/ before it says whose."""
+    owner, _, name = wanted.rpartition("/")
+    if not name and (owner or "owner" in session):
+        return False
+    if owner not in ("", session.get("owner")):
+        return False
+    return name in ("", session["id"], session["name"]) or session["id"].startswith(name.upper())
 
 
 def _remembered() -> dict[str, Json]:
@@ -102,7 +108,24 @@ def reveal(host: Host, wanted: str) -> Json:
     """What it takes to reach it; this laptop's keys are let in from now on."""
     keys = list(host.transport.public_keys())
     reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys})
-    return dict(reply["session"])
+    session = dict(reply["session"])
+    _check_owner(host, session)
+    return session
+
+
+def _check_owner(host: Host, session: Json) -> None:
+    """An id is one person's session for ever, and any user's door can offer it: what this laptop knew for one's own or
+    for a colleague's is not taken from another. Raises Refused."""
+    known, now = _remembered().get(session["id"]), session.get("owner", "")
+    if known is None or not now:
+        return
+    before = known.get("owner", "")
+    if before != now and (before or known["host"] == host.name):
+        was = f"{before}'s" if before else "yours"
+        raise errors.Refused(
+            f"session {session['id']} was {was}, and now {now} offers one by its id",
+            "it has ended, or is not shared any more; ask its owner",
+        )
 
 
 def reach(host: Host, session: Json) -> Reach:
@@ -111,7 +134,7 @@ def reach(host: Host, session: Json) -> Reach:
 
 def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
-    state.remember_session(session["id"], session["name"], host.name, host.root, host.via)
+    state.remember_session(session["id"], session["name"], host.name, host.root, host.via, session.get("owner", ""))
     # By the rendezvous, where nothing else leads.
     services = reach(host, session).services if host.via else session["services"]
     facts = services.get("ssh")

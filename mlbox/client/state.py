@@ -94,9 +94,10 @@ def update(name: str, key: str, value: Any) -> None:
 _REMEMBERED = 100
 
 
-def remember_session(session: str, name: str, host: str, root: str, via: str = "") -> None:
-    """Where a session runs, also after its end: then its name still tells how it ended. Ids sort by age."""
-    update("sessions.json", session, {"name": name, "host": host, "root": root, "via": via})
+def remember_session(session: str, name: str, host: str, root: str, via: str = "", owner: str = "") -> None:
+    """Where a session runs, also after its end: then its name still tells how it ended. Ids sort by age.
+    `owner`: of a colleague's."""
+    update("sessions.json", session, {"name": name, "host": host, "root": root, "via": via, "owner": owner})
     for old in sorted(load("sessions.json"))[:-_REMEMBERED]:
         update("sessions.json", old, None)
 

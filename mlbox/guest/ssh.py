@@ -26,7 +26,7 @@ _BANNER_TIMEOUT = 10.0  # s
 
 _CONFIG = """\
 HostKey {key}
-AuthorizedKeysFile {conf}/authorized_keys
+AuthorizedKeysFile {conf}/authorized_keys {conf}/shared_keys
 StrictModes no
 UsePAM no
 AuthenticationMethods publickey

@@ -14,18 +14,27 @@ from typing import Any
 from mlbox import errors
 
 MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
+_LOG_TAIL = 4096  # bytes of each log
 
 
-def private_folder(path: Path) -> Path:
-    """Make `path` 0700 and ours, or raise: a folder somebody else prepared in /tmp is not used."""
+def private_folder(path: Path, mode: int = 0o700) -> Path:
+    """Make `path` ours, open to nobody (or as `mode` says), or raise: one that somebody else prepared is not used."""
     with suppress(FileExistsError):  # something else of that name: told below
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not is_own(path):
         raise errors.HostUnready(f"{path} is not a folder of yours", "ask its owner, or an administrator, to remove it")
-    if found.st_mode & 0o077:
-        path.chmod(0o700)
+    if path.stat().st_mode & 0o777 != mode:
+        path.chmod(mode)
     return path
+
+
+def is_own(path: Path, uid: int | None = None) -> bool:
+    """Whether it is a folder, not a link to one, of this user's (or of `uid`'s): then only that one can replace it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == (os.getuid() if uid is None else uid)
 
 
 def keep_young(folder: Path) -> None:
@@ -43,6 +52,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def tails(folder: Path) -> dict[str, str]:
+    """The ends of its logs, by their names."""
+    return {path.stem: _tail(path) for path in sorted(folder.glob("*.log"))}
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG_TAIL))
+        return file.read().decode(errors="replace")
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None, lasting: bool = True) -> None:

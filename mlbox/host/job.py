@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,19 @@ class Job:
     @property
     def keeper_pid(self) -> Path:
         return self.boot_folder / "keeper.pid"
+
+    @property
+    def share(self) -> Path:
+        """Beside the boot folder, which a container sees."""
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.share")
+
+    @property
+    def control(self) -> Path:
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.control")
+
+    @property
+    def door(self) -> Path:
+        return Path(f"/tmp/mlbox-{os.getuid()}.shared") / self.id
 
     def spec(self) -> JobSpec:
         """Raises NotFound where there is none that can be read."""

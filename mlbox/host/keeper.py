@@ -31,7 +31,7 @@ from mlbox.core import services, wire
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, failure, files, here, keeping, lease, link, processes, reverse, store
+from mlbox.host import engines, failure, files, here, keeping, lease, link, processes, reverse, sharing, store
 from mlbox.host.caller import Caller
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -67,6 +67,7 @@ class Keeper:
         self._trouble: Json = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._tunnel: reverse.Tunnel | None = None
+        self._sharing: sharing.Sharing | None = None
 
     # ---- the life of a session -------------------------------------------------------------------
 
@@ -76,6 +77,7 @@ class Keeper:
             info = self._start()
             self.job.append("started", {"at": time.time(), "services": sorted(self.guest.services)})
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
+            self._sharing = sharing.begin(self.job, info)
             self.caller.send({"ready": info})
             self.caller.let_go()
         except errors.MlboxError as error:
@@ -158,6 +160,7 @@ class Keeper:
         return {
             "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
             "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,
+            "since": time.time(),
         }  # fmt: skip
 
     def _await_services(self, wanted: set[str]) -> None:
@@ -219,6 +222,8 @@ class Keeper:
         """Everything of the session goes, then its end is on record, then its GPUs are free.
 
         What the engine can't remove, or a full disk can't record, is left for the next call to this host (sweep)."""
+        if self._sharing is not None:
+            self._sharing.close()
         if self._tunnel is not None:
             self._tunnel.close()
         self._remove(grace)
@@ -246,6 +251,7 @@ class Keeper:
             known = files.read_json(self.job.conf / "session.json")
             if isinstance(known, dict) and "via" in known:
                 self._open_tunnel(Meeting.from_wire(known["via"]), known["services"])
+            self._sharing = sharing.begin(self.job, known)
             deadline = time.monotonic() + _RETURN
             while not self.guest.connected and time.monotonic() < deadline:
                 self._turn(deadline - time.monotonic())

@@ -20,6 +20,7 @@ HANDLERS = {
     "session": "session",
     "sessions": "sessions",
     "shutdown": "shutdown",
+    "share": "share",
     "status": "status",
     "connect": "connect",
     "init": "init",

@@ -22,6 +22,8 @@
       users/<user>/archive/<day>.<host>.jsonl    ended jobs, one line each
       users/<user>/home/, environments/    $HOME inside containers; layers of the process runtime
     /tmp/mlbox-<uid>/<id>/                 this boot's: sockets, tokens, keys, keeper.lock; gone with the job
+    /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py)
+    /tmp/mlbox-<uid>.shared/<ulid>/        a session's door, and its colleagues' sockets; gone with the last of them
     /tmp/mlbox-leases/<uuid>               one kernel lock per GPU, all users' (host/lease.py)
 
 The per-boot folder is local because sockets and locks are this kernel's, and in /tmp because a socket's
@@ -207,12 +209,21 @@ class Store:
             with suppress(OSError):  # a log that can't be read or kept (a full disk) doesn't keep it from ending
                 attempt = job.attempt(max(1, job.state().attempt))
                 shutil.copytree(job.logs, attempt / "log", dirs_exist_ok=True)
+        clear_shares(job)
         for _ in range(2):  # after an error it goes on with what is left; what a container's root owns stays
             shutil.rmtree(job.boot_folder, ignore_errors=True)
 
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""
         return [self.job(n) for n in _names(self.live) if ids.is_ulid(n)]
+
+
+def clear_shares(job: Job) -> None:
+    """Nobody else joins it any more. The door's folder may be another's, put there while nothing was shared."""
+    for path in (job.share, job.control):
+        path.unlink(missing_ok=True)
+    if files.is_own(job.door.parent):
+        shutil.rmtree(job.door, ignore_errors=True)
 
 
 def _names(folder: Path) -> list[str]:

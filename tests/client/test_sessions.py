@@ -59,3 +59,49 @@ def test_what_failed_where_it_runs_is_not_done_twice(hosts: dict[str, Any]) -> N
     with pytest.raises(errors.Unreachable, match="no tunnel comes up"):
         sessions.at_session("kind-otter", "", CONFIG, act)
     assert act.tried == ["gpu1"]
+
+
+# ---- a colleague's ----------------------------------------------------------------------------------------
+
+SHARED = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAW", "name": "heron", "owner": "ada"}
+
+
+@pytest.mark.parametrize("wanted", ["heron", SHARED["id"], "ada/heron", f"ada/{SHARED['id']}"])
+def test_a_colleague_s_is_found_where_it_is_meant(hosts: dict[str, Any], wanted: str) -> None:
+    hosts["gpu2"] = {"sessions": [SHARED]}
+    assert sessions.at_session(wanted, "", CONFIG, Act({})) == "done on gpu2"
+
+
+@pytest.mark.parametrize("wanted", ["", "bob/heron", "ada/", "ada"])
+def test_a_colleague_s_is_not_taken_for_another(hosts: dict[str, Any], wanted: str) -> None:
+    hosts["gpu2"] = {"sessions": [SHARED]}
+    with pytest.raises(errors.NotFound):
+        sessions.at_session(wanted, "", CONFIG, Act({}))
+
+
+def test_the_only_one_of_one_s_own_is_meant_beside_a_colleague_s(hosts: dict[str, Any]) -> None:
+    hosts["gpu1"], hosts["gpu2"] = there(), {"sessions": [SHARED]}
+    assert sessions.at_session("", "", CONFIG, Act({})) == "done on gpu1"
+
+
+def offered(owner: str, at: str = "gpu1") -> Any:
+    """What a host replies for a session by its id; `owner`: whose door it is."""
+    session = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "kind-otter", **({"owner": owner} if owner else {})}
+    transport = SimpleNamespace(public_keys=lambda: ())
+    return SimpleNamespace(name=at, transport=transport, call=lambda *_: {"session": session})
+
+
+@pytest.mark.parametrize(("before", "now", "at"), [("", "eve", "gpu1"), ("ada", "eve", "gpu1"), ("ada", "eve", "gpu2")])
+def test_an_id_is_one_person_s_for_ever(before: str, now: str, at: str) -> None:
+    state.remember_session("01ARYZ6S41TSV4RRFFQ69G5FAV", "kind-otter", "gpu1", "", owner=before)
+    with pytest.raises(errors.Refused, match=f"and now {now} offers one"):
+        sessions.reveal(offered(now, at), "kind-otter")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "at"), [("ada", "ada", "gpu1"), ("ada", "", "gpu1"), ("", "ada", "gpu1-bob")]
+)
+def test_and_that_person_s_on_every_way(before: str, now: str, at: str) -> None:
+    """One's own is one's own, and may be reached as a colleague too: by another account of one's own."""
+    state.remember_session("01ARYZ6S41TSV4RRFFQ69G5FAV", "kind-otter", "gpu1", "", owner=before)
+    assert sessions.reveal(offered(now, at), "kind-otter").get("owner", "") == now

@@ -190,6 +190,11 @@ def test_another_user_of_the_rendezvous_can_not_connect(lab: Lab, session: Attac
     assert "Permission denied" in ssh(f"{VIA}-bob", "ls /tmp/mlbox-1001 2>&1 || true")
 
 
+def test_it_can_not_be_shared_and_says_why(lab: Lab, session: Attached) -> None:
+    done = lab.run("session", "share", session.block()["name"], "bob", code=3)
+    assert f"its tunnel ends in a folder of yours on {VIA}" in done.err
+
+
 def test_a_killed_tunnel_is_back_on_the_same_ports(lab: Lab, session: Attached) -> None:
     [before] = dialling()
     as_root(WS, "kill", "-9", before)

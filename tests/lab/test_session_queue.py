@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import tempfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from labbox import SESSION_IMAGE, Attached, token
+from notebook import Notebook
 from queuelab import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
@@ -65,3 +69,19 @@ def test_it_is_taken_out_of_the_line(lab: Lab) -> None:
     assert re.search(f"{session} .*waiting", other.run("jobs").out)
     assert other.run("cancel", session).out.endswith("cancelled\n")
     assert lab.state(session) == "cancelled" and lab.laptop.sessions("gpu1", "gpu2") == []
+
+
+def test_a_colleague_joins_it_by_its_owner_s_word(lab: Lab) -> None:
+    bob = lab.another_laptop("bob")
+    bob.laptop.env["XDG_RUNTIME_DIR"] = str(short := Path(tempfile.mkdtemp(prefix="mb")))  # or it joins ada's tunnels
+    mine = lab.laptop.attach("session", "--queue", "default", "--gpus", "0", "--image", SESSION_IMAGE, "--no-vscode")
+    block = mine.block()
+    bob.run("attach", block["id"], code=6)
+    lab.run("session", "share", block["id"], "bob")
+    theirs = bob.laptop.attach("attach", block["id"])
+    with Notebook(theirs.block()["jupyter"]) as notebook:
+        assert notebook.run("1 + 1") == "2"
+    lab.run("session", "shutdown", block["id"])
+    theirs.wait_for("of yours, or shared with you, is running")
+    assert theirs.process.wait(60) == 0
+    shutil.rmtree(short, ignore_errors=True)

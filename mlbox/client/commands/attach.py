@@ -12,14 +12,14 @@ from mlbox.client.attached import Attached, block
 from mlbox.client.commands import shutdown
 from mlbox.client.console import Console
 from mlbox.client.remote import Host
-from mlbox.core import port
+from mlbox.core import port, text
 from mlbox.core.port import Port
 
 Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Join a session.")
+    made: argparse.ArgumentParser = make(description="Join a session: yours, or a colleague's who shares it.")
     options.session(made)
     made.add_argument("--port", action="append", metavar="P|LOCAL:P", help="bring port P inside here too; repeat")
     made.add_argument("--detach", action="store_true", help="leave again; the tunnels stay in the background")
@@ -75,6 +75,8 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
         else:
             ssh_include.offer(manner.yes)
             print(block(attached, session.get("absent", {})), flush=True)
+            if "owner" in session:
+                output.note(f"  it is {text.safe(session['owner'])}'s: what you do in it is done as {session['owner']}")
         if then is not None:
             then(attached.urls())
         if console is not None:

@@ -32,6 +32,9 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     for key in ("state", "runtime", "image", "user"):
         if found[key]:
             print(f"  {key + ':':<9}{text.safe(str(found[key]))}")
+    if found.get("shared") or "owner" in found:
+        others = ", ".join(map(text.safe, found["shared"]))
+        print(f"  shared:  with {'you' if 'owner' in found else others}")
     print(f"  gpus:    {', '.join(found['gpus']) or 'none'}")
     print(f"  since:   {text.duration(time.time() - found['since'])} ago")
     for name, why in found.get("trouble", {}).items():

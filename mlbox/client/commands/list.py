@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Your running sessions.")
+    made: argparse.ArgumentParser = make(description="Your running sessions, and those that colleagues share with you.")
     options.hosts(made)
     return made
 
@@ -36,7 +36,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         output.facts(rows)
     elif rows:
         table = [
-            (s["name"], s["id"], s["host"], s["state"], str(len(s["gpus"])), s["image"] or "(process)", _age(s))
+            (_name(s), s["id"], s["host"], s["state"], str(len(s["gpus"])), s["image"] or "(process)", _age(s))
             for s in rows
         ]
         output.table(("NAME", "ID", "HOST", "STATE", "GPUS", "IMAGE", "AGE"), table)
@@ -45,6 +45,10 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     for name, error in failed.items():
         output.warn(f"{name}: {error.message}")
     return next(iter(failed.values())).exit_code if failed and len(failed) == len(replies) else 0
+
+
+def _name(session: Json) -> str:
+    return f"{session['name']} ({text.safe(session['owner'])}'s)" if "owner" in session else str(session["name"])
 
 
 def _age(session: Json) -> str:

@@ -22,7 +22,7 @@ _AS_SAID = (
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        usage="mlbox session [HOST] [options]\n       mlbox session {list|info|attach|shutdown} …",
+        usage="mlbox session [HOST] [options]\n       mlbox session {list|info|attach|shutdown|share|unshare} …",
         description="Start a session on HOST (any name that `ssh` knows, or `local`), or join the one that runs there.",
     )
     made.add_argument("host", nargs="?", metavar="HOST")

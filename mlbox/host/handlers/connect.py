@@ -1,5 +1,5 @@
-"""Join this call's stdin and stdout to one of the user's session sockets: a tunnel of last resort,
-for transports that cannot forward a unix socket (client/transports/fabric).
+"""Join this call's stdin and stdout to a socket of a session of the user's, or of one that is shared: a tunnel of last
+resort, for transports that cannot forward a unix socket (client/transports/fabric).
 
 After the reply stdin and stdout are the connection's raw bytes, so nothing else may be written: every way out is
 os._exit. The end of stdin is passed on; the service's end ends the call, as does a caller that is gone, also
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.host import store
+from mlbox.host import door, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 def run(call: Call) -> Json:
     path = Path(str(call.args.get("socket", "")))
     own = store.Store(call.root).boot_folder()
-    if own not in path.parents or ".." in path.parts:
+    if ".." in path.parts or (own not in path.parents and not door.leads(path)):
         raise errors.Usage(f"{path} is not a session's socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:

@@ -1,20 +1,19 @@
-"""This user's live sessions on this host; with `reveal`, what it takes to reach one (tokens, sockets)."""
+"""This user's live sessions on this host, and those that colleagues share with this user; with `reveal`, what it takes
+to reach one (tokens, sockets)."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.session import Spec
-from mlbox.host import files, here, lab, store, view
+from mlbox.host import colleague, door, files, here, lab, peer, store, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
-LOG_TAIL = 4096  # bytes of each log
 
 
 def run(call: Call) -> Json:
@@ -22,11 +21,14 @@ def run(call: Call) -> Json:
     live = [job for job in sweep(found) if is_session(job)]
     wanted = call.args.get("session")
     if wanted is None:
-        return {"host": found.host, "sessions": [*map(describe, live), *out_of_reach(found)]}
-    job = pick(live, str(wanted), found)
+        return {"host": found.host, "sessions": [*map(describe, live), *out_of_reach(found), *door.visible()]}
+    picked = door.found_or(lambda: pick(live, str(wanted), found), str(wanted))
+    if not isinstance(picked, Job):
+        return door.answer(*picked, call.args)
+    job = picked
     reply: Json = {"host": found.host, "session": describe(job)}
     if call.args.get("logs"):
-        reply["logs"] = {path.stem: _tail(path) for path in sorted(job.logs.glob("*.log"))}
+        reply["logs"] = files.tails(job.logs)
     if call.args.get("reveal"):
         reach = files.read_json(job.conf / "session.json")
         if not isinstance(reach, dict):
@@ -62,12 +64,6 @@ def _tunnel_trouble(job: Job) -> Json:
     return {} if not isinstance(told, dict) or told.get("up") else {"tunnel": str(told.get("why"))}
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LOG_TAIL))
-        return file.read().decode(errors="replace")
-
-
 def _let_in(job: Job, keys: list[str]) -> None:
     """Its owner comes from another laptop: that one's keys open the session too."""
     path = job.conf / "authorized_keys"
@@ -77,6 +73,15 @@ def _let_in(job: Job, keys: list[str]) -> None:
     new = [key for key in keys if key not in known and "\n" not in key]
     if new:
         files.write_whole(path, "".join(f"{key}\n" for key in [*known, *new]).encode())
+
+
+def pick_own(live: list[Job], wanted: str, found: store.Store) -> Job:
+    """For what only its owner can do. Raises Refused where it is a colleague's."""
+    picked = door.found_or(lambda: pick(live, wanted, found), wanted)
+    if isinstance(picked, Job):
+        return picked
+    shared = picked[1]
+    raise errors.Refused(f"{shared['name']} is {shared['owner']}'s session", "only its owner can do that")
 
 
 def describe(job: Job) -> Json:
@@ -92,6 +97,7 @@ def describe(job: Job) -> Json:
         "runtime": state.facts.get("runtime", spec.runtime),
         "trouble": files.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
         "user": here.user_name(), "queued": "queue" in state.facts,
+        "shared": sorted(peer.name(person.uid) for person in colleague.recorded(job)),
     }  # fmt: skip
 
 
@@ -109,7 +115,9 @@ def pick(live: list[Job], wanted: str, store_: store.Store) -> Job:
     names = ", ".join(named.values())
     if not found:
         hint = f"running here: {names}" if names else "mlbox session list shows what runs"
-        raise errors.NotFound(f"no session {text.safe(wanted)!r} of yours is running on {here.host_name()}", hint)
+        raise errors.NotFound(
+            f"no session {text.safe(wanted)!r} of yours, or shared with you, is running on {here.host_name()}", hint
+        )
     if len(found) > 1:
         raise errors.NotFound(f"{len(found)} sessions of yours are running here: {names}", "say which")
     return found[0]

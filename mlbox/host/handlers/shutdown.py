@@ -12,7 +12,7 @@ from mlbox.core import ids
 from mlbox.host import keeping, store
 from mlbox.host.handlers import cancel
 from mlbox.host.handlers.logs import pause
-from mlbox.host.handlers.sessions import describe, is_session, out_of_reach, pick
+from mlbox.host.handlers.sessions import describe, is_session, out_of_reach, pick_own
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
@@ -34,7 +34,7 @@ def run(call: Call) -> Json:
         for session in out_of_reach(found):
             if wanted in (session["id"], session["name"]):
                 return _elsewhere(call, found, session)
-    job = pick(live, wanted, found)
+    job = pick_own(live, wanted, found)
     described = describe(job)
     call.progress(text=f"ending {described['name']}")
     with job.keeper_lock.open("rb") as held:

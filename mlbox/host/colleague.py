@@ -1,0 +1,92 @@
+"""Who may join a session beside its owner, with what they have open and the keys they came with (host/sharing.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterable
+
+from mlbox.host import files
+from mlbox.host.job import Job
+from mlbox.splice import Splice
+
+_CONNECTIONS = 64  # of each, so that none takes the keeper's descriptors or another's share of them
+
+
+class Colleague:
+    """One who may join. `secret`: in the names of this one's sockets, so that these can't be foretold."""
+
+    def __init__(self, uid: int, secret: str = "", keys: Iterable[str] = ()) -> None:
+        self.uid, self.secret, self.keys = uid, secret or os.urandom(16).hex(), list(keys)
+        self.listeners: list[socket.socket] = []
+        self._taken = 0
+        self._splices: set[Splice] = set()
+        self._gone = False
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Room for one connection more."""
+        with self._lock:
+            free = not self._gone and self._taken < _CONNECTIONS
+            self._taken += free
+            return free
+
+    def give(self) -> None:
+        with self._lock:
+            self._taken -= 1
+
+    def add(self, splice: Splice) -> bool:
+        """False where the share was taken back meanwhile."""
+        with self._lock:
+            if not self._gone:
+                self._splices.add(splice)
+            return not self._gone
+
+    def remove(self, splice: Splice) -> None:
+        with self._lock:
+            self._splices.discard(splice)
+
+    def cut(self) -> int:
+        """End all that is open; how much that was."""
+        with self._lock:
+            self._gone = True
+            splices = list(self._splices)
+        for splice in splices:
+            splice.cut()
+        return len(splices)
+
+
+# ---- on record: what survives a keeper -------------------------------------------------------------------
+
+
+def recorded(job: Job) -> list[Colleague]:
+    """Those who may join, as the keeper last wrote them down."""
+    rows = files.read_json(job.share)
+    return [Colleague(row["uid"], row["secret"], row["keys"]) for row in rows] if isinstance(rows, list) else []
+
+
+def record(job: Job, people: Iterable[Colleague]) -> None:
+    """These, and nobody else."""
+    rows = [{"uid": person.uid, "secret": person.secret, "keys": person.keys} for person in people]
+    files.write_whole(job.share, json.dumps(rows).encode())
+
+
+def write_keys(job: Job, people: Iterable[Colleague]) -> None:
+    """What the session's sshd takes beside its owner's keys."""
+    lines = [f"{key}\n" for person in people for key in person.keys]
+    files.write_whole(job.conf / "shared_keys", "".join(lines).encode())
+
+
+def take_out(job: Job, left: Iterable[Colleague]) -> str:
+    """On record only those who are left, and their keys. Where a disk is too full to say who that is, it says nobody;
+    why, or nothing."""
+    trouble, people = "", list(left)
+    for write, path in ((record, job.share), (write_keys, job.conf / "shared_keys")):
+        try:
+            write(job, people)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            trouble = f"{error}: the others' shares end with this keeper, or their keys are out"
+    return trouble

@@ -223,6 +223,8 @@ def clear_shares(job: Job) -> None:
     for path in (job.share, job.control):
         path.unlink(missing_ok=True)
     if files.is_own(job.door.parent):
+        import shutil
+
         shutil.rmtree(job.door, ignore_errors=True)
 
 

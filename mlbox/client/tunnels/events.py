@@ -42,7 +42,7 @@ class Timing:
     backoff_first: float = 0.2
     backoff_last: float = 5.0
     backoff_hopeless: float = 60.0  # the login was refused: asking again soon gets an address banned
-    steady: float = 10.0  # a link that was up this long starts the backoff afresh
+    steady: float = 10.0  # a link that was up this long is dialled anew at once, and starts the backoff afresh
     refused_every: float = 15.0  # between two "refused" events
 
 

@@ -203,10 +203,11 @@ class Supervisor:
                 self._retry_at = now
             return
         self._lost_at = since
-        if held.up_since is not None and now - held.up_since >= self._timing.steady:
+        steady = held.up_since is not None and now - held.up_since >= self._timing.steady
+        if steady:
             self._backoff.reset()
         if self._candidate is None:
-            self._retry_at = now + self._backoff.delay()
+            self._retry_at = now + (0.0 if steady else self._backoff.delay())
         self._emit("lost", held.generation, reason)
 
     def _drop(self, held: Held) -> None:

@@ -19,7 +19,7 @@ from mlbox.client.tunnels.link import Link
 Probe = Callable[[str, float], bool]
 """probe(path, timeout in seconds): True if it answered, False if not in time; raises OSError if refused."""
 
-START_FIRST, START_LAST = 0.005, 0.1  # seconds between looks for the sockets of a link that is starting
+START_FIRST, START_LAST = 0.002, 0.1  # seconds between looks for the sockets of a link that is starting
 AGAIN = 0.5  # seconds until a probe that failed is tried again
 
 
@@ -68,8 +68,8 @@ class Prober:
 
     def _run(self) -> None:
         begun = time.monotonic()
-        while not self._link.ready():  # what is looked for comes at most a twentieth later than it could
-            pause = (time.monotonic() - begun) / 20
+        while not self._link.ready():  # it is seen at most a fortieth later than it comes
+            pause = (time.monotonic() - begun) / 40
             if self._stop.wait(min(START_LAST, max(START_FIRST, pause))):
                 return
         while not self._stop.is_set():

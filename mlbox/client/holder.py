@@ -213,7 +213,7 @@ class Holder:
         if not self._guest_expected.is_set():
             return
         if event.kind == "up":
-            self._set(state="up", since=time.time())
+            self._set(state="up", since=time.time(), why="", barred=False)
             threading.Thread(target=self._came_up, daemon=True).start()
         elif event.kind == "lost":
             self._set(state="reconnecting", since=time.time() - event.downtime, why=event.reason)

@@ -475,7 +475,7 @@ def _through(key: Path, host: str, tmp_path: Path, target: str) -> bytes:
 _BY_KEY = """
 cd; known=$(mktemp); echo "{host_key}" >$known
 by_key() {{
-  timeout 20 ssh -F none -i {key} -o BatchMode=yes -o IdentitiesOnly=yes -o UserKnownHostsFile=$known "$@" </dev/null
+  timeout 60 ssh -F none -i {key} -o BatchMode=yes -o IdentitiesOnly=yes -o UserKnownHostsFile=$known "$@" </dev/null
 }}
 """
 _SOCKS = """
@@ -518,12 +518,13 @@ def test_the_workstation_itself_gets_nothing_more_by_it(lab: Lab) -> None:
         done = said(f"by_key -N -o ExitOnForwardFailure=yes -R {listening} {address}")
         assert "remote port forwarding failed" in done, done
     # X11 and the agent, beside a good request
-    with _xauth():
-        assert "X11 forwarding request failed" in said(f"DISPLAY=:7 by_key -Y {address} '{good}'")
+    with _sshd_that_forwards_x11() as port:
+        there = f"-p {port} -o HostKeyAlias={HOSTS[VIA].address}"
+        assert "X11 forwarding request failed" in said(f"DISPLAY=:7 by_key {there} -Y {address} '{good}'")
     there = f"/tmp/mlbox-1001/r.{good[18:26].lower()}"
     forward = f"-A -R {there}.00c0ffee.guest:127.0.0.1:1 {address}"
     held = f"eval $(ssh-agent); sleep 60 | by_key {forward} '{good}'; kill $SSH_AGENT_PID"
-    held = prelude.replace("</dev/null", "").replace("timeout 20", "timeout 60") + held
+    held = prelude.replace("</dev/null", "") + held
     on_ws(f"nohup bash -c {shlex.quote(held)} >/dev/null 2>&1 & true")
     try:
         awaited(lambda: f"{there}.guest" in sockets())
@@ -534,13 +535,17 @@ def test_the_workstation_itself_gets_nothing_more_by_it(lab: Lab) -> None:
 
 
 @contextmanager
-def _xauth() -> Iterator[None]:
-    """The rendezvous has what sshd wants to see before it forwards X11."""
+def _sshd_that_forwards_x11() -> Iterator[int]:
+    """One more on the rendezvous. It wants to see an xauth, and to bind all of the loopback addresses, of which a host
+    without IPv6 has but one."""
     as_root(VIA, "sh", "-c", "[ -e /usr/bin/xauth ] || install -m 755 /bin/true /usr/bin/xauth")
+    as_root(VIA, "/usr/sbin/sshd", "-p", "2222", "-o", "AddressFamily=inet", "-o", "PidFile=/run/sshd-x11.pid")
     try:
-        yield
+        yield 2222
     finally:
-        as_root(VIA, "sh", "-c", "! cmp -s /bin/true /usr/bin/xauth || rm /usr/bin/xauth")
+        as_root(
+            VIA, "sh", "-c", "kill $(cat /run/sshd-x11.pid); ! cmp -s /bin/true /usr/bin/xauth || rm /usr/bin/xauth"
+        )
 
 
 def test_remove_takes_the_line_out_and_the_key_goes(lab: Lab, key: Path) -> None:

@@ -6,9 +6,11 @@
     c  a warm status; `ssh NAME true`    beside `ssh HOST true`, and docker exec; how often each uses the network
     d  the tunnel                        beside `ssh -L`
     e  the queue, on this machine        beside nq, task-spooler and Slurm; and how its cost grows
+    f  the tunnel's return after a cut   beside autossh
 
-b, c and d need the lab (scripts/lab up), or any host with --host, MLBOX_SSH_CONFIG and the lab's session image.
-e installs its peers' Debian packages where they are missing and it is root. All samples: build/reports/bench.json.
+b, c, d and f need the lab (scripts/lab up), or any host with --host, MLBOX_SSH_CONFIG and the lab's session image.
+e and f install their peers' Debian packages where they are missing and it is root. All samples:
+build/reports/bench.json.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from benchkit import queue, sessions, starts, trips, tunnels
+from benchkit import outages, queue, sessions, starts, trips, tunnels
 from benchkit.laptop import PYZ, ROOT, NoLab
 from benchkit.measure import Row, keep, note, table
 
 KEPT = ROOT / "build/reports/bench.json"
-ON_HOST = {"b": sessions.run, "c": trips.run, "d": tunnels.run}
+ON_HOST = {"b": sessions.run, "c": trips.run, "d": tunnels.run, "f": outages.run}
 HERE = {"a": starts.run, "e": queue.run}
 PARTS = sorted((*HERE, *ON_HOST))
 
@@ -69,7 +71,7 @@ def _run(part: str, host: str, runs: int | None) -> tuple[list[Row], list[str]]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=_parts, default=PARTS, metavar="a,b,c,d,e", help="these parts (default: all)")
+    parser.add_argument("--only", type=_parts, default=PARTS, metavar="a,b,c,d,e,f", help="these parts (default: all)")
     parser.add_argument("--runs", type=int, metavar="N", help="turns a comparison (default: the part's own)")
     parser.add_argument("--host", default="gpu2", help="a host with GPUs, Docker and the image (default: gpu2)")
     arguments = parser.parse_args(argv)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -46,6 +46,7 @@ class Attached:
         self.ports: dict[str, int] = {}
         self.extra: dict[str, int] = {}  # port inside -> port here
         self._config, self._wanted = config, ports
+        self._remains = False  # in the background, as those that we took over were
         self._talk: Talk | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._replies: queue.Queue[Json | None] = queue.Queue()
@@ -65,6 +66,8 @@ class Attached:
         threading.Thread(target=self._listen, args=(self._talk,), daemon=True).start()
         for port in self._wanted:
             self.add(port)
+        if self._remains:
+            self.stay()
 
     def _join(self) -> bool:
         talk = owners.converse(self.reach.id)
@@ -78,8 +81,24 @@ class Attached:
         if reply is None:
             talk.close()
             return False
-        self._take(talk, owners.answer(reply, self.reach.name))
+        found = owners.answer(reply, self.reach.name)
+        if found.get("barred") and output.may_ask():  # an older mlbox's process does not say
+            talk.close()
+            self._take_over(found)
+            return False
+        self._take(talk, found)
         return True
+
+    def _take_over(self, found: Json) -> None:
+        """Its host logs nobody in who can't be asked, and it has no terminal: ours will, on the same ports."""
+        for owner in owners.living():
+            if owner.session == self.reach.id:
+                owners.end(owner, "stopped", "its tunnels are dialled anew, from another terminal")
+        self._config = replace(self._config, ports={**self._config.ports, **found["ports"]})
+        here = {port.inside for port in self._wanted}
+        kept = [Port(int(local), int(inside)) for inside, local in found["extra"].items() if int(inside) not in here]
+        self._wanted = [*self._wanted, *kept]
+        self._remains = self._remains or bool(found["background"])
 
     def _start(self) -> bool:
         """False where another one was faster."""

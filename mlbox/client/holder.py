@@ -155,7 +155,8 @@ class Holder:
                 return  # who comes too late hears that at our end
             self._clients.append(talk)
             owner, moved = self._owner, self._tunnels.moved
-            talk.send({"reply": {"ports": owner.ports, "extra": owner.extra, "moved": dict(moved)}})
+            told = {"ports": owner.ports, "extra": owner.extra, "barred": owner.barred, "moved": dict(moved)}
+            talk.send({"reply": {**told, "background": owner.background}})
             if self._up:
                 talk.send({"up": True})
 
@@ -212,18 +213,20 @@ class Holder:
         if not self._guest_expected.is_set():
             return
         if event.kind == "up":
-            self._set(state="up", since=time.time())
+            self._set(state="up", since=time.time(), why="", barred=False)
             threading.Thread(target=self._came_up, daemon=True).start()
         elif event.kind == "lost":
             self._set(state="reconnecting", since=time.time() - event.downtime, why=event.reason)
             self._say(f"tunnel lost ({event.reason}); reconnecting")
         elif event.kind == "retrying" and event.reason not in ("", self._told):
             self._told = event.reason
-            self._set(why=event.reason)
-            self._say(f"still trying: {event.reason}")
+            hint = f"the login needs somebody who can be asked; at a terminal: mlbox session attach {self._reach.name}"
+            why = f"{event.reason}; {hint}" if event.barred else event.reason
+            self._set(why=why, barred=event.barred)
+            self._say(f"still trying{', rarely' if event.barred else ''}: {why}")
         elif event.kind == "back":
             self._told = ""
-            self._set(state="up", since=time.time(), why="")
+            self._set(state="up", since=time.time(), why="", barred=False)
             after = f" after {event.downtime:.1f} s" if event.downtime else ""
             self._say(f"tunnel is back{after}; the ports are the same")
         elif event.kind == "refused" and not self._asking.is_alive():

@@ -35,7 +35,8 @@ _END = 20.0  # s
 
 @dataclass(frozen=True)
 class Owner:
-    """As the owner last wrote it. state: connecting, up or reconnecting (`why`); since: of that state, Unix time."""
+    """As the owner last wrote it. state: connecting, up or reconnecting (`why`); since: of that state, Unix time.
+    barred: the host refuses a login at which nobody can be asked."""
 
     session: str
     name: str
@@ -47,6 +48,7 @@ class Owner:
     since: float = 0.0
     why: str = ""
     background: bool = False
+    barred: bool = False
     folder: str = field(default="", compare=False)
 
     def write(self) -> None:

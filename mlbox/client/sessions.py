@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Callable, TypeVar
 
 from mlbox import errors
@@ -10,6 +11,7 @@ from mlbox.client import output, ssh_config, state
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
+from mlbox.client.transports import LOCAL
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -50,10 +52,35 @@ def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
         return of_session(matching[0], config)
     if host:
         roots = {s.get("root", "") for s in matching if s["host"] == host}
-        return connect(host, config, roots.pop() if len(roots) == 1 else "")
+        return _met(wanted, host, config) or connect(host, config, roots.pop() if len(roots) == 1 else "")
     if len({s["host"] for s in matching}) == 1:
         return connect(matching[0]["host"], config, matching[0].get("root", ""))
     return None
+
+
+def _met(wanted: str, host: str, config: state.Config) -> Host | None:
+    """The way to a session on a host that can't be dialled, as the hosts that can be tell. None where none of them says
+    so of it. Raises NotFound."""
+    known = known_hosts(config)
+    if host in known or known == [LOCAL]:
+        return None
+    replies = ask_all(known, "sessions", {}, config)
+    via = away(replies).get(host)
+    if via is None:
+        return None
+    there = [s for s in listed(replies) if s["host"] == host and _is(s, wanted)]
+    if len(there) == 1:
+        return of_session(there[0], config)
+    if there:
+        raise errors.NotFound(f"{len(there)} sessions of yours run on {host}", "say which, by its name")
+    what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
+    raise errors.NotFound(f"{what} is running on {host}, which is met at {via}", "mlbox session list shows what runs")
+
+
+def away(replies: Mapping[str, Json | errors.MlboxError]) -> dict[str, str]:
+    """Hosts that can't be dialled -> the rendezvous of each."""
+    told = [reply["met_at"] for reply in replies.values() if not isinstance(reply, errors.MlboxError)]
+    return {host: via for met_at in told for host, via in met_at.items()}
 
 
 def ask_around(wanted: str, config: state.Config) -> Host:
@@ -67,9 +94,8 @@ def ask_around(wanted: str, config: state.Config) -> Host:
             f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
         )
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
-    raise errors.NotFound(
-        f"{what} is running on {', '.join(replies)}", "\n".join(unasked) or "mlbox session HOST starts one"
-    )
+    asked = ", ".join([*replies, *sorted(away(replies))])
+    raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or "mlbox session HOST starts one")
 
 
 def listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:

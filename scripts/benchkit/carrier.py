@@ -1,6 +1,6 @@
 """mlbox's tunnel to one socket on a host, as a process: prints its port, and ends when its stdin does.
 
-carrier.py HOST SSH_CONFIG REMOTE_SOCKET FOLDER
+python3 -m benchkit.carrier HOST SSH_CONFIG REMOTE_SOCKET FOLDER
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Callable
 
+from benchkit import packages
 from benchkit.laptop import PYTHON, PYZ, environment, free_port
 from benchkit.measure import note, seconds, tell
 from mlbox.host import here, store
@@ -258,7 +259,7 @@ class Slurm(Queue):
 
 def started(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Queue], list[str]]:
     """Those that can be had; they end with the stack."""
-    why = _install()
+    why = packages.install(_PACKAGES)
     found: list[Queue] = []
     notes = []
     kinds: Mapping[str, Callable[[Path], Queue]] = {"nq": Nq, "tsp": TaskSpooler, "sbatch": Slurm}
@@ -274,24 +275,6 @@ def started(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Queue], lis
     for line in notes:
         note(line)
     return found, notes
-
-
-def _install() -> str:
-    """Debian's packages where they are missing; why not, if not."""
-    missing = [package for program, package in _PACKAGES.items() if not shutil.which(program)]
-    if not missing:
-        return ""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return "not installed, and only root on Debian can do that here"
-    env = environment(DEBIAN_FRONTEND="noninteractive", RUNLEVEL="1")  # their daemons don't start
-    for argv in (("update",), ("-y", "install", "--no-install-recommends", *missing)):
-        tell(f"apt-get {' '.join(argv)}")
-        done = subprocess.run(
-            ("apt-get", "-q", *argv), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
-        )
-        if done.returncode != 0:
-            return (done.stderr.strip().splitlines() or ["apt-get failed"])[-1][:200]
-    return "its package brought no such program"
 
 
 def put(queue: Queue, command: Sequence[str], array: int = 0) -> float:

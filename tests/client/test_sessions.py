@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from mlbox import errors
-from mlbox.client import sessions, state
+from mlbox.client import sessions, ssh_config, state
+from mlbox.client.commands import list as listing
 
 CONFIG = state.Config(hosts=("gpu1", "gpu2"))
 DOWN = errors.Unreachable("gpu1: no answer")
@@ -20,14 +22,15 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What each replies to the question for its sessions."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     state.remember_session("01ARYZ6S41TSV4RRFFQ69G5FAV", "kind-otter", "gpu1", "")
-    replies: dict[str, Any] = {"gpu1": DOWN, "gpu2": {"sessions": []}}
+    replies: dict[str, Any] = {"gpu1": DOWN, "gpu2": {"sessions": [], "met_at": {}}}
     monkeypatch.setattr(sessions, "connect", lambda name, *_: SimpleNamespace(name=name))
-    monkeypatch.setattr(sessions, "ask_all", lambda names, *_: {name: replies[name] for name in names})
+    for module in (sessions, listing):
+        monkeypatch.setattr(module, "ask_all", lambda names, *_: {name: replies[name] for name in names})
     return replies
 
 
 def there(name: str = "kind-otter") -> dict[str, Any]:
-    return {"sessions": [{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": name}]}
+    return {"sessions": [{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": name}], "met_at": {}}
 
 
 class Act:
@@ -105,3 +108,69 @@ def test_and_that_person_s_on_every_way(before: str, now: str, at: str) -> None:
     """One's own is one's own, and may be reached as a colleague too: by another account of one's own."""
     state.remember_session("01ARYZ6S41TSV4RRFFQ69G5FAV", "kind-otter", "gpu1", "", owner=before)
     assert sessions.reveal(offered(now, at), "kind-otter").get("owner", "") == now
+
+
+# ---- on hosts that can't be dialled ------------------------------------------------------------------------
+
+
+def met(*names: str) -> dict[str, Any]:
+    """What gpu2 replies of ws, which can't be dialled."""
+    told = [{"id": f"01ARYZ6S41TSV4RRFFQ69G5FA{n}", "name": name, "host": "ws", "via": "gpu2"}
+                for n, name in enumerate(names)]  # fmt: skip
+    return {"sessions": told, "met_at": {"ws": "gpu2"}}
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "of_session", lambda s, _: SimpleNamespace(name=f"{s['name']} through {s['via']}"))
+
+
+@pytest.mark.usefixtures("reached")
+@pytest.mark.parametrize("wanted", ["far", "01ARYZ6S41TSV4RRFFQ69G5FA1"])
+def test_a_session_on_a_host_that_can_not_be_dialled(hosts: dict[str, Any], wanted: str) -> None:
+    hosts["gpu2"] = met("near", "far")
+    assert sessions.at_session(wanted, "ws", CONFIG, Act({})) == "done on far through gpu2"
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "why"),
+    [
+        ((), "far", "no session 'far' is running on ws, which is met at gpu2"),
+        ((), "", "no session of yours is running on ws, which is met at gpu2"),
+        (("near", "far"), "", "2 sessions of yours run on ws"),
+    ],
+)
+def test_it_is_not_dialled_where_it_has_no_such_session(
+    hosts: dict[str, Any], names: tuple[str, ...], wanted: str, why: str
+) -> None:
+    hosts["gpu2"] = met(*names)
+    with pytest.raises(errors.NotFound, match=why):
+        sessions.at_session(wanted, "ws", CONFIG, Act({}))
+
+
+def test_a_host_that_nobody_tells_of_is_dialled(hosts: dict[str, Any]) -> None:
+    hosts["gpu2"] = met("far")
+    assert sessions.at_session("far", "gpu9", CONFIG, Act({})) == "done on gpu9"
+
+
+def test_a_list_of_a_host_that_can_not_be_dialled(hosts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    hosts["gpu2"], hosts["gpu9"] = met("far"), {"sessions": [], "met_at": {}}
+    assert listing.run(["ws", "gpu9"], CONFIG, True) == 0
+    assert [session["host"] for session in json.loads(capsys.readouterr().out)] == ["ws"]
+    hosts["gpu1"] = hosts["gpu2"] = met()
+    for asked, told in ((["ws"], "ws"), ([], "gpu1, gpu2, ws"), (["gpu2"], "gpu2")):
+        assert listing.run(asked, CONFIG, False) == 0
+        assert capsys.readouterr().err == f"no session of yours is running on {told}\n"
+    with pytest.raises(errors.NotFound, match="no session 'other' is running on gpu1, gpu2, ws"):
+        sessions.at_session("other", "", CONFIG, Act({}))
+
+
+def test_a_list_forgets_no_session_met_elsewhere(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its entry leads to gpu1, the rendezvous, and gpu2 tells of it, on which it runs."""
+    kept: dict[str, list[str]] = {}
+    monkeypatch.setattr(ssh_config, "keep_only", lambda name, _, living: kept.update({name: living}))
+    facts = {"state": "started", "gpus": [], "image": "", "since": 0}
+    hosts["gpu1"] = {"sessions": [], "met_at": {}}
+    hosts["gpu2"] = {"sessions": [{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "met", **facts}], "met_at": {}}
+    assert listing.run([], CONFIG, False) == 0
+    assert kept == {"gpu1": ["01ARYZ6S41TSV4RRFFQ69G5FAV"], "gpu2": ["01ARYZ6S41TSV4RRFFQ69G5FAV"]}

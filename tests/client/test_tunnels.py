@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, TunnelEvent, Tunnels
+from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Port
 from mlbox.client.tunnels.probe import ping
@@ -235,6 +235,33 @@ def test_a_refused_login_is_not_repeated_soon(host: Host) -> None:
         patience = opened.tunnels._supervisor._patience(time.monotonic())
         assert patience is not None
         assert patience > 30
+
+
+class Mortal(LocalLink):
+    """Ends when it is told to."""
+
+    def start(self, ended: Callable[[], None]) -> None:
+        self.end = ended
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_what_was_up_for_long_is_dialled_anew_at_once(host: Host, steady: bool) -> None:
+    timing = Timing(probe_every=0.05, backoff_first=1000, backoff_last=1000, steady=0 if steady else 1000)
+    links: list[Mortal] = []
+
+    def factory(generation: int) -> Link:
+        links.append(Mortal(host.paths()))
+        return links[-1]
+
+    with Opened(factory, timing=timing) as opened:
+        opened.events.wait("up")
+        links[0].end()
+        opened.events.wait("lost")
+        if steady:
+            assert opened.events.wait("back").generation == 2
+        else:
+            patience = opened.tunnels._supervisor._patience(time.monotonic())
+            assert patience is not None and patience > 500
 
 
 def test_reconnect_moves_new_connections_and_leaves_the_old(host: Host) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mlbox.client.tunnels import Link, Service, SshLink, Timing
+from mlbox.client.tunnels import link as links
 from mlbox.errors import MlboxError
 from tests.client.kit import ECHO, SSHD, Host, Opened, Server, Sshd
 
@@ -233,11 +234,15 @@ def test_close_ends_a_stopped_ssh(sshd: Sshd, host: Host) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ties a child's life to ours")
-def test_ssh_dies_with_a_killed_mlbox(sshd: Sshd, host: Host) -> None:
+@pytest.mark.parametrize("with_setpriv", [True, False])
+def test_ssh_dies_with_a_killed_mlbox(sshd: Sshd, host: Host, with_setpriv: bool) -> None:
+    if with_setpriv and not links._setpriv():
+        pytest.skip("no setpriv here that knows --pdeathsig")
     program = f"""\
 import sys
 from pathlib import Path
-from mlbox.client.tunnels import SshLink
+from mlbox.client.tunnels import SshLink, link as links
+links._setpriv = lambda: {with_setpriv}
 link = SshLink(("ssh", "-F", {str(sshd.config)!r}), "gpu1", {host.paths()!r}, Path({str(host.folder)!r}), 1)
 link.start(lambda: None)
 print(link.pid, flush=True)

@@ -69,6 +69,21 @@ def test_roots_own_image_is_refused_to_others_before_anything_starts(
     assert said == [f"mlbox: {image} can't run a session: {why}"]
 
 
+@pytest.mark.parametrize("kind", ["roots", "closed"])
+def test_roots_own_image_is_worked_in_as_root(laptop: Laptop, request: pytest.FixtureRequest, kind: str) -> None:
+    image = request.getfixturevalue(kind)
+    session = laptop.attach("session", HOST, "--image", image, "--user", "root", *PLAIN)
+    block = session.block()
+    assert "jupyter" in block
+    assert inside(laptop, block["name"], "id -un; stat -c %a /usr").split() == [
+        "root", "700" if kind == "closed" else "755",
+    ]  # fmt: skip
+    assert session.stop() == 0
+    words = ("--image", image, "--user", "root", "--gpus", "0")
+    job = laptop.run("run", "--host", HOST, "--no-code", *words, "--", "sh", "-c", "id -un")
+    assert job.code == 0 and job.out.endswith("\nroot\n"), job.all
+
+
 def test_an_image_with_a_user_of_its_own_is_worked_in_as_oneself(laptop: Laptop, owned: str) -> None:
     session = laptop.attach("session", HOST, "--image", owned, *PLAIN)
     block = session.block()

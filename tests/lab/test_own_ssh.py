@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from labbox import SESSION_IMAGE, SSH_CONFIG, Laptop, as_root, left_behind, ssh
@@ -245,11 +249,12 @@ def test_a_passphrase_is_asked_for_in_a_window(laptop: Laptop) -> None:
 
 # ---- two factors -------------------------------------------------------------------------------------------
 
+QUESTION = "Password: "
 
-@pytest.mark.hosts("noeng")
-def test_a_second_factor_is_asked_for_once_per_connection(laptop: Laptop) -> None:
-    """A key, and then what PAM asks: here bob's password."""
-    question = r"Password: "
+
+@pytest.fixture
+def bob() -> Iterator[str]:
+    """noeng as bob, whom it asks for a key, and then what PAM asks for: here his password."""
     as_root("noeng", "sh", "-c", "echo bob:second | chpasswd")
     setting = (
         "KbdInteractiveAuthentication yes\nMatch User bob\n  AuthenticationMethods publickey,keyboard-interactive\n"
@@ -257,16 +262,72 @@ def test_a_second_factor_is_asked_for_once_per_connection(laptop: Laptop) -> Non
     try:
         with sshd_setting("noeng", setting):
             as_root("noeng", "pkill", "-KILL", "-u", "bob", check=False)  # a connection from before asks nothing
-            alone = laptop.run("status", "noeng-bob")
-            assert alone.code == 4 and "there is nobody to answer" in alone.out, alone.all
-            words = ("session", "noeng-bob", "--runtime", "process", *BARE, "--name", "two-factors")
-            with at_terminal(laptop, *words) as terminal:
-                answer(terminal, question, "second", "session is running", 2)
-                terminal.wait_for(r"\[shutdown\]")
-                assert asked(terminal, question) == 2
-                terminal.say("shutdown")
-                terminal.wait_for("two-factors has ended")
-                assert terminal.end() == 0 and asked(terminal, question) == 2
+            yield "noeng-bob"
     finally:
+        as_root("noeng", "pkill", "-KILL", "-u", "bob", check=False)
         as_root("noeng", "usermod", "-p", "!", "bob")
         as_root("noeng", "sh", "-c", "rm -rf /home/bob/mlbox /home/bob/.local /home/bob/.cache")
+
+
+@pytest.mark.hosts("noeng")
+def test_a_second_factor_is_asked_for_once_per_connection(laptop: Laptop, bob: str) -> None:
+    alone = laptop.run("status", bob)
+    assert alone.code == 4 and "there is nobody to answer" in alone.out, alone.all
+    with at_terminal(laptop, "session", bob, "--runtime", "process", *BARE, "--name", "two-factors") as terminal:
+        answer(terminal, QUESTION, "second", "session is running", 2)
+        terminal.wait_for(r"\[shutdown\]")
+        assert asked(terminal, QUESTION) == 2
+        terminal.say("shutdown")
+        terminal.wait_for("two-factors has ended")
+        assert terminal.end() == 0 and asked(terminal, QUESTION) == 2
+
+
+@pytest.fixture
+def alone(laptop: Laptop) -> Iterator[None]:
+    """No other laptop of this machine's user sees its tunnels, and after a failure none is left."""
+    runtime = laptop.env["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mb", dir="/tmp")
+    yield
+    laptop.run("tunnels", "stop", "--all")
+    shutil.rmtree(runtime)
+
+
+@pytest.mark.hosts("noeng")
+@pytest.mark.usefixtures("alone")
+def test_tunnels_that_need_a_second_factor_again_say_so_and_attach_mends_them(laptop: Laptop, bob: str) -> None:
+    with at_terminal(laptop, "session", bob, "--runtime", "process", *BARE, "--name", "twice") as terminal:
+        answer(terminal, QUESTION, "second", "session is running", 2)
+        terminal.wait_for(r"\[shutdown\]")
+        assert laptop.run("port", "add", "twice", "16006:6006").code == 0
+        _cut(bob)
+        told = r"the login needs somebody who can be asked; at a terminal: mlbox session attach twice"
+        terminal.wait_for(rf"still trying, rarely: .*Permission denied \(keyboard-interactive\).*; {told}")
+        terminal.say("d")
+        assert terminal.end() == 0
+    [before] = owners(laptop)
+    assert (before["state"], before["background"], before["barred"]) == ("reconnecting", True, True)
+    assert re.search(told, laptop.run("tunnels", "list").out)
+    assert re.search(told, (laptop.home / ".local/state/mlbox/tunnels.log").read_text())
+
+    with at_terminal(laptop, "session", "attach", "twice", "--detach") as terminal:
+        answer(terminal, QUESTION, "second", "session is running", 2)
+        assert terminal.end() == 0
+        [after] = owners(laptop)
+        assert (after["state"], after["background"], after["barred"]) == ("up", True, False)
+        assert after["ports"] == before["ports"] and after["pid"] != before["pid"]
+        with socket.create_connection(("127.0.0.1", after["ports"]["ssh"]), timeout=60) as connection:
+            assert connection.recv(4) == b"SSH-"
+    with at_terminal(laptop, "session", "shutdown", "twice") as terminal:
+        terminal.wait_for("twice has ended")
+        assert terminal.end() == 0
+
+
+def _cut(host: str) -> None:
+    """All of that user's connections; not the session's own sshd, which has no sshd above it."""
+    machine, user = host.split("-")
+    as_root(machine, "pkill", "-KILL", "-u", user, "-f", "^sshd: ", check=False)
+
+
+def owners(laptop: Laptop) -> list[Any]:
+    found = laptop.run("tunnels", "list", "--json").json()
+    assert isinstance(found, list)
+    return found

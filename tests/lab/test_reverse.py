@@ -10,13 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from labbox import PYZ, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, Result, as_root, ssh, token
 from labkit.inventory import HOSTS, RUN
-from outage import without_sshd
+from outage import without_network, without_sshd
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
@@ -182,12 +183,57 @@ def test_nobody_dials_it(lab: Lab) -> None:
     assert as_root(WS, "ss", "-Hltn", "sport = :22") != ""  # though there is somebody to answer
 
 
-def test_another_user_of_the_rendezvous_can_not_connect(lab: Lab, session: Attached) -> None:
+def test_another_user_of_the_rendezvous_is_shut_out(lab: Lab, session: Attached) -> None:
     connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    before = as_root(VIA, "sh", "-c", "stat -c '%i %n' /tmp/mlbox-1001/r.*")
+    tries = (f"python3 -c '{connect}'", "cat", "rm -f", "chmod 666", "ln -sfn /tmp/elsewhere", "mv -f -T /tmp/by-bob")
+    ssh(f"{VIA}-bob", "touch /tmp/by-bob")
     for path in sockets():
-        done = ssh(f"{VIA}-bob", f"python3 -c '{connect}' {path} 2>&1 || true")
-        assert done.endswith("Permission denied\n"), done
-    assert "Permission denied" in ssh(f"{VIA}-bob", "ls /tmp/mlbox-1001 2>&1 || true")
+        for attempt in tries:
+            done = ssh(f"{VIA}-bob", f"{attempt} {path} 2>&1 && echo done || true")
+            assert done.endswith("Permission denied\n"), (attempt, done)
+    for attempt in ("ls", "rmdir", "chmod 777", "mv -T /tmp/by-bob", "rm -rf"):
+        done = ssh(f"{VIA}-bob", f"{attempt} /tmp/mlbox-1001 2>&1 && echo done || true")
+        assert re.search(r"Permission denied|Operation not permitted|cannot (overwrite|remove)", done), (attempt, done)
+        assert "done" not in done
+    ssh(f"{VIA}-bob", "rm /tmp/by-bob")
+    assert as_root(VIA, "sh", "-c", "stat -c '%i %n' /tmp/mlbox-1001/r.*") == before
+
+
+_BOBS = """
+mkdir -m 777 /tmp/mlbox-1001 && cd /tmp/mlbox-1001
+nohup python3 -c '
+import os, socket, sys
+os.umask(0)
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
+while True:
+    c = s.accept()[0]
+    open("heard", "ab").write(c.recv(4096) or b"nothing")
+' r.%s.call >/dev/null 2>&1 &
+until [ -e r.%s.call ]; do sleep 0.05; done
+echo $!
+"""
+
+
+def test_a_folder_that_another_user_made_first_is_not_used(lab: Lab, session: Attached) -> None:
+    """As he could after a reboot, when /tmp is empty."""
+    short = session.block()["id"][-8:].lower()
+    [before] = dialling()
+    as_root(VIA, "mv", "/tmp/mlbox-1001", "/tmp/aside-1001")
+    listener = ssh(f"{VIA}-bob", _BOBS % (short, short)).strip()
+    try:
+        as_root(WS, "kill", "-9", before)
+        told = f"cat {lab.root}/users/ada/jobs/*/{session.block()['id']}/attempts/1/tunnel.json"
+        refusal = "/tmp/mlbox-1001 is not a folder of yours"
+        awaited(lambda: refusal in json.loads(as_root(VIA, "sh", "-c", told))["why"])
+        for words in (("session", "info", "far"), ("session", "attach", "far", "--detach")):
+            refused = lab.laptop.run(*words)
+            assert refused.code != 0 and refusal in refused.err, refused.all
+        assert ssh(f"{VIA}-bob", "cat /tmp/mlbox-1001/heard 2>/dev/null || true") == ""
+    finally:
+        ssh(f"{VIA}-bob", f"kill {listener}; rm -rf /tmp/mlbox-1001", check=False)
+        as_root(VIA, "sh", "-c", "rm -rf /tmp/mlbox-1001; mv /tmp/aside-1001 /tmp/mlbox-1001")
+    works(lab, session)
 
 
 def test_it_can_not_be_shared_and_says_why(lab: Lab, session: Attached) -> None:
@@ -212,6 +258,66 @@ def test_the_rendezvous_sshd_is_restarted(lab: Lab, session: Attached) -> None:
 
 def sockets_as_root() -> list[str]:
     return as_root(VIA, "find", "/tmp/mlbox-1001", "-name", "r.*").split()
+
+
+def test_silence_on_the_way_to_the_rendezvous(lab: Lab, session: Attached) -> None:
+    """Until ws's ssh gives its connection up. No end tells the other, nobody types anything."""
+    block, [before], by = session.block(), dialling(), keeper(session.block()["id"])
+    heard = len(session.lines)
+    with without_network(WS):
+        session.wait_for("tunnel lost", after=heard)
+        awaited(lambda: before not in dialling())
+    session.wait_for("tunnel is back after .*; the ports are the same", after=heard)
+    works(lab, session)
+    assert session.process.poll() is None and keeper(block["id"]) == by
+    [listed] = [one for one in lab.laptop.sessions() if one["name"] == "far"]
+    assert (listed["id"], listed["trouble"]) == (block["id"], {})
+    awaited(lambda: len(sockets()) == 5)
+
+
+def test_ssh_by_name_waits_for_a_tunnel_that_is_down(lab: Lab, session: Attached) -> None:
+    """Its sockets are gone from the rendezvous, so it is looked for, and found as soon as they are back."""
+    id_ = session.block()["id"]
+    words = ("OUTPUT", "-p", "tcp", "--dport", "22", "--syn", "-j", "DROP")
+    as_root(WS, "iptables", "-w", "-I", *words)
+    try:
+        [before] = dialling()
+        as_root(WS, "kill", "-9", before)
+        awaited(lambda: sockets() == [])
+        config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
+        argv = ("ssh", "-F", config, "-o", "BatchMode=yes", "far", "echo $MLBOX_SESSION")
+        asked = subprocess.Popen(argv, env=lab.laptop.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        awaited(lambda: b"\0".join((b"ssh-config", b"proxy", id_.encode())) in _commands(lab.laptop))
+        assert asked.poll() is None
+    finally:
+        as_root(WS, "iptables", "-w", "-D", *words)
+    assert asked.communicate(timeout=120)[0].split() == [id_]
+    works(lab, session)
+
+
+def _commands(laptop: Laptop) -> bytes:
+    """The command lines of what this laptop runs."""
+    mark, found = f"HOME={laptop.home}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes())
+    return b"\n".join(found)
+
+
+def test_a_laptop_that_never_saw_it_asks_for_it_on_its_host(lab: Lab, session: Attached, tmp_path: Path) -> None:
+    id_ = session.block()["id"]
+    other = Lab(Laptop(tmp_path / "stranger"), lab.root)
+    joined = other.laptop.attach("session", "attach", "far", "--host", WS)
+    assert joined.block()["id"] == id_
+    assert joined.stop() == 0
+    stranger = Lab(Laptop(tmp_path / "another"), lab.root)
+    assert f"{id_}  on ws" in stranger.run("session", "info", "far", "--host", WS).out
+    assert [one["id"] for one in stranger.run("session", "list", WS, "--json").json()] == [id_]  # type: ignore[attr-defined]
+    assert [one["name"] for one in stranger.run("session", "list", "gpu1", WS, "--json").json()] == ["far"]  # type: ignore[attr-defined]
+    refused = stranger.run("session", "info", "near", "--host", WS, code=6)
+    assert "no session 'near' is running on ws, which is met at gpu1" in refused.err
+    other.laptop.close()
 
 
 def test_a_stale_socket_is_replaced(lab: Lab, session: Attached) -> None:
@@ -244,6 +350,7 @@ def test_another_laptop_joins_and_ends_it(lab: Lab, session: Attached, tmp_path:
     assert (session.process.wait(60), again.process.wait(60)) == (0, 0)
     awaited(lambda: sockets() == [])
     assert_nothing_left(lab)
+    assert "no session of yours is running on ws\n" in lab.run("session", "list", WS).err
     assert "far had ended already" in lab.run("session", "shutdown", "far").out
     other.laptop.close()
 
@@ -257,6 +364,7 @@ def test_a_session_of_any_host_may_be_met_at_a_rendezvous(lab: Lab) -> None:
         made = lab.laptop.attach("session", "gpu2", "--tunnel", "reverse", *words)
         id_ = made.block()["id"]
         assert {path.rpartition(".")[2] for path in sockets()} == {"ssh", "guest", "call"}
+        assert [one["host"] for one in lab.laptop.sessions()] == ["gpu2"]  # and the list forgets no `ssh met`
         config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
         said = subprocess.run(
             ("ssh", "-F", config, "-o", "BatchMode=yes", "met", "uname -n; echo $MLBOX_SESSION"),
@@ -367,6 +475,82 @@ def _through(key: Path, host: str, tmp_path: Path, target: str) -> bytes:
             return b""
         finally:
             process.kill()  # a SIGTERM may be missed
+
+
+_BY_KEY = """
+cd; known=$(mktemp); echo "{host_key}" >$known
+by_key() {{
+  timeout 60 ssh -F none -i {key} -o BatchMode=yes -o IdentitiesOnly=yes -o UserKnownHostsFile=$known "$@" </dev/null
+}}
+"""
+_SOCKS = """
+import socket, sys, time
+for _ in range(200):
+    try: s = socket.create_connection(("127.0.0.1", 18879)); break
+    except OSError: time.sleep(0.05)
+s.settimeout(10)
+s.sendall(b"\\5\\1\\0"); s.recv(2); s.sendall(b"\\5\\1\\0\\1\\x7f\\0\\0\\1\\0\\x16")
+got = b""
+while len(got) < 14:
+    data = s.recv(64)
+    if not data: break
+    got += data
+print("SSH-" if b"SSH-" in got else "refused")
+"""
+
+
+def test_the_workstation_itself_gets_nothing_more_by_it(lab: Lab) -> None:
+    """All that ssh can be asked for, with the key where it lies, while the request itself is a good one too."""
+    address, good = f"ada@{HOSTS[VIA].address}", "01ARYZ6S41TSV4RRFFQ69G5FAV 00c0ffee guest"
+    [known] = re.findall(
+        rf"^{HOSTS[VIA].address} (ssh-ed25519 \S+)", (SSH_CONFIG.parent / "known_hosts").read_text(), re.M
+    )
+    prelude = _BY_KEY.format(key=KEY, host_key=f"{HOSTS[VIA].address} {known}")
+
+    def said(script: str) -> str:
+        return on_ws(f"{prelude} {script} 2>&1 || true")
+
+    only = "this key holds the reverse tunnels of mlbox's sessions, and does nothing else"
+    for words in ("", "id", "scp -t /tmp"):
+        done = said(f"by_key {address} {words}")
+        assert only in done and "uid=" not in done, (words, done)
+    assert said(f"by_key -s {address} sftp; echo ended with $?") == "ended with 2\n"  # a subsystem's words go nowhere
+    assert "PTY allocation request failed" in said(f"by_key -tt {address} id")
+    # Forwards: local, by SOCKS, by stdin, and listening there
+    assert "SSH-" not in said(f"by_key -W 127.0.0.1:22 {address}")
+    assert said(f"by_key -N -D 127.0.0.1:18879 {address} & python3 -c '{_SOCKS}'; kill %1; wait").startswith("refused")
+    for listening in ("18877:127.0.0.1:22", "0:127.0.0.1:22", "0.0.0.0:18877:127.0.0.1:22"):
+        done = said(f"by_key -N -o ExitOnForwardFailure=yes -R {listening} {address}")
+        assert "remote port forwarding failed" in done, done
+    # X11 and the agent, beside a good request
+    with _sshd_that_forwards_x11() as port:
+        there = f"-p {port} -o HostKeyAlias={HOSTS[VIA].address}"
+        assert "X11 forwarding request failed" in said(f"DISPLAY=:7 by_key {there} -Y {address} '{good}'")
+    there = f"/tmp/mlbox-1001/r.{good[18:26].lower()}"
+    forward = f"-A -R {there}.00c0ffee.guest:127.0.0.1:1 {address}"
+    held = f"eval $(ssh-agent); sleep 60 | by_key {forward} '{good}'; kill $SSH_AGENT_PID"
+    held = prelude.replace("</dev/null", "") + held
+    on_ws(f"nohup bash -c {shlex.quote(held)} >/dev/null 2>&1 & true")
+    try:
+        awaited(lambda: f"{there}.guest" in sockets())
+        assert ssh(VIA, "find /tmp -user ada -name 'agent.*' 2>/dev/null || true") == ""
+    finally:
+        on_ws("pkill -f '^ssh.*00c0ffee'; pkill -x ssh-agent; pkill -fx 'sleep 60'", check=False)
+    awaited(lambda: f"{there}.guest" not in sockets())
+
+
+@contextmanager
+def _sshd_that_forwards_x11() -> Iterator[int]:
+    """One more on the rendezvous. It wants to see an xauth, and to bind all of the loopback addresses, of which a host
+    without IPv6 has but one."""
+    as_root(VIA, "sh", "-c", "[ -e /usr/bin/xauth ] || install -m 755 /bin/true /usr/bin/xauth")
+    as_root(VIA, "/usr/sbin/sshd", "-p", "2222", "-o", "AddressFamily=inet", "-o", "PidFile=/run/sshd-x11.pid")
+    try:
+        yield 2222
+    finally:
+        as_root(
+            VIA, "sh", "-c", "kill $(cat /run/sshd-x11.pid); ! cmp -s /bin/true /usr/bin/xauth || rm /usr/bin/xauth"
+        )
 
 
 def test_remove_takes_the_line_out_and_the_key_goes(lab: Lab, key: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.client import options, output, sessions, ssh_config, state
 from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.transports import LOCAL
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -27,11 +28,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = hosts or known_hosts(config)
-    replies = ask_all(names, "sessions", {}, config)
-    rows = sessions.listed(replies)
+    replies, met_at = _ask_of(names, config)
+    everything = sessions.listed(replies)
+    rows = [row for row in everything if row["host"] in names or not met_at]
+    asked = names if hosts else [*names, *sorted(sessions.away(replies))]
+    replies = {name: reply for name, reply in replies.items() if name in names}
     failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
+    living = [row["id"] for row in everything]  # anywhere: an entry leads to a rendezvous where one is needed
     for name in set(replies) - set(failed):
-        ssh_config.keep_only(name, config.root, [row["id"] for row in rows if row["host"] == name])
+        ssh_config.keep_only(name, config.root, living)
     if as_json:
         output.facts(rows)
     elif rows:
@@ -41,7 +46,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         ]
         output.table(("NAME", "ID", "HOST", "STATE", "GPUS", "IMAGE", "AGE"), table)
     elif not failed:
-        output.note(f"no session of yours is running on {', '.join(names)}")
+        output.note(f"no session of yours is running on {', '.join(asked)}")
     for name, error in failed.items():
         output.warn(f"{name}: {error.message}")
     return next(iter(failed.values())).exit_code if failed and len(failed) == len(replies) else 0
@@ -49,6 +54,16 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
 
 def _name(session: Json) -> str:
     return f"{session['name']} ({text.safe(session['owner'])}'s)" if "owner" in session else str(session["name"])
+
+
+def _ask_of(names: Sequence[str], config: state.Config) -> tuple[dict[str, Json | errors.MlboxError], dict[str, str]]:
+    """The replies of these hosts, and which of them can't be dialled: of those the known hosts tell."""
+    known = known_hosts(config)
+    strangers = [name for name in names if name not in known]
+    told = ask_all(known, "sessions", {}, config) if strangers and known != [LOCAL] else {}
+    met_at = {name: via for name, via in sessions.away(told).items() if name in strangers}
+    left = [name for name in names if name not in told and name not in met_at]
+    return {**told, **(ask_all(left, "sessions", {}, config) if left else {})}, met_at
 
 
 def _age(session: Json) -> str:

@@ -43,7 +43,7 @@ def _facts(owner: Owner) -> dict[str, Any]:
     return {
         "session": owner.name, "id": owner.session, "host": owner.host, "pid": owner.pid,
         "ports": {**owner.ports, **owner.extra}, "state": owner.state, "since": owner.since, "why": owner.why,
-        "background": owner.background,
+        "background": owner.background, "barred": owner.barred,
     }  # fmt: skip
 
 

@@ -18,12 +18,14 @@ class TunnelEvent:
              back      a link answers again (or, after reconnect(), a new one took over)
              refused   ssh works, but nobody is behind it: ask the host whether the session lives
              closed    the end
-    generation: of the link it is about. reason: for people. downtime: seconds since the last answer."""
+    generation: of the link it is about. reason: for people. downtime: seconds since the last answer.
+    barred: the login itself was refused, and a later attempt will hardly fare better: a person may be needed."""
 
     kind: Kind
     generation: int
     reason: str = ""
     downtime: float = 0.0
+    barred: bool = False
 
 
 OnEvent = Callable[[TunnelEvent], None]
@@ -41,8 +43,9 @@ class Timing:
     first_start_limit: float = 180.0  # the first one may ask for a passphrase or a touch
     backoff_first: float = 0.2
     backoff_last: float = 5.0
-    backoff_hopeless: float = 60.0  # the login was refused: asking again soon gets an address banned
-    steady: float = 10.0  # a link that was up this long starts the backoff afresh
+    barred_first: float = 60.0  # the login was refused: asking again soon gets an address banned
+    barred_last: float = 600.0
+    steady: float = 10.0  # a link that was up this long is dialled anew at once, and starts the backoff afresh
     refused_every: float = 15.0  # between two "refused" events
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -40,6 +41,7 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("mlbox ended")
 os.execvp(sys.argv[2], sys.argv[2:])
 """
+_SHORT_GUARD = '[ "$PPID" = "$0" ] || { echo mlbox ended >&2; exit 1; }; exec "$@"'
 
 
 class Link(Protocol):
@@ -237,6 +239,17 @@ def _check(path: str) -> None:
 
 
 def _guarded(argv: tuple[str, ...]) -> tuple[str, ...]:
-    if not sys.platform.startswith("linux") or not sys.executable:
+    if not sys.platform.startswith("linux"):
         return argv
-    return (sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *argv)
+    if _setpriv():
+        return ("setpriv", "--pdeathsig", "TERM", "sh", "-c", _SHORT_GUARD, str(os.getpid()), *argv)
+    return (sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *argv) if sys.executable else argv
+
+
+@functools.cache
+def _setpriv() -> bool:
+    """Whether util-linux's is here, and new enough (2.33): a tenth of what a Python takes to start."""
+    with contextlib.suppress(OSError):
+        argv = ("setpriv", "--pdeathsig", "TERM", "true")
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from mlbox.client.tunnels.link import Link
@@ -18,7 +19,7 @@ from mlbox.client.tunnels.link import Link
 Probe = Callable[[str, float], bool]
 """probe(path, timeout in seconds): True if it answered, False if not in time; raises OSError if refused."""
 
-START_EVERY = 0.05  # seconds between looks for the sockets of a link that is starting
+START_FIRST, START_LAST = 0.002, 0.1  # seconds between looks for the sockets of a link that is starting
 AGAIN = 0.5  # seconds until a probe that failed is tried again
 
 
@@ -66,8 +67,10 @@ class Prober:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._link.ready():
-            if self._stop.wait(START_EVERY):
+        begun = time.monotonic()
+        while not self._link.ready():  # it is seen at most a fortieth later than it comes
+            pause = (time.monotonic() - begun) / 40
+            if self._stop.wait(min(START_LAST, max(START_FIRST, pause))):
                 return
         while not self._stop.is_set():
             answer = self._ask()

@@ -25,7 +25,7 @@ from mlbox.errors import MlboxError
 LinkFactory = Callable[[int], Link]
 """Makes the link of a generation (1, 2, ...). May raise MlboxError or OSError: a failed attempt."""
 
-_HOPELESS = ("permission denied", "host key verification failed", "too many authentication failures")
+_BARRED = ("permission denied", "host key verification failed", "too many authentication failures")
 
 
 class Supervisor:
@@ -45,6 +45,7 @@ class Supervisor:
         self._service = service
         self._timing = timing
         self._backoff = Backoff(timing.backoff_first, timing.backoff_last)
+        self._barred = Backoff(timing.barred_first, timing.barred_last)
         self._inbox: queue.Queue[tuple[str, int, str]] = queue.Queue()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tunnel-supervisor", daemon=True)
@@ -181,9 +182,9 @@ class Supervisor:
     def _failed(self, generation: int, reason: str, now: float) -> None:
         """An attempt to start failed."""
         last = _last_line(reason)
-        hopeless = any(sign in reason.lower() for sign in _HOPELESS)
-        self._retry_at = now + (self._timing.backoff_hopeless if hopeless else self._backoff.delay())
-        self._emit("retrying", generation, last, self._downtime(now))
+        barred = any(sign in reason.lower() for sign in _BARRED)
+        self._retry_at = now + (self._barred if barred else self._backoff).delay()
+        self._emit("retrying", generation, last, self._downtime(now), barred)
 
     def _ended(self, held: Held, now: float) -> None:
         """Its process has gone. Connections over it end by themselves once what arrived is delivered."""
@@ -203,10 +204,11 @@ class Supervisor:
                 self._retry_at = now
             return
         self._lost_at = since
-        if held.up_since is not None and now - held.up_since >= self._timing.steady:
+        steady = held.up_since is not None and now - held.up_since >= self._timing.steady
+        if steady:
             self._backoff.reset()
         if self._candidate is None:
-            self._retry_at = now + self._backoff.delay()
+            self._retry_at = now + (0.0 if steady else self._backoff.delay())
         self._emit("lost", held.generation, reason)
 
     def _drop(self, held: Held) -> None:
@@ -273,6 +275,7 @@ class Supervisor:
     def _answers(self, held: Held, now: float) -> None:
         kind: Kind = "back" if self._was_up else "up"
         self._was_up = True
+        self._barred.reset()
         self._emit(kind, held.generation, "", self._downtime(now))
         self._lost_at = self._refused_at = None
 
@@ -300,9 +303,9 @@ class Supervisor:
     def _downtime(self, now: float) -> float:
         return now - self._lost_at if self._lost_at is not None else 0.0
 
-    def _emit(self, kind: Kind, generation: int, reason: str = "", downtime: float = 0.0) -> None:
+    def _emit(self, kind: Kind, generation: int, reason: str = "", downtime: float = 0.0, barred: bool = False) -> None:
         try:
-            self._on_event(TunnelEvent(kind, generation, reason, downtime))
+            self._on_event(TunnelEvent(kind, generation, reason, downtime, barred))
         except Exception:  # the caller's bug must not take the tunnel down
             logging.getLogger(__name__).exception("on_event failed")
 

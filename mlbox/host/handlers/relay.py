@@ -31,8 +31,10 @@ def run(call: Call) -> Json:
 
 
 def _connect(found: store.Store, job: Job) -> socket.socket:
-    """Raises NotFound where the session has ended, Unreachable where its tunnel does not come up."""
-    path = Path(f"/tmp/mlbox-{os.getuid()}") / reverse.lasting(job.id, reverse.CALL)
+    """Raises NotFound where the session has ended, Unreachable where its tunnel does not come up, HostUnready where
+    the sockets' folder is not the user's."""
+    folder = files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))  # in anybody else's, anybody might answer
+    path = folder / reverse.lasting(job.id, reverse.CALL)
     deadline = time.monotonic() + _PATIENCE
     while True:
         state = job.state()

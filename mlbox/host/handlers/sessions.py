@@ -21,7 +21,8 @@ def run(call: Call) -> Json:
     live = [job for job in sweep(found) if is_session(job)]
     wanted = call.args.get("session")
     if wanted is None:
-        return {"host": found.host, "sessions": [*map(describe, live), *out_of_reach(found), *door.visible()]}
+        listed = [*map(describe, live), *out_of_reach(found), *door.visible()]
+        return {"host": found.host, "sessions": listed, "met_at": _met_at(found)}
     picked = door.found_or(lambda: pick(live, str(wanted), found), str(wanted))
     if not isinstance(picked, Job):
         return door.answer(*picked, call.args)
@@ -46,12 +47,16 @@ def is_session(job: Job) -> bool:
         return True
 
 
+def _met_at(found: store.Store) -> dict[str, str]:
+    """The lab's other hosts that can't be dialled -> the rendezvous of each."""
+    if not (found.root / "mlbox.json").exists():
+        return {}
+    return {n: host.via for n, host in lab.rules(found).lab.hosts.items() if host.reverse and n != found.host}
+
+
 def out_of_reach(found: store.Store) -> list[Json]:
     """This user's sessions on hosts that can't be asked themselves, as their logs tell, with where to meet them."""
-    if not (found.root / "mlbox.json").exists():
-        return []
-    hosts = {name: host.via for name, host in lab.rules(found).lab.hosts.items() if host.reverse}
-    made = [(found.job(id_), via) for name, via in hosts.items() if name != found.host for id_ in _live(found, name)]
+    made = [(found.job(id_), via) for name, via in _met_at(found).items() for id_ in _live(found, name)]
     return [{**describe(job), "via": via, "trouble": _tunnel_trouble(job)} for job, via in made if is_session(job)]
 
 

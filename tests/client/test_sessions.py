@@ -71,19 +71,19 @@ SHARED = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAW", "name": "heron", "owner": "ada"}
 
 @pytest.mark.parametrize("wanted", ["heron", SHARED["id"], "ada/heron", f"ada/{SHARED['id']}"])
 def test_a_colleague_s_is_found_where_it_is_meant(hosts: dict[str, Any], wanted: str) -> None:
-    hosts["gpu2"] = {"sessions": [SHARED]}
+    hosts["gpu2"] = {"sessions": [SHARED], "met_at": {}}
     assert sessions.at_session(wanted, "", CONFIG, Act({})) == "done on gpu2"
 
 
 @pytest.mark.parametrize("wanted", ["", "bob/heron", "ada/", "ada"])
 def test_a_colleague_s_is_not_taken_for_another(hosts: dict[str, Any], wanted: str) -> None:
-    hosts["gpu2"] = {"sessions": [SHARED]}
+    hosts["gpu2"] = {"sessions": [SHARED], "met_at": {}}
     with pytest.raises(errors.NotFound):
         sessions.at_session(wanted, "", CONFIG, Act({}))
 
 
 def test_the_only_one_of_one_s_own_is_meant_beside_a_colleague_s(hosts: dict[str, Any]) -> None:
-    hosts["gpu1"], hosts["gpu2"] = there(), {"sessions": [SHARED]}
+    hosts["gpu1"], hosts["gpu2"] = there(), {"sessions": [SHARED], "met_at": {}}
     assert sessions.at_session("", "", CONFIG, Act({})) == "done on gpu1"
 
 

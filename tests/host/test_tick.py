@@ -250,12 +250,15 @@ def test_an_array_with_a_limit(box: Box, tmp_path: Path) -> None:
     assert [job.spec().array_index for job in jobs] == list(range(6))
 
 
-def test_dependencies(box: Box) -> None:
-    good, bad = box.sh("sleep 0.3"), box.sh("sleep 0.3; exit 1")
+def test_dependencies(box: Box, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    hold = f"until [ -e '{gate}' ]; do sleep 0.05; done"
+    good, bad = box.sh(hold), box.sh(f"{hold}; exit 1")
     ok, failing = {"job": good.id}, {"job": bad.id}
     after = [[ok], [{**failing, "end": "any"}], [failing], [ok, failing]]
     waiters = [box.submit_after(those) for those in after]
     assert not any(job.state().running for job in waiters)
+    gate.touch()
     assert [box.end(job).name for job in (good, bad)] == ["finished", "failed"]
     states = [box.end(job) for job in waiters]
     assert [state.name for state in states] == ["finished", "finished", "failed", "failed"]

@@ -5,42 +5,75 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 from mlbox import __version__, errors
 
-EPILOG = """\
-exit codes: 0 done; 1 failed; 2 wrong usage; 3 can't be had there (GPUs, image, space); 4 host not reached;
-5 host not ready (python, engine, rights); 6 no such session; 7 did not come up; 70 a bug; 130 interrupted"""
+HELP = """\
+usage: mlbox COMMAND …
 
+A GPU work place over nothing but SSH.
+
+{groups}
+examples:
+  mlbox session gpu1 --gpus 1 --image pytorch/pytorch
+  mlbox status gpu1 gpu2
+  mlbox submit --gpus 2 -- python train.py --lr 3e-4
+
+`mlbox COMMAND --help` tells a command's options, `mlbox --version` which one
+this is.
+
+exit codes: 0 done; 1 failed; 2 wrong usage; 3 can't be had there (GPUs, image,
+space); 4 host not reached; 5 host not ready (python, engine, rights); 6 no
+such session, job, queue or host; 7 did not come up; 70 a bug; 130 interrupted"""
 
 # Each is a file in client/commands with `parser(make)` and `main(arguments)`, imported when it is called.
-VERBS = {
-    "session": "start an interactive session (Jupyter, VS Code, SSH) and attach to it",
-    "attach": "join a session: yours from another laptop, or a colleague's who shares it",
-    "status": "every host's GPUs, who holds them, and the sessions there",
-    "init": "make a folder that hosts share a lab",
-    "submit": "put a job in line",
-    "run": "submit, and follow to the end",
-    "jobs": "what runs, what waits and why, what ended",
-    "show": "one job, whole",
-    "logs": "a job's output",
-    "cancel": "end jobs",
-    "retry": "run an ended job once more",
-    "move": "another queue, priority, top or bottom",
-    "queue": "list, create, pause, resume, process",
-    "cron": "install, show or remove the line that works the queue off",
-    "image": "what is kept on the hosts for another time: list, prune",
-    "host": "drain, resume or fence a host; add or remove one behind NAT",
-    "open": "a session in an editor of this machine's, or in the browser",
-    "ssh-config": "the line by which ssh knows sessions by name: install, remove, show",
-    "tunnels": "list or stop the tunnels that this machine holds",
-    "port": "add, list or remove more ports of a running session",
+GROUPS = {
+    "sessions": {
+        "session": "start one, or join it; list, info, share, unshare, shutdown",
+        "attach": "join one: yours from another laptop, or a colleague's",
+        "ssh": "a shell in a session, or one command",
+        "open": "a session in an editor of this machine's, or in the browser",
+        "port": "add, list or remove more ports of a running session",
+        "tunnels": "list or stop the tunnels that this machine holds",
+        "ssh-config": "the line by which ssh knows sessions: install, remove, show",
+    },
+    "jobs": {
+        "submit": "put a job in line",
+        "run": "submit, and follow to the end",
+        "jobs": "what runs, what waits and why, what ended",
+        "show": "one job, whole",
+        "logs": "a job's output",
+        "cancel": "end jobs",
+        "retry": "run an ended job once more",
+        "move": "another queue, priority, top or bottom",
+    },
+    "hosts and queues": {
+        "status": "every host's GPUs, who holds them, and the sessions there",
+        "init": "make a folder that hosts share a lab",
+        "queue": "list, create, pause, resume, process",
+        "cron": "install, show or remove the line that works the queue off",
+        "host": "drain, resume or fence a host; add or remove one behind NAT",
+        "image": "what is kept on the hosts for another time: list, prune",
+    },
+    "this program": {
+        "completion": "what completes its commands in bash, zsh or fish",
+    },
 }
-SESSION_VERBS = ("list", "info", "attach", "shutdown", "share", "unshare")  # mlbox session VERB: a file each, too
+VERBS = {name: words for group in GROUPS.values() for name, words in group.items()}
+# mlbox session VERB: a file each, too
+SESSION_VERBS = {
+    "list": "your running sessions",
+    "info": "one session's facts",
+    "attach": "join a session",
+    "shutdown": "end a session",
+    "share": "let a colleague join a session",
+    "unshare": "let a colleague join no longer",
+}
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -53,54 +86,123 @@ class _Formatter(argparse.HelpFormatter):
             columns = 80
         super().__init__(prog, width=columns - 2)
 
-
-class _RawFormatter(argparse.RawDescriptionHelpFormatter, _Formatter):
-    pass
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """What is written in lines (examples) stays in them."""
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": _Formatter, **settings})
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _Formatter, **given})
 
     def error(self, message: str) -> NoReturn:
-        raise errors.Usage(message, f"{self.prog} --help")
+        number = re.fullmatch(r"argument (\S+): invalid int value: (.*)", message)
+        raise errors.Usage(f"{number[1]} takes a whole number, not {number[2]}" if number else message, self._help())
+
+    def _help(self) -> str:
+        return f"{self.prog} --help"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            option = "/".join(action.option_strings)
+            what = f"{option} can't be {value}" if option else f"there is no `{self.prog} {value}`"
+            raise errors.Usage(what, _meant(str(value), known) + "one of: " + ", ".join(known))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse takes `--engine-args --memory=1g` for two options, because mlbox has a --memory too."""
+        """Raises Usage where some are not known. argparse takes `--engine-args --memory=1g` for two options, because
+        mlbox has a --memory too."""
         words = list(sys.argv[1:] if args is None else args)
         own = words.index("--") if "--" in words else len(words)  # what follows is a job's command
-        if "--engine-args" in words[: own - 1]:
+        if "--engine-args" in self._option_string_actions and "--engine-args" in words[: own - 1]:
             at = words.index("--engine-args")
             words[at : at + 2] = ["=".join(words[at : at + 2])]
-        return super().parse_known_args(words, namespace)
+        found, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            raise errors.Usage(f"unrecognized arguments: {' '.join(unknown)}", self._instead(unknown[0]) + self._help())
+        return found, unknown
+
+    def _instead(self, unknown: str) -> str:
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        meant = _meant(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+        if any(action.dest == "command" for action in self._actions):
+            meant += f"a command with options goes behind --: {self.prog} … -- COMMAND …\n"
+        return meant
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Of the command line as a whole: its help, and what is wrong where no verb is called."""
-    parser = _Parser(
-        prog="mlbox", description="A GPU work place over nothing but SSH.", epilog=EPILOG,
-        formatter_class=_RawFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"mlbox {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
-    for name, words in VERBS.items():
-        verbs.add_parser(name, help=words)
-    return parser
+def _meant(word: str, known: Iterable[str]) -> str:
+    """A line for a hint, where one of the words that are known is near to this one; else nothing."""
+    import difflib
+
+    bare = {name.lstrip("-"): name for name in known}
+    near = difflib.get_close_matches(word.lstrip("-"), bare, 1)
+    return f"did you mean {bare[near[0]]}?\n" if near else ""
+
+
+def _help() -> str:
+    groups = (
+        f"{title}:\n" + "".join(f"  {name:<12}{words}\n" for name, words in group.items())
+        for title, group in GROUPS.items()
+    )
+    return HELP.format(groups="\n".join(groups))
+
+
+def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Of a command: `[verb]`, or `["session", verb]`."""
+    make = partial(_Parser, prog=" ".join(("mlbox", *words)))
+    made: argparse.ArgumentParser = _command(words[-1]).parser(make)
+    return made
+
+
+def _command(verb: str) -> Any:
+    return importlib.import_module(f"mlbox.client.commands.{verb.replace('-', '_')}")
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    if argv[:1] == ["help"]:  # mlbox help submit
+        argv = [*argv[1:], "--help"]
     if argv[:1] == ["session"] and argv[1:2] and argv[1] in SESSION_VERBS:
-        return _call(argv[1], f"mlbox session {argv[1]}", argv[2:])
+        return _call(argv[:2], argv[2:])
+    if argv[:2] == ["completion", "words"]:
+        return _complete(argv[2:])
     if argv and argv[0] in VERBS:
-        return _call(argv[0], f"mlbox {argv[0]}", argv[1:])
-    _parser().parse_args(argv)
-    raise errors.Usage("which command?", "mlbox --help")  # behind a lone `--`
+        return _call(argv[:1], argv[1:])
+    if argv[:1] == ["--version"]:
+        print(f"mlbox {__version__}")
+        return 0
+    if argv[:1] in (["-h"], ["--help"]):
+        print(_help())
+        return 0
+    if argv:
+        what = "option" if argv[0].startswith("-") else "command"
+        raise errors.Usage(f"there is no {what} `{argv[0]}`", _meant(argv[0], VERBS) + "mlbox --help")
+    print(_help(), file=sys.stderr)
+    return errors.Usage.exit_code
 
 
-def _call(verb: str, prog: str, argv: Sequence[str]) -> int:
-    command = importlib.import_module(f"mlbox.client.commands.{verb.replace('-', '_')}")
-    make = partial(_Parser, prog=prog, allow_abbrev=False)
-    return int(command.main(command.parser(make).parse_args(argv)))
+def _call(words: Sequence[str], argv: Sequence[str]) -> int:
+    try:
+        return int(_command(words[-1]).main(parser_of(words).parse_args(argv)))
+    except errors.Unreachable as error:
+        near = _meant(argv[0], SESSION_VERBS) if list(words) == ["session"] and argv else ""
+        raise errors.Unreachable(error.message, (near + error.hint) if near else error.hint) from None
+
+
+def _complete(argv: Sequence[str]) -> int:
+    """`words SHELL WORD… CURRENT`: what the last of them may become, for the scripts of `mlbox completion`."""
+    from mlbox.client import completion
+
+    bash = argv[:1] == ["bash"]
+    words, fixed = completion.rejoined(argv[1:]) if bash else (list(argv[1:]), "")
+    *before, current = words or [""]
+    verbs = {**VERBS, "--help": "", "--version": ""} if not before else SESSION_VERBS if before == ["session"] else {}
+    found = [(verb, told) for verb, told in verbs.items() if verb.startswith(current)]
+    verb = before[: 2 if before[:1] == ["session"] and before[1:2] and before[1] in SESSION_VERBS else 1]
+    if verb and verb[0] in VERBS:
+        found += completion.candidates(parser_of(verb), before[len(verb) :], current, completion.known(verb[0]))
+    for word, told in found:
+        print(word[len(fixed) :] if bash and word else f"{word}\t{told}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -97,6 +97,12 @@ def shortened(session: str) -> str:
     return found[0] if found else ""
 
 
+def named(wanted: str) -> str:
+    """The name by which ssh knows the one session that is called so, by name or id; empty where there is no entry."""
+    found = [aliases[0] for id_, aliases in names().items() if wanted and wanted in (id_, *aliases)]
+    return found[0] if len(found) == 1 else ""
+
+
 def names() -> dict[str, list[str]]:
     """All entries: id -> the names that ssh knows it by."""
     found = {}
@@ -192,9 +198,17 @@ def is_host(name: str, file: str = "") -> bool:
     """Whether the user's ssh means a machine by that name, or mlbox does. `file`: a configuration beside ssh's own."""
     if name in state.load("hosts.json"):
         return True
+    return any(pattern.strip("*?") and fnmatch.fnmatchcase(name, pattern.lower()) for pattern in _own(file))
+
+
+def hosts(file: str = "") -> list[str]:
+    """The machines that the user's ssh has names for."""
+    return [pattern for pattern in _own(file) if not set(pattern) & set("*?")]
+
+
+def _own(file: str) -> list[str]:
     files = [file, str(Path.home() / ".ssh/config"), "/etc/ssh/ssh_config"]
-    own = [pattern for one in files if one for pattern in _patterns(one, 0)]
-    return any(pattern.strip("*?") and fnmatch.fnmatchcase(name, pattern.lower()) for pattern in own)
+    return [pattern for one in files if one for pattern in _patterns(one, 0)]
 
 
 def _patterns(file: str, depth: int) -> Iterator[str]:

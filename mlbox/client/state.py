@@ -2,6 +2,7 @@
 
 ~/.local/state/mlbox/   last.json      the last answers per host (never environment values)
                         hosts.json     hosts seen, and which host part each has
+                        seen.json      jobs and queues, for completing their names
                         sessions.json  where the last sessions were started: their name, id and host
                         ssh_config     `ssh -F` this, or Include it: sessions by name (ssh.d, proxy.py)
                         asked.json     what was answered about that Include
@@ -19,7 +20,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ def update(name: str, key: str, value: Any) -> None:
 
 
 _REMEMBERED = 100
+
+
+def remember_seen(jobs: Iterable[Mapping[str, Any]] = (), queues: Iterable[str] = ()) -> None:
+    """For completing them on a command line: the newest jobs, and the queues as they were told last."""
+    found = load("seen.json")
+    told = {str(job["id"]): str(job["name"]) for job in jobs}
+    kept = sorted({**found.get("jobs", {}), **told}.items())[-_REMEMBERED:]
+    seen = {"jobs": dict(kept), "queues": list(queues) or found.get("queues", [])}
+    if seen != found:
+        with contextlib.suppress(OSError):
+            write(home() / "seen.json", json.dumps(seen) + "\n")
 
 
 def remember_session(session: str, name: str, host: str, root: str, via: str = "", owner: str = "") -> None:

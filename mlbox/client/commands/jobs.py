@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from mlbox.client import lab, options, output
+from mlbox.client import lab, options, output, state
 from mlbox.core import text
 from mlbox.core.log import RUNNING, WAITING
 
@@ -25,6 +25,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     host = lab.entry(arguments, options.config(arguments))
     reply = host.call("jobs", {"all": arguments.all, "queue": arguments.queue, "ended": max(0, arguments.ended)})
+    if not arguments.all:
+        state.remember_seen(reply["jobs"])
     if arguments.json:
         output.facts(reply["jobs"])
         return 0

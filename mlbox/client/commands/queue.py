@@ -41,6 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
         return _process(arguments, settings)
     args = {"do": arguments.do, "queue": getattr(arguments, "queue", ""), "why": getattr(arguments, "why", "")}
     reply = lab.entry(arguments, settings).call("queue", args)
+    state.remember_seen(queues=[queue["name"] for queue in reply["queues"]])
     if arguments.json:
         output.facts(reply["queues"])
         return 0

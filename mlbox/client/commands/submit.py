@@ -24,7 +24,9 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )
     what = made.add_argument_group("the job")
     options.work(what, "job")
-    what.add_argument("--code", metavar="DIR", help="the folder to send (default: this one); --no-code sends nothing")
+    what.add_argument(
+        "--code", metavar="FOLDER", help="the folder to send (default: this one); --no-code sends nothing"
+    )
     what.add_argument("--no-code", dest="code", action="store_const", const="")
     what.add_argument("--folder", metavar="DIR", help="run in this folder of the host's, as it is, and send no code")
     need = made.add_argument_group("what it needs")
@@ -152,6 +154,7 @@ def send(host: Host, prepared: tuple[JobSpec, int, str], settings: state.Config)
                 reply["host"] = name
         # A host that could run it knows better why it waits than the one that was asked first.
         reply["waits"].update({job: why for job, why in ticked["waits"].items() if job in reply["waits"]})
+    state.remember_seen(reply["jobs"])
     return reply
 
 

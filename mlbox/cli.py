@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
@@ -74,6 +75,9 @@ SESSION_VERBS = {
     "share": "let a colleague join a session",
     "unshare": "let a colleague join no longer",
 }
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # as in `mlbox jobs >/dev/full`
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -207,6 +211,7 @@ def _complete(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
+    _mend_streams()
     try:
         try:
             return _dispatch(given)
@@ -222,8 +227,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output had enough
         return 0
-    except Exception as error:  # a bug: keep what is needed to report it
-        return _report_bug(error, given)
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            print(f"mlbox: the output can't be written: {error.strerror}", file=sys.stderr)
+            return 1
+        return _report_bug(error, given)  # a bug: keep what is needed to report it
+
+
+def _mend_streams() -> None:
+    """One that is closed (`>&-`) leads nowhere; in one that has no Unicode (LC_ALL=en_US) `·` is a question mark."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _report_bug(error: Exception, argv: Sequence[str]) -> int:

@@ -315,3 +315,29 @@ def test_a_reader_that_had_enough_is_no_error(words: list[str]) -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "said"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "mlbox: the output can't be written: No space left on device\n"),
+        ("2>&-", 0, "usage: mlbox"),
+    ],
+)
+def test_an_output_that_takes_nothing_is_no_bug(redirect: str, code: int, said: str) -> None:
+    command = f'"$0" -c "$1" --help {redirect}'
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(("sh", "-c", command, sys.executable, _RUN), env=environment, capture_output=True, text=True)
+    assert done.returncode == code
+    assert (done.stderr or done.stdout).startswith(said) and bool(done.stderr + done.stdout) == bool(said)
+
+
+def test_a_terminal_without_unicode_is_no_bug() -> None:
+    environment = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        (sys.executable, "-c", _RUN, "session", "--help"), capture_output=True, text=True,
+        env={**os.environ, **environment, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mlbox session {list|info|attach|shutdown} ?" in done.stdout

@@ -96,7 +96,7 @@ def from_yaml(path: Path) -> Answers:
     import yaml
 
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none

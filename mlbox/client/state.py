@@ -64,7 +64,7 @@ def write(path: Path, content: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
         os.replace(temporary, path)
     except OSError:
@@ -75,7 +75,7 @@ def write(path: Path, content: str) -> None:
 def load(name: str) -> Json:
     """A state file; what is damaged counts as empty, for it only saves typing."""
     try:
-        found = json.loads((home() / name).read_text())
+        found = json.loads((home() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -140,7 +140,7 @@ def config() -> Config:
     """Raises Usage with the line where the file can't be read."""
     path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlbox/config.toml"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError:
         return _with_environment(Config())
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")

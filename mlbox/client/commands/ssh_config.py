@@ -23,8 +23,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
         ("install", "put it in, as shown"), ("remove", "take it out"), ("show", "whether it is there, and for whom"),
         ("proxy", "used by ssh itself: become the connection to a session"),
     ):  # fmt: skip
-        shown = {} if name == "proxy" else {"help": words}  # nobody types that one
-        one = verbs.add_parser(name, description=words, **shown)
+        shown = name != "proxy"  # nobody types that one
+        one = verbs.add_parser(name, help=words, description=words) if shown else verbs.add_parser(name)
         if name == "show":
             one.add_argument("--json", action="store_true", help="print facts as JSON")
         elif name == "proxy":

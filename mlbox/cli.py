@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mlbox import __version__, errors
@@ -136,11 +137,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _meant(word: str, known: Iterable[str]) -> str:
     """A line for a hint, where one of the words that are known is near to this one; else nothing."""
-    import difflib
+    from mlbox.core import text
 
     bare = {name.lstrip("-"): name for name in known}
-    near = difflib.get_close_matches(word.lstrip("-"), bare, 1)
-    return f"did you mean {bare[near[0]]}?\n" if near else ""
+    near = text.nearest(word.lstrip("-"), bare)
+    return f"did you mean {bare[near]}?\n" if near else ""
 
 
 def _help() -> str:
@@ -240,7 +241,7 @@ def _mend_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 

@@ -120,18 +120,12 @@ def _checked(document: Json, path: Path) -> Json:
     for key, value in document.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            close = _closest(name, known)
+            close = text.nearest(name, known)
             raise errors.Usage(
                 f"{path}: there is no setting {text.safe(str(key))!r}", f"did you mean {close}?" if close else ""
             )
         checked[name] = _value(name, value, path)
     return checked
-
-
-def _closest(name: str, known: set[str]) -> str:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(name, known, 1)), "")
 
 
 def _value(name: str, value: Any, path: Path) -> Any:

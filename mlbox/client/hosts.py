@@ -17,6 +17,11 @@ def known_hosts(config: state.Config) -> list[str]:
     return list(config.hosts) or sorted(state.load("hosts.json")) or [transports.LOCAL]
 
 
+def told(name: str, error: errors.MlboxError) -> str:
+    """What went wrong with a host, which some messages begin with."""
+    return error.message if error.message.startswith(f"{name}: ") else f"{name}: {error.message}"
+
+
 def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -> dict[str, Json | errors.MlboxError]:
     """Each host's reply, or why there is none; a dead host costs one time-out, not one each."""
 

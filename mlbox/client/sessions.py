@@ -13,6 +13,7 @@ from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.client.transports import LOCAL
 from mlbox.core import text
+from mlbox.core.log import said
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -93,6 +94,8 @@ def ask_around(wanted: str, config: state.Config) -> Host:
         raise errors.NotFound(
             f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
         )
+    if near := text.nearest(wanted, [s["name"] for s in listed(replies)]):
+        unasked = [f"did you mean {near}?", *unasked]
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
     asked = ", ".join([*replies, *sorted(away(replies))])
     raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or "mlbox session HOST starts one")
@@ -176,7 +179,7 @@ def enter(host: Host, session: Json) -> None:
 def summary(session: Json) -> str:
     parts = [text.count(len(session["gpus"]), "GPU"), text.safe(session["image"]) or "no container"]
     if session["since"]:
-        parts.append(f"{session['state']} {text.duration(time.time() - session['since'])} ago")
+        parts.append(f"{said(session['state'])} {text.duration(time.time() - session['since'])} ago")
     return ", ".join(parts)
 
 

@@ -136,9 +136,13 @@ class Config:
     ports: Mapping[str, int] = field(default_factory=dict)
 
 
+def config_file() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlbox/config.toml"
+
+
 def config() -> Config:
     """Raises Usage with the line where the file can't be read."""
-    path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlbox/config.toml"
+    path = config_file()
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:

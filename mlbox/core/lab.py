@@ -107,10 +107,8 @@ def _by_priority(queues: Mapping[str, Queue]) -> tuple[str, ...]:
 
 
 def _nearest(word: str, known: Collection[str]) -> str:
-    from difflib import get_close_matches  # only a mistake pays for its import
-
-    near = get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = text.nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ WAITING = frozenset(["submitted", "lost", "preempted", "retry"])
 RUNNING = frozenset(["claimed", "started"])
 TERMINAL = frozenset(["finished", "failed", "cancelled"])
 STATES = (*sorted(WAITING), *sorted(RUNNING), *sorted(TERMINAL))
+_SAID = {"claimed": "starting", "started": "running"}
 _REQUESTS = frozenset(["cancel_requested", "preempt_requested"])
 _ASIDE = _REQUESTS | {"moved"}  # leave the state as it is
 _ENDS_ATTEMPT = TERMINAL | (WAITING - {"submitted"})
@@ -50,6 +51,11 @@ class State:
         """The number of the latest attempt, from 1; 0 before the first."""
         number = self.facts.get("attempt", 0)
         return number if type(number) is int else 0
+
+
+def said(state: str) -> str:
+    """A state in the word that people have for it."""
+    return "waiting" if state in WAITING else _SAID.get(state, state)
 
 
 def may_follow(state: str, event: str) -> bool:

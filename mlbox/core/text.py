@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
@@ -164,6 +165,13 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """1 GPU, 2 GPUs."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one of `known` that was meant, as likely as not; empty where none is near."""
+    import difflib  # only a mistake pays for its import
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), "")
 
 
 _CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?!git@)[^/\s]+@")

@@ -25,13 +25,34 @@ def job(found: store.Store, wanted: str) -> Job:
         raise errors.NotFound(
             f"there is no job {wanted.upper()} in {found.root}", "mlbox jobs --all shows what there is"
         )
-    matching = {id_: made for user in users for id_, made in _known(found, user) if _is(made, id_, wanted)}
+    matching = _matching(found, wanted)
+    if len(matching) > 1:  # the name is used again: the one that has not ended is meant, where that is one
+        living = {id_: made for id_, made in matching.items() if made.state().live}
+        matching = living if len(living) == 1 else matching
     if not matching:
         raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", "mlbox jobs --all shows what there is")
     if len(matching) > 1:
         newest = sorted(matching)[-3:]
         raise errors.NotFound(f"{len(matching)} jobs are called {text.safe(wanted)!r}", "by id: " + ", ".join(newest))
     return next(iter(matching.values()))
+
+
+def _matching(found: store.Store, wanted: str) -> dict[str, Job]:
+    users = view.known_users(found)
+    return {id_: made for user in users for id_, made in _known(found, user) if _is(made, id_, wanted)}
+
+
+def array(found: store.Store, name: str) -> list[Job]:
+    """What has not ended of this user's one array of that name; empty where there is none, or another job too."""
+    living = [made for made in _matching(found, name).values() if made.owner == found.user and made.state().live]
+    firsts = {made.spec().array if made.spec().name == name else "" for made in living}
+    if len(firsts) != 1 or firsts == {""}:
+        return []
+    id_, jobs = firsts.pop(), []
+    while (made := found.job(id_)).folder.exists():
+        jobs += [made] if made.state().live else []
+        id_ = ids.following(id_)
+    return jobs
 
 
 def _known(found: store.Store, user: str) -> Iterator[tuple[str, Job]]:

@@ -10,10 +10,13 @@ from mlbox.client import lab, options, output
 from mlbox.core import text
 
 Json = dict[str, Any]
+_TOLD = 20
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Cancel jobs. A running one gets SIGTERM, its grace, SIGKILL.")
+    made: argparse.ArgumentParser = make(
+        description="Cancel jobs; by its name a whole array. A running one gets SIGTERM, its grace, SIGKILL."
+    )
     made.add_argument("jobs", metavar="ID|NAME", nargs="+")
     options.queue(made)
     return made
@@ -25,7 +28,8 @@ def main(arguments: argparse.Namespace) -> int:
     replies, failed = [], None
     for job in arguments.jobs:
         try:
-            replies.append(host.call("cancel", {"job": job}))
+            reply = host.call("cancel", {"job": job})
+            replies += [reply, *reply.pop("more")]
         except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
             output.failure(error.message, error.hint)
             failed = failed or error
@@ -33,8 +37,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(replies)
     else:
-        for reply in replies:
+        for reply in replies[:_TOLD]:
             print(_told(reply))
+        if len(replies) > _TOLD:
+            print(f"… and {len(replies) - _TOLD} more")
     return failed.exit_code if failed else 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output
-from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts, told
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -31,5 +31,5 @@ def main(arguments: argparse.Namespace) -> int:
             for line in reply["lines"] or ["no line of mlbox's"]:
                 print(f"{host}: {line}")
     for host, error in failed.items():
-        output.failure(f"{host}: {error.message}", error.hint)
+        output.failure(told(host, error), error.hint)
     return next(iter(failed.values())).exit_code if failed else 0

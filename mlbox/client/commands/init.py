@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import options, output
+from mlbox.client import options, output, state
 from mlbox.client.hosts import ask_all
 from mlbox.client.remote import connect
 
@@ -26,7 +27,19 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
-    replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in dict.fromkeys(arguments.hosts)}
+    with output.Progress() as progress:
+        progress.say(f"trying the folder from {', '.join(dict.fromkeys(arguments.hosts))}")
+        replies, problems = _tried(arguments.hosts, settings)
+    if arguments.json:
+        output.facts({"hosts": replies, "problems": problems})
+    else:
+        _told(replies, problems)
+    return 3 if problems else 0
+
+
+def _tried(hosts: list[str], settings: state.Config) -> tuple[dict[str, Json], list[str]]:
+    """What each host replied, and what is wrong. Raises Refused where they do not mean the same folder."""
+    replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in dict.fromkeys(hosts)}
     ids = {reply["id"] for reply in replies.values()}
     if len(ids) > 1:
         raise errors.Refused(
@@ -35,14 +48,10 @@ def main(arguments: argparse.Namespace) -> int:
     problems = [f"{host}: {p}" for host, reply in replies.items() for p in reply["problems"]]
     if len(replies) > 1:
         problems += _race(list(replies), settings)
-    if arguments.json:
-        output.facts({"hosts": replies, "problems": problems})
-    else:
-        _told(replies, problems)
-    return 3 if problems else 0
+    return replies, problems
 
 
-def _race(hosts: list[str], settings: Any) -> list[str]:
+def _race(hosts: list[str], settings: state.Config) -> list[str]:
     """All hosts append to one log at once: every slot has exactly one winner, or this filesystem won't do."""
     race = {"race": f".trial-{secrets.token_hex(4)}"}
     answers = ask_all(hosts, "init", race, settings)
@@ -66,4 +75,17 @@ def _told(replies: dict[str, Json], problems: list[str]) -> None:
     if not problems:
         print("  exclusive creation, renaming and flushing work there" + (", between these hosts too"
               if len(replies) > 1 else ""))  # fmt: skip
-        print(f'next: root = "{first["root"]}" and hosts = […] in config.toml; mlbox cron install')
+        _next(first["root"], list(replies))
+
+
+def _next(root: str, hosts: list[str]) -> None:
+    """What the laptop has to know of it: shown, and written if wished where there are no settings yet."""
+    path, lines = state.config_file(), f"root = {json.dumps(root)}\nhosts = {json.dumps(hosts)}\n"
+    known = state.config()
+    if (known.root, sorted(known.hosts)) != (root, sorted(hosts)):
+        print(f"next: these lines in {path}, by which each command finds it, and mlbox cron install\n{lines}", end="")
+        may = not path.exists() and output.may_ask()
+        if may and output.ask("  write them there? [y]es, [n]o [y]", ("yes", "no"), "yes") == "yes":
+            state.write(path, lines)
+    else:
+        print("next: mlbox cron install")

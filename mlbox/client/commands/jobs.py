@@ -8,7 +8,7 @@ from typing import Any
 
 from mlbox.client import lab, options, output, state
 from mlbox.core import text
-from mlbox.core.log import RUNNING, WAITING
+from mlbox.core.log import RUNNING, WAITING, said
 
 Json = dict[str, Any]
 
@@ -42,10 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _row(job: Json) -> tuple[str, ...]:
     state = str(job["state"])
     where = job["host"] if state in RUNNING or state not in WAITING else f"({job['queue']})"
-    shown = {"started": "running", "claimed": "starting", "submitted": "waiting", "retry": "waiting", "lost": "waiting",
-             "preempted": "waiting"}.get(state, state)  # fmt: skip
-    if job.get("requested"):
-        shown = "ending"
+    shown = "ending" if job.get("requested") else said(state)
     index = f"[{job['array_index']}]" if job.get("array") else ""
     why = job.get("waits") or (job["why"] if state not in RUNNING and state != "finished" else "")
     gpus = str(len(job["gpus"])) if state not in WAITING else ""

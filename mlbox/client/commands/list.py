@@ -9,9 +9,10 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output, sessions, ssh_config, state
-from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts, told
 from mlbox.client.transports import LOCAL
 from mlbox.core import text
+from mlbox.core.log import said
 
 Json = dict[str, Any]
 
@@ -41,14 +42,14 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         output.facts(rows)
     elif rows:
         table = [
-            (_name(s), s["id"], s["host"], s["state"], str(len(s["gpus"])), s["image"] or "(process)", _age(s))
+            (_name(s), s["id"], s["host"], said(s["state"]), str(len(s["gpus"])), s["image"] or "(process)", _age(s))
             for s in rows
         ]
         output.table(("NAME", "ID", "HOST", "STATE", "GPUS", "IMAGE", "AGE"), table)
     elif not failed:
         output.note(f"no session of yours is running on {', '.join(asked)}")
     for name, error in failed.items():
-        output.warn(f"{name}: {error.message}")
+        output.warn(told(name, error))
     return next(iter(failed.values())).exit_code if failed and len(failed) == len(replies) else 0
 
 

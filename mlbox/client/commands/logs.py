@@ -9,6 +9,7 @@ from typing import Any
 from mlbox.client import lab, options, output
 from mlbox.client.remote import Host
 from mlbox.core import text
+from mlbox.core.log import said
 
 Json = dict[str, Any]
 _ENDS = {"finished": 0, "cancelled": 130}
@@ -29,10 +30,19 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.follow:
         return follow(host, arguments.job, arguments.tail)
     args = {"job": arguments.job, "tail": arguments.tail, "attempt": arguments.attempt}
-    reply = host.call("logs", args, _print)
+    printed: list[str] = []
+
+    def show(facts: Json) -> None:
+        printed.extend(["output"] if facts.get("output") else ())
+        _print(facts)
+
+    reply = host.call("logs", args, show)
     sys.stdout.flush()
-    if not reply["attempt"]:
-        output.note(f"it has not run yet: it is {reply['state']}")
+    if not printed:
+        why = f": {text.safe(reply['why'])}" if reply["why"] else ""
+        output.note(
+            f"{'it has printed nothing' if reply['attempt'] else 'it has not run'}; it is {said(reply['state'])}{why}"
+        )
     return 0
 
 
@@ -54,4 +64,5 @@ def _print(facts: Json) -> None:
         sys.stdout.flush()
     elif "state" in facts:
         why = f": {text.safe(facts['why'])}" if facts.get("why") else ""
-        output.note(f"  {facts['state']}{why}")
+        after_an_attempt = facts["state"] in ("lost", "preempted", "retry")  # it waits again, and that is why
+        output.note(f"  {facts['state'] if after_an_attempt else said(facts['state'])}{why}")

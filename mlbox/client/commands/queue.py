@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
-from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts, told
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -69,7 +69,7 @@ def _process(arguments: argparse.Namespace, settings: state.Config) -> int:
         replies = ask_all(hosts, "tick", {}, settings)
         for host, reply in replies.items():
             if isinstance(reply, errors.MlboxError):
-                output.warn(f"{host}: {reply.message}")
+                output.warn(told(host, reply))
             elif not arguments.json:
                 _told(host, reply, quiet=arguments.watch)
         if arguments.json:

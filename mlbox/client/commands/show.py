@@ -8,6 +8,7 @@ from typing import Any
 
 from mlbox.client import lab, options, output
 from mlbox.core import text
+from mlbox.core.log import said
 
 Json = dict[str, Any]
 
@@ -25,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
         output.facts(reply)
         return 0
     job, spec = reply["job"], reply["spec"]
-    print(f"{output.bold(text.safe(job['name']))}  {job['id']}  {job['state']}" + (
+    print(f"{output.bold(text.safe(job['name']))}  {job['id']}  {said(job['state'])}" + (
         f" (attempt {job['attempt']})" if job["attempt"] > 1 else ""))  # fmt: skip
     work = spec["work"]
     facts = {
@@ -46,7 +47,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _resources(asked: Json) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asked.items() if value and (name, value) != ("gpus", "auto"))
+    said = ((name, ", ".join(value) if isinstance(value, list) else value) for name, value in asked.items() if value)
+    return ", ".join(f"{name} {value}" for name, value in said if (name, value) != ("gpus", "auto"))
 
 
 def _when(event: Json) -> str:
@@ -58,5 +60,5 @@ def _when(event: Json) -> str:
 
 def _detail(event: Json) -> str:
     kept = [event.get("why"), event.get("host") and f"on {event['host']}", event.get("for")]
-    words = ", ".join(text.safe(str(word)) for word in kept if word)
+    words = ", ".join(text.safe(str(word)).replace("\n", " ") for word in kept if word)
     return f": {words}" if words else ""

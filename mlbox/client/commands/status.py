@@ -12,6 +12,7 @@ from mlbox.client import options, output, state
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
+from mlbox.core.log import said
 
 Json = dict[str, Any]
 
@@ -63,7 +64,7 @@ def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
 
 def _print(name: str, reply: Json | errors.MlboxError) -> None:
     if isinstance(reply, errors.MlboxError):
-        print(f"{output.bold(name)}  {text.safe(reply.message)}")
+        print(f"{output.bold(name)}  {text.safe(reply.message.removeprefix(f'{name}: '))}")
         return
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     free = sum(not g.obstacle for g in gpus)
@@ -80,7 +81,7 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     ids = {g.uuid: str(g.index) for g in gpus}
     for session in reply["sessions"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
-        print(f"session {text.safe(session['name'])}  {session['state']}" + (f" on GPU {where}" if where else ""))
+        print(f"session {text.safe(session['name'])}  {said(session['state'])}" + (f" on GPU {where}" if where else ""))
 
     for job in reply["jobs"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])

@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
 def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
     """The job asked for, how many of it, and the folder whose code goes along (empty: none). Raises Usage."""
     command = tuple(arguments.command)
-    if not command:
+    if not command or not command[0].strip():
         raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND")
     count, limit = _array(arguments.array)
     spec = JobSpec(
@@ -125,8 +125,10 @@ def _policy(arguments: argparse.Namespace) -> Json:
 
 
 def _array(value: str | None) -> tuple[int, int]:
-    number, _, limit = (value or "0").partition("%")
-    if not number.isdecimal() or not (limit or "0").isdecimal():
+    if value is None:
+        return 0, 0
+    number, _, limit = value.partition("%")
+    if not number.isdecimal() or not (limit or "0").isdecimal() or not int(number):
         raise errors.Usage(f"--array {text.safe(value or '')} can't be read", "write --array 20, or 20%4 for 4 at once")
     return int(number), int(limit or 0)
 

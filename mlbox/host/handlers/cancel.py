@@ -1,4 +1,5 @@
-"""Cancel a job. A waiting one is cancelled on return; of a running one its keeper is told, wherever it is."""
+"""Cancel a job, or by its name what is left of an array. A waiting one is cancelled on return; of a running one its
+keeper is told, wherever it is."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     rules = lab.rules(found)
     lab.identify(found.root)
-    job = lookup.mine(found, str(call.args.get("job", "")))
+    wanted = str(call.args.get("job", ""))
+    ended = [_cancel(call, found, rules, job) for job in lookup.array(found, wanted) or [lookup.mine(found, wanted)]]
+    return {**ended[0], "more": ended[1:]}
+
+
+def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job) -> Json:
     if job.spec().session and job.state().running and not call.args.get("session"):
         raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
     already = not job.state().live

@@ -29,6 +29,8 @@ def run(call: Call) -> Json:
     if not resources.is_label(name):
         raise errors.Usage(f"{text.safe(name)!r} can't be a host's name")
     path = found.root / "drained" / name
+    if what in ("drain", "fence"):
+        _known(found, name)
     if what == "drain":
         path.parent.mkdir(exist_ok=True)
         said = {"by": found.user, "at": time.time(), "why": str(call.args.get("why", ""))}
@@ -41,6 +43,18 @@ def run(call: Call) -> Json:
         raise errors.Usage("a host is added, removed, drained, resumed or fenced")
     running = [run.id for user in view.known_users(found) for run in view.running_of(found, user) if run.host == name]
     return {"host": name, "drained": path.exists(), "running": running}
+
+
+def _known(found: store.Store, name: str) -> None:
+    """Raises NotFound where the lab has no such host: a word about it would be one about nothing."""
+    users = view.known_users(found)
+    names = {
+        found.host,
+        *lab.rules(found).lab.hosts,
+        *(host for u in users for host in view.names(found.own(u) / "on")),
+    }
+    if name not in names:
+        raise errors.NotFound(f"there is no host {name} in the lab", "hosts: " + ", ".join(sorted(names)))
 
 
 def _requeue(call: Call, found: store.Store, name: str) -> Json:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlbox import errors
+from mlbox.core import text
+from mlbox.core.job import JobSpec
+from mlbox.core.log import WAITING
+from mlbox.core.resources import fits
 from mlbox.host import archive, files, lab, ready, store, view
 from mlbox.host.serve import Call
 
@@ -18,39 +23,56 @@ def run(call: Call) -> Json:
     lab.identify(found.root)
     users = list(view.known_users(found)) if call.args.get("all") else [found.user]
     wanted, ended = call.args.get("queue", ""), call.args.get("ended", _ENDED)
-    reasons = why_they_wait(found, users)
+    if wanted and wanted not in (queues := lab.rules(found).lab.queues):
+        raise errors.NotFound(f"there is no queue {text.safe(str(wanted))}", "there are: " + ", ".join(queues))
+    reasons = Reasons(found, users)
     rows = [row for user in users for row in _rows(found, user, reasons, int(ended))]
+    of_array = {row.get("array"): row["waits"] for row in rows if row.get("waits")}
+    for row in rows:  # those behind the first of an array that waits are not looked at one by one
+        if row.get("state") in WAITING and row.get("array") and not row.get("waits"):
+            row["waits"] = of_array.get(row["array"], "")
     return {"host": found.host, "jobs": [row for row in rows if not wanted or row["queue"] == wanted]}
 
 
-def _rows(found: store.Store, user: str, reasons: Json, ended: int) -> list[Json]:
+def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[Json]:
     rows: dict[str, Json] = {}
     for row in reversed(archive.latest(found, user, ended)):
         rows[str(row.get("id"))] = row
     for run in view.running_of(found, user):
         if run.kind == "job":
-            rows.update(_row(found, run.id, user, ""))
+            rows.update(_row(found, run.id, user, None))
     for queue in ready.queues(found, user):
         for job in ready.heads(found, user, queue, _WAITING):
-            rows.update(_row(found, job.id, user, reasons.get(job.id, "")))
+            rows.update(_row(found, job.id, user, reasons))
     return [rows[id_] for id_ in sorted(rows)]
 
 
-def _row(found: store.Store, job: str, user: str, waits: str) -> dict[str, Json]:
+def _row(found: store.Store, job: str, user: str, reasons: Reasons | None) -> dict[str, Json]:
     made = found.job(job, user)
     try:
-        return {job: {**archive.summary(made, made.shown(), made.state()), "waits": waits}}
+        spec = made.shown()
+        return {job: {**archive.summary(made, spec, made.state()), "waits": reasons.of(job, spec) if reasons else ""}}
     except OSError:
         return {}
 
 
-def why_they_wait(found: store.Store, users: list[str]) -> Json:
-    """What the hosts last said; of a host that starts nothing the reason counts, not that it serves another queue."""
-    reasons: Json = {}
-    for user in users:
-        for host in view.names(found.own(user) / "on"):
-            told = files.read_json(found.on(host, user) / "waits.json")
-            for job, why in (told if isinstance(told, dict) else {}).items():
-                if job not in reasons or host == found.host:
-                    reasons[str(job)] = str(why)
-    return reasons
+class Reasons:
+    """Why jobs wait, as the hosts last said; where some could run the job, theirs alone."""
+
+    def __init__(self, found: store.Store, users: list[str]) -> None:
+        self._here = found.host
+        self._hosts = {host.name: host for host in view.published(found, lab.rules(found).lab, users)}
+        self._told: dict[str, dict[str, str]] = {}
+        for user in users:
+            for host in view.names(found.own(user) / "on"):
+                told = files.read_json(found.on(host, user) / "waits.json")
+                for job, why in (told if isinstance(told, dict) else {}).items():
+                    self._told.setdefault(str(job), {})[host] = str(why)
+
+    def by_host(self, job: str, spec: JobSpec) -> dict[str, str]:
+        told = self._told.get(job, {})
+        fit = {host for host in told if host not in self._hosts or not fits(spec.resources, self._hosts[host])}
+        return {host: told[host] for host in sorted(fit or told, key=lambda host: (host != self._here, host))}
+
+    def of(self, job: str, spec: JobSpec) -> str:
+        return next(iter(self.by_host(job, spec).values()), "")

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.host import lab, lookup, store
+from mlbox.host.handlers.jobs import Reasons
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -27,7 +28,7 @@ def run(call: Call) -> Json:
     job = lookup.mine(found, str(call.args.get("job", "")))
     follow, tail = bool(call.args.get("follow")), int(call.args.get("tail", 0))
     wanted = int(call.args.get("attempt", 0))
-    said = ""
+    said = ("", "")
     while True:
         state = job.state()
         number = wanted or state.attempt
@@ -39,9 +40,10 @@ def run(call: Call) -> Json:
         if not follow or not state.live or wanted:
             return {"state": state.name, "exit": state.facts.get("exit"), "signal": state.facts.get("signal"),
                     "why": str(state.facts.get("why", "")), "attempt": number}  # fmt: skip
-        if state.name != said:
-            said = state.name
-            call.progress(state=state.name, why=str(state.facts.get("why", "")))
+        why = Reasons(found, [job.owner]).of(job.id, job.spec()) if state.waiting else ""
+        if (state.name, why) != said:
+            said = (state.name, why)
+            call.progress(state=state.name, why=why or str(state.facts.get("why", "")))
         pause()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
+from mlbox.core.log import said
 from mlbox.core.schedule import Waiting
 from mlbox.host import lab, lookup, ready, store, tick
 from mlbox.host.serve import Call
@@ -22,7 +23,9 @@ def run(call: Call) -> Json:
     job = lookup.mine(found, str(call.args.get("job", "")))
     spec, state = job.spec(), job.state()
     if not state.waiting:
-        raise errors.Refused(f"job {spec.name} does not wait: it is {state.name}", "only a waiting job can be moved")
+        raise errors.Refused(
+            f"job {spec.name} does not wait: it is {said(state.name)}", "only a waiting job can be moved"
+        )
     now = waiting(job.id, job.owner, spec, state)
     to = _place(found, now, call.args)
     rules = lab.rules(found)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
+from mlbox.core.log import said
 from mlbox.host import code, lab, lookup, store, tick
 from mlbox.host.handlers.submit import submit
 from mlbox.host.serve import Call
@@ -21,7 +22,7 @@ def run(call: Call) -> Json:
     if spec.session:
         raise errors.Usage(f"{spec.name} is a session", "mlbox session HOST starts another")
     if state.live:
-        raise errors.Refused(f"job {spec.name} has not ended: it is {state.name}", f"mlbox cancel {job.id} first")
+        raise errors.Refused(f"job {spec.name} has not ended: it is {said(state.name)}", f"mlbox cancel {job.id} first")
     with code.keeping(found):
         if spec.code and spec.code not in dict(code.kept(found)):
             raise errors.Refused(f"the code of job {spec.name} is not kept any more", "mlbox submit sends it anew")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlbox.host import archive, files, lab, lookup, store, view
-from mlbox.host.handlers.jobs import why_they_wait
-from mlbox.host.job import Job
+from mlbox.host import archive, lab, lookup, store
+from mlbox.host.handlers.jobs import Reasons
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -22,15 +21,8 @@ def run(call: Call) -> Json:
         "folder": str(job.folder), "waits": {}, "progress": "",
     }  # fmt: skip
     if state.waiting:
-        reply["waits"] = {host: why for host in view.names(found.own(job.owner) / "on")
-                          if (why := _told(found, host, job))}  # fmt: skip
-        reply["waits"] = reply["waits"] or {"": why_they_wait(found, [job.owner]).get(job.id, "")}
+        reply["waits"] = Reasons(found, [job.owner]).by_host(job.id, spec)
     if state.name == "claimed" and job.owner == found.user:
         note = job.attempt(state.attempt) / "progress"
         reply["progress"] = note.read_text(errors="replace")[:200] if note.is_file() else ""
     return reply
-
-
-def _told(found: store.Store, host: str, job: Job) -> str:
-    told = files.read_json(found.on(host, job.owner) / "waits.json")
-    return str(told.get(job.id, "")) if isinstance(told, dict) else ""

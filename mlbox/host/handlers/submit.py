@@ -68,7 +68,8 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     lab.allowed(rules.lab, spec.work)
     refusal = rules.lab.refusal(found.user, spec.queue, spec.resources)
     if refusal:
-        raise errors.Refused(refusal, "queues: " + ", ".join(rules.lab.queues))
+        kind = errors.Refused if spec.queue in rules.lab.queues else errors.NotFound
+        raise kind(refusal, "queues: " + ", ".join(rules.lab.queues))
     for after in spec.after:
         if not view.state_of(found, view.known_users(found), after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
@@ -76,13 +77,20 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     here = view.facts(found, rules.lab, tuple(gpus))
     others = view.published(found, rules.lab, view.known_users(found))
     hosts = [here, *(host for host in others if host.name != found.host)]
+    names = {*rules.lab.hosts, *(host.name for host in hosts)}
+    for name in spec.resources.hosts:
+        if name not in names:
+            raise errors.NotFound(
+                f"there is no host {text.safe(name)} in the lab", "hosts: " + ", ".join(sorted(names))
+            )
     serving = [host for host in hosts if spec.queue in host.queues]
     if not serving and spec.queue not in {queue for host in rules.lab.hosts.values() for queue in host.queues}:
         raise errors.Refused(f"no host serves queue {spec.queue}", "lab.yaml says who serves what")
     hint = would_fit(spec.resources, serving)
     unknown = set(rules.lab.hosts) - {host.name for host in hosts}  # no tick there yet: one of them may fit
     if hint and not unknown:
-        why = fits(spec.resources, serving[0]) if len(serving) == 1 else "no host of the lab could ever run this"
+        reasons = list(dict.fromkeys(fits(spec.resources, host) for host in serving))
+        why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + "; ".join(reasons[:3])
         raise errors.Refused(why, hint)
     if not fits(spec.resources, here):
         engines.by_name(engines.choose(spec.work, found), found).identify(spec.work)

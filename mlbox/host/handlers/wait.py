@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlbox.host import lab, lookup, store
-from mlbox.host.handlers.jobs import why_they_wait
+from mlbox.host.handlers.jobs import Reasons
 from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
@@ -24,6 +24,6 @@ def run(call: Call) -> Json:
             return {"state": state.name, "host": host, "ssh": place.ssh,
                     "via": place.via if place.reverse else "",
                     "why": str(state.facts.get("why", ""))}  # fmt: skip
-        why = why_they_wait(found, [found.user]).get(job.id, "") if state.waiting else f"starting on {host}"
+        why = Reasons(found, [found.user]).of(job.id, job.spec()) if state.waiting else f"starting on {host}"
         call.progress(state=state.name, why=why)
         pause()

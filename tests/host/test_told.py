@@ -1,0 +1,78 @@
+"""What the queue tells a person: why a job waits, which word was meant, what a name stands for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from queuebox import Box, Call
+
+from mlbox import errors
+from mlbox.host import files
+from mlbox.host.handlers import cancel, host, jobs, show
+
+
+def told_by(box: Box, name: str, job: str, why: str) -> None:
+    """Another host, that says so."""
+    folder = box.found.on(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_whole(folder / "waits.json", json.dumps({job: why}).encode(), 0o644)
+    files.write_whole(folder / "host.json", json.dumps({"at": 1.0, "gpus": [], "cpus": 2, "memory": 1}).encode())
+
+
+def test_the_reason_is_of_a_host_that_could_run_it(box: Box) -> None:
+    box.lab(f"hosts: {{{box.found.host}: {{}}, gpu8: {{}}, gpu9: {{}}}}\n")
+    job = box.submit("true", resources={"hosts": ("gpu9",)})
+    told_by(box, "gpu9", job.id, "asks for a GPU, 0 are free on gpu9")
+    told_by(box, "gpu8", job.id, "it is only for gpu9")
+    box.tick()
+    row = next(row for row in box.call(jobs)["jobs"] if row["id"] == job.id)
+    assert row["waits"] == "asks for a GPU, 0 are free on gpu9"
+    assert box.call(show, job=job.id)["waits"] == {"gpu9": "asks for a GPU, 0 are free on gpu9"}
+
+
+def test_all_of_an_array_that_waits_say_why(box: Box) -> None:
+    box.submit_all("sleep", "600", array=4, array_limit=1)
+    rows = [row for row in box.call(jobs)["jobs"] if row["state"] == "submitted"]
+    assert [row["waits"] for row in rows] == ["array limit: 1 of 1 running"] * 3
+
+
+def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:
+    made = box.submit_all("sleep", "600", array=4, array_limit=1, name="sweep")
+    box.cancel(made[3])
+    reply = box.call(cancel, job="sweep")
+    assert [reply["id"], *(one["id"] for one in reply["more"])] == [job.id for job in made[:3]]
+    assert {box.end(job).name for job in made} == {"cancelled"}
+
+
+def test_a_name_of_two_arrays_ends_neither(box: Box) -> None:
+    made = [job for _ in range(2) for job in box.submit_all("sleep", "9", array=2, array_limit=1, name="x")]
+    with pytest.raises(errors.NotFound, match="4 jobs are called 'x'"):
+        box.call(cancel, job="x")
+    assert all(job.state().live for job in made)
+
+
+def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> None:
+    old = box.submit("true", name="train")
+    box.end(old)
+    new = box.submit("sleep", "600", name="train")
+    assert box.call(show, job="train")["job"]["id"] == new.id
+    assert box.call(cancel, job="train")["id"] == new.id
+    box.end(new)
+    with pytest.raises(errors.NotFound, match="2 jobs are called 'train'"):
+        box.call(show, job="train")
+
+
+def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:
+    box.lab("queues: {default: {}, night: {}}\n")
+    for what in ("drain", "fence"):
+        with pytest.raises(errors.NotFound, match="no host nope") as caught:
+            host.run(Call(box.found.root, do=what, name="nope"))
+        assert box.found.host in caught.value.hint
+    assert not (box.found.root / "drained/nope").exists()
+    with pytest.raises(errors.NotFound, match="no queue nigth") as caught:
+        box.call(jobs, queue="nigth")
+    assert "night" in caught.value.hint
+    for fields in ({"queue": "nigth"}, {"resources": {"hosts": ("nope",)}}):
+        with pytest.raises(errors.NotFound, match=r"no (queue nigth|host nope)"):
+            box.submit("true", **fields)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -60,12 +61,29 @@ def facts(document: Any) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell; other people's text made harmless."""
+    """Columns as wide as their widest cell; other people's text made harmless. On a terminal a last cell that is too
+    long goes on below itself; on a pipe a row stays a line."""
     cells = [[text.safe(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
     print(dim("  ".join(name.ljust(width) for name, width in zip(head, widths)).rstrip()))
+    columns = _columns(sys.stdout) if sys.stdout.isatty() else 0
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print(_row(row, widths, columns).rstrip())
+
+
+_NARROW = 24  # columns: a last cell that has less goes below the row
+
+
+def _row(row: Sequence[str], widths: Sequence[int], columns: int) -> str:
+    """`columns`: of the terminal, 0 for no end."""
+    line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    if not columns or len(line) <= columns:
+        return line
+    before = "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths))
+    below = columns - len(before) - 2 < _NARROW
+    indent = 4 if below else len(before) + 2
+    last = textwrap.wrap(row[-1], max(_NARROW, columns - indent)) or [""]
+    return (before.rstrip() + "\n" + " " * indent if below else before + "  ") + f"\n{' ' * indent}".join(last)
 
 
 class Progress:
@@ -112,7 +130,7 @@ class Progress:
                 waited = int(time.monotonic() - self._since)
                 tail = f" · {text.duration(waited)}" if waited >= 2 else ""
                 line = f"  {frame} {self._text}{tail}" + (f": {self._detail}" if self._detail else "")
-                width = _columns()
+                width = _columns(sys.stderr)
                 print("\r\033[K" + line[: width - 1], end="", file=sys.stderr, flush=True)
             if self._stop.wait(0.1):
                 return
@@ -121,9 +139,9 @@ class Progress:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _columns() -> int:
+def _columns(stream: Any) -> int:
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
 

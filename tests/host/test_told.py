@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from queuebox import Box, Call
+from queuebox import Box
 
 from mlbox import errors
 from mlbox.host import files
@@ -67,7 +67,7 @@ def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:
     box.lab("queues: {default: {}, night: {}}\n")
     for what in ("drain", "fence"):
         with pytest.raises(errors.NotFound, match="no host nope") as caught:
-            host.run(Call(box.found.root, do=what, name="nope"))
+            box.call(host, do=what, name="nope")
         assert box.found.host in caught.value.hint
     assert not (box.found.root / "drained/nope").exists()
     with pytest.raises(errors.NotFound, match="no queue nigth") as caught:

@@ -96,6 +96,20 @@ class TestWithoutAClient:
         assert one.shell.run("ssh", one.name, "exit 7").returncode == 7
         assert one.shell.said("ssh", f"mlbox-{one.name}", "echo $MLBOX_SESSION") in ("", one.id)
 
+    def test_mlbox_ssh_from_a_laptop_that_has_not_seen_it(self, one: One, tmp_path: Path) -> None:
+        """And has no line in its SSH configuration. ssh's options and exit code pass through."""
+        other = Laptop(tmp_path / "other")
+        try:
+            found = other.run("ssh", "--host", HOST, one.name, "id -un; cat", input="typed\n")
+            assert (found.code, found.out) == (0, "ada\ntyped\n")
+            again = other.run("ssh", one.id, "-o", "BatchMode=yes", "--", "exit", "7")
+            assert (again.code, again.out) == (7, "")
+            assert "looking for" in found.err and "looking for" not in again.err
+            missed = other.run("ssh", "by-nane")
+            assert missed.code == 6 and "did you mean by-name?" in missed.err
+        finally:
+            other.close()
+
     @pytest.mark.parametrize("program", ["scp", "sftp"])
     def test_files_travel_both_ways(self, one: One, tmp_path: Path, program: str) -> None:
         content = os.urandom(300_000)

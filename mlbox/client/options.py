@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 def common(parser: argparse.ArgumentParser) -> None:
     """What every command about sessions and hosts takes."""
-    parser.add_argument("--json", action="store_true", help="print facts as JSON")
-    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
-    parser.add_argument(
-        "--root", metavar="DIR", help="mlbox's folder on the host (default: the user's data home there)"
-    )
+    group = parser.add_argument_group("shared options")
+    group.add_argument("--json", action="store_true", help="print facts as JSON")
+    group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+    group.add_argument("--root", metavar="DIR", help="mlbox's folder on the host (default: the user's data home there)")
 
 
 def hosts(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +32,15 @@ def hosts(parser: argparse.ArgumentParser) -> None:
 
 def queue(parser: argparse.ArgumentParser) -> None:
     """What every command of the queue takes."""
-    place(parser)
-    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+    place(parser).add_argument("--json", action="store_true", help="print facts as JSON")
 
 
-def place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
-    parser.add_argument(
-        "--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)"
-    )
-    parser.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+def place(parser: argparse.ArgumentParser) -> Any:
+    group = parser.add_argument_group("shared options")
+    group.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
+    group.add_argument("--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)")
+    group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
+    return group
 
 
 def session(parser: argparse.ArgumentParser) -> None:

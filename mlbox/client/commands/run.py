@@ -12,6 +12,7 @@ from mlbox.client.commands import logs, submit
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made = submit.parser(make)
+    made.epilog = "example:\n  mlbox run --gpus 1 --image pytorch/pytorch -- python train.py"
     made.usage = "mlbox run [options] -- COMMAND …"
     made.description = "Submit a job and follow it: its output, and its exit code. ^C leaves it running."
     return made

@@ -20,9 +20,20 @@ _AS_SAID = (
 )
 
 
+_EXAMPLES = """\
+other commands: mlbox session list, info, attach, share, unshare, shutdown (each with --help)
+
+examples:
+  mlbox session gpu1 --gpus 2 --image pytorch/pytorch
+  mlbox session gpu1 --gpus A100:1 --packages pandas,einops --port 6006
+  mlbox session --queue default --gpus 1 --image pytorch/pytorch
+  mlbox session local"""
+
+
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         usage="mlbox session [HOST] [options]\n       mlbox session {list|info|attach|shutdown|share|unshare} …",
+        epilog=_EXAMPLES,
         description="Start a session on HOST (any name that `ssh` knows, or `local`), or join the one that runs there.",
     )
     made.add_argument("host", nargs="?", metavar="HOST")

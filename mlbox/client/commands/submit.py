@@ -17,9 +17,17 @@ from mlbox.core.schedule import After
 Json = dict[str, Any]
 
 
+_EXAMPLES = """\
+examples:
+  mlbox submit --gpus 1 --image pytorch/pytorch -- python train.py --lr 3e-4
+  mlbox submit --array 20%4 --time-limit 4h -- sh -c 'python train.py --seed $MLBOX_ARRAY_INDEX'
+  mlbox submit --after 01K… --gpus A100:2 --gpu-memory 40G -- torchrun train.py"""
+
+
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         usage="mlbox submit [options] -- COMMAND …",
+        epilog=_EXAMPLES,
         description="Put a job in line: it runs once, on the first host that fits, in the code as it is now.",
     )
     what = made.add_argument_group("the job")

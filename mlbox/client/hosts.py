@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import state, transports
+from mlbox.client import output, state, transports
 from mlbox.client.remote import connect
 
 Json = dict[str, Any]
@@ -33,7 +33,12 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
 
     if len(hosts) == 1:
         return {hosts[0]: one(hosts[0])}
-    from concurrent.futures import ThreadPoolExecutor  # a tenth of what most commands would import
+    from concurrent.futures import ThreadPoolExecutor, as_completed  # a tenth of what most commands would import
 
-    with ThreadPoolExecutor(min(32, len(hosts))) as pool:
-        return dict(zip(hosts, pool.map(one, hosts)))
+    with output.Progress(f"asking {', '.join(hosts)}") as progress, ThreadPoolExecutor(min(32, len(hosts))) as pool:
+        asked = {pool.submit(one, name): name for name in hosts}
+        left = list(hosts)
+        for answered in as_completed(asked):
+            left.remove(asked[answered])
+            progress.say(f"waiting for {', '.join(left)}")
+        return {name: future.result() for future, name in asked.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,11 +10,12 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 from mlbox.core import text
 
+_SOON = 0.5  # s; what is answered by then needs no word
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -87,16 +89,23 @@ def _row(row: Sequence[str], widths: Sequence[int], columns: int) -> str:
 
 
 class Progress:
-    """One line that says what is waited for and for how long; on a pipe, a line for each change."""
+    """One line that says what is waited for and for how long; on a pipe, a line for each change (`brief`: none).
 
-    def __init__(self) -> None:
-        self._text, self._detail, self._since = "", "", time.monotonic()
+    Within another's it says nothing: who waits for more says it better."""
+
+    _shown: ClassVar[Progress | None] = None
+
+    def __init__(self, brief: str = "") -> None:
+        self._text, self._detail, self._since = brief, "", time.monotonic()
+        self._brief = bool(brief)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._still, self._drawn = 0, False
 
     def __enter__(self) -> Progress:
-        if not _plain():
+        if not _plain() and Progress._shown is None:
+            Progress._shown = self
             self._thread = threading.Thread(target=self._spin, daemon=True)
             self._thread.start()
         return self
@@ -105,7 +114,9 @@ class Progress:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-            self._erase()
+            Progress._shown = None
+            if self._drawn:
+                self._erase()
 
     def say(self, words: str, detail: str = "") -> None:
         words = text.safe(words).replace("\n", " ")
@@ -114,7 +125,7 @@ class Progress:
             self._detail = text.safe(detail).replace("\n", " ")
             if changed:
                 self._since = time.monotonic()
-        if changed and self._thread is None:
+        if changed and self._thread is None and not self._brief:
             print(f"  {words}", file=sys.stderr, flush=True)
 
     def keep(self, words: str) -> None:
@@ -124,19 +135,42 @@ class Progress:
                 self._erase()
             print(f"  {text.safe(words)}", file=sys.stderr, flush=True)
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """The line stands, and what another program asks at the terminal is written over it."""
+        with self._lock:
+            self._still += 1
+            self._draw(" ", end="\r")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._still -= 1
+
     def _spin(self) -> None:
+        if self._brief and self._stop.wait(_SOON):
+            return
         for frame in itertools.cycle(_SPINNER):
             with self._lock:
-                waited = int(time.monotonic() - self._since)
-                tail = f" · {text.duration(waited)}" if waited >= 2 else ""
-                line = f"  {frame} {self._text}{tail}" + (f": {self._detail}" if self._detail else "")
-                width = _columns(sys.stderr)
-                print("\r\033[K" + line[: width - 1], end="", file=sys.stderr, flush=True)
+                if not self._still:
+                    self._draw(frame)
             if self._stop.wait(0.1):
                 return
 
+    def _draw(self, frame: str, end: str = "") -> None:
+        self._drawn = True
+        waited = int(time.monotonic() - self._since)
+        tail = f" · {text.duration(waited)}" if waited >= 2 else ""
+        line = f"  {frame} {self._text}{tail}" + (f": {self._detail}" if self._detail else "")
+        print("\r\033[K" + line[: _columns(sys.stderr) - 1], end=end, file=sys.stderr, flush=True)
+
     def _erase(self) -> None:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def still() -> contextlib.AbstractContextManager[None]:
+    """For as long as another program may ask at the terminal."""
+    return Progress._shown.still() if Progress._shown is not None else contextlib.nullcontext()
 
 
 def _columns(stream: Any) -> int:

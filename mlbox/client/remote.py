@@ -16,7 +16,7 @@ import shlex
 from typing import Any, Callable
 
 from mlbox import errors
-from mlbox.client import state, transports
+from mlbox.client import output, state, transports
 from mlbox.client.transports import Channel, Transport
 from mlbox.core import wire
 
@@ -89,7 +89,10 @@ class Host:
 
         What is raised while waiting (^C, or by `on_progress`) goes on only after the host was told that nobody
         waits, and has undone what it began; ^C becomes Interrupted."""
-        args = {**args, "root": self.root}
+        with contextlib.nullcontext() if on_progress else output.Progress(f"asking {self.name}"):
+            return self._call(verb, {**args, "root": self.root}, on_progress)
+
+    def _call(self, verb: str, args: Json, on_progress: OnProgress | None) -> Json:
         part = host_part()
         name = f"mlbox-{hashlib.sha256(part).hexdigest()}.pyz"
         planted = state.load("hosts.json").get(self.name, {}).get("planted") == name

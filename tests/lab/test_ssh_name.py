@@ -101,7 +101,7 @@ class TestWithoutAClient:
         other = Laptop(tmp_path / "other")
         try:
             found = other.run("ssh", "--host", HOST, one.name, "id -un; cat", input="typed\n")
-            assert (found.code, found.out) == (0, "ada\ntyped\n")
+            assert (found.code, found.out) == (0, "ada\ntyped\n"), found.err
             again = other.run("ssh", one.id, "-o", "BatchMode=yes", "--", "exit", "7")
             assert (again.code, again.out) == (7, "")
             assert "looking for" in found.err and "looking for" not in again.err

@@ -65,6 +65,8 @@ def _row(queue: Json) -> tuple[str, ...]:
 
 def _process(arguments: argparse.Namespace, settings: state.Config) -> int:
     hosts = [arguments.host] if arguments.host else known_hosts(settings)
+    if arguments.watch:
+        output.note(f"  {', '.join(hosts)}: a pass every {_EVERY:.0f} s, until ^C; what it does is said here")
     while True:
         replies = ask_all(hosts, "tick", {}, settings)
         for host, reply in replies.items():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import state
+from mlbox.client import output, state
 from mlbox.client.transports import keys
 from mlbox.client.transports.child import Child
 from mlbox.client.tunnels import Link, SshLink
@@ -60,7 +60,7 @@ class OpenSsh:
 
     def _dial(self) -> None:
         """Connect in the foreground, where ssh may ask for a passphrase, a code, or whether to trust a key."""
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as said, output.still():
             done = subprocess.run((*self._ssh, *self._shared(), "-f", "-N", "--", self.host), stdout=said, stderr=said)
             if done.returncode != 0:
                 said.seek(0)

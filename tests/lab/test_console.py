@@ -133,7 +133,8 @@ def test_d_leaves_and_the_offer_brings_back(laptop: Laptop) -> None:
         block = terminal.block()
         terminal.wait_for(PROMPT)
         terminal.say("d")
-        terminal.wait_for(r"^detached; first goes on, its tunnels in the background \(.*mlbox tunnels stop first\)$")
+        terminal.wait_for(r"^detached; first goes on, its tunnels in the background$")
+        terminal.wait_for(r"^  \(.*mlbox tunnels stop first\)$")
         assert terminal.end() == 0
         assert banner(block["port"]) == b"SSH-"
 

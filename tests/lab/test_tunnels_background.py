@@ -106,7 +106,8 @@ def test_d_leaves_them_to_the_background_and_the_next_client_joins(laptop: Lapto
         with Notebook(url) as notebook:
             notebook.run("kept = 6 * 7")
             terminal.say("d")
-            terminal.wait_for(r"its tunnels in the background \(.*mlbox tunnels stop left\)")
+            terminal.wait_for(r"its tunnels in the background$")
+            terminal.wait_for(r"^  \(.*mlbox tunnels stop left\)$")
             assert terminal.end() == 0
             assert notebook.run("kept") == "42"  # over the connection that was there before
         [owner] = owners(laptop)

@@ -100,5 +100,5 @@ def _parting(chosen: str, name: str, why: str) -> str:
         return f"{name}: {why}"
     if chosen == "detach":
         ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
-        return f"detached; {name} goes on, its tunnels in the background ({ways})"
+        return f"detached; {name} goes on, its tunnels in the background\n  ({ways})"
     return f"detached; {name} goes on (mlbox session attach {name})"

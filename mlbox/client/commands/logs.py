@@ -27,8 +27,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     host = lab.entry(arguments, options.config(arguments))
+    if arguments.json:
+        found = collect(host, arguments.job, arguments.follow, arguments.tail, arguments.attempt)
+        output.facts(found)
+        return exit_code(found) if arguments.follow else 0
     if arguments.follow:
-        return follow(host, arguments.job, arguments.tail)
+        return follow(host, arguments.job, arguments.tail, arguments.attempt)
     args = {"job": arguments.job, "tail": arguments.tail, "attempt": arguments.attempt}
     printed: list[str] = []
 
@@ -39,22 +43,37 @@ def main(arguments: argparse.Namespace) -> int:
     reply = host.call("logs", args, show)
     sys.stdout.flush()
     if not printed:
-        why = f": {text.safe(reply['why'])}" if reply["why"] else ""
-        output.note(
-            f"{'it has printed nothing' if reply['attempt'] else 'it has not run'}; it is {said(reply['state'])}{why}"
-        )
+        nothing = "it has printed nothing" if reply["attempt"] else "it has not run"
+        output.note(f"{nothing}; it is {said(reply['state'])}{_why(reply)}")
     return 0
 
 
-def follow(host: Host, job: str, tail: int) -> int:
-    """To the end; the exit code is the job's, or 1 where it had none."""
-    reply = host.call("logs", {"job": job, "follow": True, "tail": tail}, _print)
+def follow(host: Host, job: str, tail: int = 0, attempt: int = 0) -> int:
+    """To the end; the exit code is the job's."""
+    reply = host.call("logs", {"job": job, "follow": True, "tail": tail, "attempt": attempt}, _print)
     sys.stdout.flush()
-    output.note(f"  {reply['state']}: {text.safe(reply['why'])}" if reply["why"] else f"  {reply['state']}")
+    output.note(f"  {reply['state']}{_why(reply)}")
+    return exit_code(reply)
+
+
+def collect(host: Host, job: str, follow: bool, tail: int = 0, attempt: int = 0) -> Json:
+    """All as one document: how it stands or ended, and its output."""
+    heard: list[str] = []
+    args = {"job": job, "follow": follow, "tail": tail, "attempt": attempt}
+    reply = host.call("logs", args, lambda facts: heard.append(facts.get("output", "")))
+    return {**reply, "output": "".join(heard)}
+
+
+def exit_code(reply: Json) -> int:
+    """The job's, or 1 where it had none."""
     if reply["state"] in _ENDS:
         return _ENDS[reply["state"]]
     code, signal = reply.get("exit") or 0, reply.get("signal") or 0
     return 128 + signal if signal else code or 1
+
+
+def _why(facts: Json) -> str:
+    return f": {text.safe(facts['why'])}" if facts.get("why") else ""
 
 
 def _print(facts: Json) -> None:
@@ -63,6 +82,5 @@ def _print(facts: Json) -> None:
         sys.stdout.write(facts["output"])
         sys.stdout.flush()
     elif "state" in facts:
-        why = f": {text.safe(facts['why'])}" if facts.get("why") else ""
         after_an_attempt = facts["state"] in ("lost", "preempted", "retry")  # it waits again, and that is why
-        output.note(f"  {facts['state'] if after_an_attempt else said(facts['state'])}{why}")
+        output.note(f"  {facts['state'] if after_an_attempt else said(facts['state'])}{_why(facts)}")

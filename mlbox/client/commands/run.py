@@ -21,15 +21,19 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     if arguments.array:
         raise errors.Usage("run follows one job", "mlbox submit --array, then mlbox logs -f ID")
-    if arguments.dry_run or arguments.json:
+    if arguments.dry_run:
         return submit.main(arguments)
     settings = options.config(arguments)
     host = lab.entry(arguments, settings)
     reply = submit.send(host, submit.prepare(arguments, settings), settings)
-    submit.told(reply)
     job = reply["jobs"][0]
     try:
-        return logs.follow(host, job["id"], 0)
+        if arguments.json:
+            found = logs.collect(host, job["id"], follow=True)
+            output.facts({**job, **found})
+            return logs.exit_code(found)
+        submit.told(reply)
+        return logs.follow(host, job["id"])
     except KeyboardInterrupt:
         output.note(f"\n  {job['name']} goes on (mlbox logs -f {job['id']}; mlbox cancel {job['id']})")
         raise

@@ -82,15 +82,17 @@ def test_what_is_answered_at_once_needs_no_word(patch: pytest.MonkeyPatch) -> No
 
 
 def test_a_wait_within_a_wait_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(output, "_SOON", 0)
     screen = at_terminal(patch)
     with output.Progress() as outer:
         outer.say("looking for kind-otter")
         with output.Progress("asking gpu1") as inner:
             inner.say("waiting for gpu1")
-            until(screen, "looking for kind-otter")
+            inner._stop.wait(0.5)  # several frames
+        within = screen.getvalue()
         screen.truncate(0)
         until(screen, "looking for kind-otter")  # and goes on
-    assert "gpu1" not in screen.getvalue()
+    assert "looking for kind-otter" in within and "gpu1" not in within
 
 
 def test_nothing_is_drawn_over_what_another_program_asks(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 REPORTS := build/reports
 # The lab installs for itself what it needs beyond this (scripts/labkit).
-PACKAGES := ca-certificates chromium faketime gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv rsync
+PACKAGES := ca-certificates chromium faketime fish gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv rsync zsh
 
 .PHONY: pyz session unit faults lint types check lab-test lab-down chaos test soak bench clean packages
 .DEFAULT_GOAL := pyz

@@ -13,7 +13,6 @@ from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.client.transports import LOCAL
 from mlbox.core import text
-from mlbox.core.log import said
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -179,7 +178,7 @@ def enter(host: Host, session: Json) -> None:
 def summary(session: Json) -> str:
     parts = [text.count(len(session["gpus"]), "GPU"), text.safe(session["image"]) or "no container"]
     if session["since"]:
-        parts.append(f"{said(session['state'])} {text.duration(time.time() - session['since'])} ago")
+        parts.append(f"{session['state']} {text.duration(time.time() - session['since'])} ago")
     return ", ".join(parts)
 
 

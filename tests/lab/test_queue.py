@@ -187,7 +187,7 @@ def test_a_colleague_sees_and_can_not_touch(lab: Lab) -> None:
     [
         (("submit", "--gpus", "9", "--", "true"), 3, "what would fit: gpu1: up to"),
         (("submit", "--gpus", "A10:1", "--", "true"), 3, "what would fit"),
-        (("submit", "--queue", "nigth", "--", "true"), 3, "there is no queue nigth"),
+        (("submit", "--queue", "nigth", "--", "true"), 6, "there is no queue nigth"),
         (("submit", "--after", "01ARYZ6S41TSV4RRFFQ69G5FAV", "--", "true"), 6, "no job 01ARYZ6S41TSV4RRFFQ69G5FAV"),
         (("submit", "--time-limit", "soon", "--", "true"), 2, "is no duration"),
         (("submit",), 2, "what is to be run?"),

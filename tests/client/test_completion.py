@@ -57,7 +57,7 @@ FILES = ["\tfiles"]
     [
         (["que"], ["queue"]),
         (["session", ""], [*cli.SESSION_VERBS, "gpu1", "box", "local"]),
-        (["session", "sh"], ["shutdown"]),
+        (["session", "shu"], ["shutdown"]),
         (["session", "gpu1", "--runt"], ["--runtime"]),
         (["session", "gpu1", "--runtime", ""], ["auto", "docker", "podman", "process"]),
         (["session", "--gpus", "A100:2", "--queue", "ni"], ["night"]),

@@ -26,8 +26,9 @@ examples:
   mlbox status gpu1 gpu2
   mlbox submit --gpus 2 -- python train.py --lr 3e-4
 
-`mlbox COMMAND --help` tells a command's options, `mlbox --version` which one
-this is.
+more:
+  mlbox COMMAND --help    a command's options and arguments
+  mlbox --version         which mlbox this is
 
 exit codes: 0 done; 1 failed; 2 wrong usage; 3 can't be had there (GPUs, image,
 space); 4 host not reached; 5 host not ready (python, engine, rights); 6 no

@@ -132,7 +132,7 @@ class Store:
         return self.on() / "making"
 
     def mark_making(self, job: Job) -> None:
-        """It is about to be put in line; should this process die on the way, the next sweep does the rest."""
+        """It is about to be made; should this process die on the way, the next sweep does the rest."""
         self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
         writer = here.this_writer()
         files.write_whole(

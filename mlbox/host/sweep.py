@@ -34,11 +34,12 @@ def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: J
 
 
 def _make(found: store.Store, job: Job) -> bool:
-    """Whoever submitted it died on the way: in line it goes, if the log has it, and else away with it."""
+    """Whoever made it died on the way: in line it goes, if the log has it, and else away with it. One that was started
+    by then is among the live ones."""
     state = _settled_state(job)
     if not state.name:
         found.forget(job)
-    elif state.waiting:
+    elif state.waiting and "queue" in state.facts:
         ready.publish(found, waiting(job.id, job.owner, job.spec(), state))
     found.unmark_making(job)
     return False

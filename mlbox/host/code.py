@@ -1,4 +1,5 @@
-"""Code as it was submitted: an archive per content, unpacked anew for every attempt.
+"""Code as it was submitted (of a session in a queue: its .vsix files): an archive per content, unpacked anew for every
+attempt.
 
 Editing the files after `submit` changes nothing that waits. The archive is the laptop's; it is unpacked with its
 paths checked: nothing outside the folder, no links out of it, no devices.
@@ -11,7 +12,7 @@ import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,22 @@ def keep(found: store.Store, archive: bytes) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.write_whole(path, archive)
     return digest
+
+
+def pack(contents: Mapping[str, bytes]) -> bytes:
+    """An archive of these files; the same ones give the same bytes."""
+    import gzip
+    import tarfile
+
+    buffer = io.BytesIO()
+    # Hardly packed: what a session brings along (.vsix) is packed itself.
+    compressed = gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=1)
+    with compressed, tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in sorted(contents.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def kept(found: store.Store) -> list[tuple[str, os.stat_result]]:

@@ -13,6 +13,7 @@ holds the leases too, hands them back.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mlbox.core import services, wire
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, failure, files, here, keeping, lease, link, processes, reverse, sharing, store
+from mlbox.host import code, engines, failure, files, here, keeping, lease, link, processes, reverse, sharing, store
 from mlbox.host.caller import Caller
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -53,6 +54,7 @@ class Claim:
     spec: Spec
     identity: str  # of the image; empty: to be fetched
     gpus: tuple[str, ...]
+    code: str = ""  # where the content of its .vsix files is, if it waited in a queue (host/code.py)
 
 
 class Keeper:
@@ -62,7 +64,7 @@ class Keeper:
         self.engine = engines.by_name(self.spec.runtime, claim.found)
         self.signals = Signals()
         self.caller = Caller(out, caller, self.signals.stop_r)
-        self.guest = GuestLink(leases)
+        self.guest = GuestLink(leases, self.job.id)
         keeping.sign(self.job.keeper_pid)
         self._trouble: Json = {}
         self._child: subprocess.Popen[bytes] | None = None
@@ -99,7 +101,8 @@ class Keeper:
 
     def _start(self) -> Json:
         place = reverse.meeting(self.claim.found, self.spec.tunnel)
-        ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.caller.say, self.caller.cancel)
+        wanted = self._with_extensions()
+        ready = prepare(self.engine, self.job, wanted, self.claim.identity, self.caller.say, self.caller.cancel)
         folder = _user_folder(self.spec)
         home = self.claim.found.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,6 +123,19 @@ class Keeper:
         os.close(log)
         self._await_services(set(plan.services))
         return self._info(plan, ready, place)
+
+    def _with_extensions(self) -> Spec:
+        if not self.claim.code:
+            return self.spec
+        folder = self.job.boot_folder / "extensions"
+        folder.mkdir(mode=0o700)
+        try:
+            code.unpack(self.claim.found, self.claim.code, folder)
+            names = self.spec.extension_files
+            found = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in names}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return replace(self.spec, extension_files=found)
 
     def _open_tunnel(self, place: Meeting, services: Iterable[str]) -> None:
         """From here on laptops come by the rendezvous, and words to this keeper by the log."""

@@ -15,12 +15,13 @@ from mlbox.core import ids
 from mlbox.core.session import Spec
 from mlbox.host import keeping, store
 from mlbox.host.handlers import session
+from mlbox.host.job import Job
 from mlbox.host.sweep import sweep
 
 SPEC = Spec(name="kind-otter", runtime="process")
 STEPS = (
     (store.Store, "reserve"), (keeping, "lock"), (store.Store, "create"), (store.Store, "mark_live"),
-    (store.Job, "append"), (store.Store, "unmark_making"),
+    (Job, "append"), (store.Store, "unmark_making"),
 )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def start_and_die(found: store.Store, place: Any, name: str, after: bool, monkey
 
 
 @pytest.fixture
-def job(found: store.Store, monkeypatch: pytest.MonkeyPatch) -> store.Job:
+def job(found: store.Store, monkeypatch: pytest.MonkeyPatch) -> Job:
     """The one that comes to be."""
     known = ids.ulid(int(time.time() * 1000), secrets.token_bytes(10))
     monkeypatch.setattr(ids, "ulid", lambda *_: known)
@@ -57,7 +58,7 @@ def job(found: store.Store, monkeypatch: pytest.MonkeyPatch) -> store.Job:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("place", "name"), STEPS, ids=[name for _, name in STEPS])
 def test_a_killed_start_is_swept(
-    found: store.Store, job: store.Job, place: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
+    found: store.Store, job: Job, place: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_and_die(found, place, name, after, monkeypatch)
     assert not sweep(found)
@@ -66,7 +67,7 @@ def test_a_killed_start_is_swept(
     assert not job.folder.exists() or job.state().name == "failed"  # never one that nobody would end
 
 
-def test_a_start_under_way_is_left_alone(found: store.Store, job: store.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_under_way_is_left_alone(found: store.Store, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another call sweeps at its every step."""
     for place, name in STEPS:
         real = getattr(place, name)

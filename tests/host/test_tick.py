@@ -28,7 +28,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
@@ -537,6 +537,9 @@ def test_stale_hints_are_found_out_and_go(box: Box) -> None:
     (half.folder / "ev").mkdir(parents=True)
     good = box.sh("true")
     assert box.end(good).name == "finished"
+    waits = box.tick().waits or {}
+    assert box.hints() == [half.id] and "nothing is to be seen in its log" in waits[half.id]
+    shutil.rmtree(half.folder)
     box.tick()
     assert box.hints() == []
     assert gone.state().name == "cancelled"
@@ -633,12 +636,43 @@ def test_a_damaged_job_is_not_the_others_trouble(box: Box, damage: str) -> None:
     box.call(queue, do="resume", queue="default")
     box.tick()
     assert box.end(good).name == "finished"
-    box.tick()
-    assert box.hints() == []
+    waits = box.tick().waits or {}
+    assert box.hints() == ([bad.id] if damage == "log" else [])  # it could only be not seen yet
+    assert "nothing is to be seen in its log" in waits.get(bad.id, "") or damage != "log"
     if damage in ("spec", "spec is a fifo", "secret"):
         assert (bad.state().name, bad.state().facts["reason"]) == ("failed", "start")
         shown = {job["id"]: job for job in box.call(jobs_handler, ended=10)["jobs"]}[bad.id]
         assert shown["state"] == "failed" and f"{bad.id} has " in shown["why"]
+
+
+def test_jobs_that_can_t_be_started_take_nobody_s_room(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ask for all CPUs. In one tick, the good one behind them starts."""
+    box.call(queue, do="pause", queue="default")
+    cpus = {"cpus": view._cpus()}
+    bad = [box.submit("true", resources=cpus) for _ in range(3)]
+    homeless = box.submit("true", resources=cpus, name="homeless")
+    good = box.submit("true", resources=cpus)
+    late = box.submit("true", resources=cpus)
+    for job in bad:
+        (job.folder / "spec.json").write_text("{")
+    real = engines.choose
+
+    def choose(spec: Spec, found: store.Store) -> Any:
+        if spec.name == "homeless":
+            raise errors.HostUnready("no engine here")
+        return real(spec, found)
+
+    monkeypatch.setattr(engines, "choose", choose)
+    (box.root / "paused/default").unlink()
+    report = box.tick()
+    assert report.started == (good.id,)
+    assert set(report.waits or {}) == {homeless.id, late.id}
+    assert "no engine here" in (report.waits or {})[homeless.id]
+    assert {job.state().name for job in bad} == {"failed"}
+    box.end(good)
+    box.end(late)
+    box.cancel(homeless)
+    box.tick()
 
 
 def test_a_torn_claim_of_a_dead_process_is_stepped_over(box: Box) -> None:

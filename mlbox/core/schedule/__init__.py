@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlbox.core.schedule.line import plan
     from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
     from mlbox.core.schedule.startable import Startable
-    from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting
+    from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting, running
     from mlbox.core.schedule.words import short
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "plan",
     "reservation_host",
     "reserved_on",
+    "running",
     "short",
 ]
 # Each is imported when it is asked for: whoever only names a job's place in line plans nothing.

@@ -205,7 +205,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
 
 
 def superseded(found: store.Store, job: Job, spec: JobSpec) -> bool:
-    """It was claimed by another host since: what is left of it here ends, and counts for nothing."""
+    """It is another host's since, or in line again: what is left of it here ends, and counts for nothing."""
     engines.by_name(spec.work.runtime, found).remove(job.id, 0)
     found.end(job)
     return False

@@ -90,7 +90,9 @@ def _keep(attempt: Attempt, held: dict[str, int]) -> None:
     if attempt.spec.session:
         from mlbox.host import keeper
 
-        claim = keeper.Claim(attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus, attempt.spec.code)
+        claim = keeper.Claim(
+            attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus, attempt.number, attempt.spec.code
+        )
         keeper.Keeper(claim, held).run()
         attempt.after()
     else:

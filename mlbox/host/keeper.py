@@ -54,6 +54,7 @@ class Claim:
     spec: Spec
     identity: str  # of the image; empty: to be fetched
     gpus: tuple[str, ...]
+    number: int = 1  # of the attempt
     code: str = ""  # where the content of its .vsix files is, if it waited in a queue (host/code.py)
 
 
@@ -77,7 +78,7 @@ class Keeper:
         """From the claim to the end."""
         try:
             info = self._start()
-            self.job.append("started", {"at": time.time(), "services": sorted(self.guest.services)})
+            self._append("started", {"services": sorted(self.guest.services)})
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
             self._sharing = sharing.begin(self.job, info)
             self.caller.send({"ready": info})
@@ -245,12 +246,16 @@ class Keeper:
         self._remove(grace)
         over = self.claim.found.end
         try:
-            self.job.append(event, {"at": time.time(), **facts})
+            self._append(event, facts)
         except OSError as error:
             print(f"{event} is not on record: {error}", file=sys.stderr)
             over = self.claim.found.clear
         lease.drop(self.leases)
         over(self.job)
+
+    def _append(self, event: str, facts: Json) -> None:
+        """Refused where this attempt has ended for the log: its host was declared gone."""
+        self.job.append(event, {"at": time.time(), **facts}, self.claim.number)
 
     def _remove(self, grace: float) -> None:
         """Again while the engine's command runs: one that has just begun makes its container only now."""
@@ -297,12 +302,12 @@ def _user_folder(spec: Spec) -> Path:
 def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: int) -> bool:
     """Adopt a session without a keeper, or end it; True when it lives on, and its new keeper has the lock."""
     if state.name == "started" and link.answers(job.sockets / "guest.sock"):
-        claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())))
+        claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())), state.attempt)
         keeping.detach(lambda: Keeper(claim, {}).adopt(), job.attempt(1) / "keeper.log", (keeper_lock,))
         return True
     engines.by_name(spec.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())
     why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
-    job.append("failed", {"at": time.time(), "reason": "lost", "why": why})
+    job.append("failed", {"at": time.time(), "reason": "lost", "why": why}, state.attempt)
     found.end(job)
     return False

@@ -1,7 +1,7 @@
 """The keeper's end of its line to the guest (guest/link.py has the words): it listens, and the guest dials.
 
-The guest is who says hello in the session's name (host/visitors.py). It gets the GPU leases that the keeper has, and brings
-those that it has: a keeper that was adopted into has none of its own.
+The guest is who says hello in the session's name (host/visitors.py). It gets the GPU leases that the keeper has, and
+brings those that it has: a keeper that was adopted into has none of its own.
 """
 
 from __future__ import annotations
@@ -48,10 +48,8 @@ class GuestLink:
         with selectors.DefaultSelector() as selector:
             for descriptor in others:
                 selector.register(descriptor, selectors.EVENT_READ)
-            for connection in (
-                *(self._visitors.sockets if self._visitors else ()),
-                *((self._guest,) if self._guest else ()),
-            ):
+            sockets = self._visitors.sockets if self._visitors else ()
+            for connection in (*sockets, *((self._guest,) if self._guest else ())):
                 selector.register(connection, selectors.EVENT_READ)
             ready = {key.fileobj for key, _ in selector.select(max(0.0, timeout) if timeout is not None else None)}
         came = self._visitors.open(ready) if self._visitors else None

@@ -53,11 +53,30 @@ def _settled_state(job: Job) -> State:
 
 def _look_after(found: store.Store, job: Job) -> bool:
     """Whether it lives. What its keeper was asked for while it could not be told, it is told again."""
+    if found.is_fenced(job):
+        return _end_fenced(found, job)
     if not keeping.lives(job):
         return _rescue(found, job)
     if job.state().requested:
         keeping.tell(job)
     return True
+
+
+def _end_fenced(found: store.Store, job: Job) -> bool:
+    """This host was declared gone, and is there: what it still runs counts for nothing, and ends."""
+    if keeping.lives(job):
+        keeping.tell(job)
+        return False
+    held = keeping.lock(job)
+    if held is None and job.boot_folder.exists():
+        return False  # somebody else is at it
+    try:
+        own = [e for e in job.events() if e["event"] == "claimed" and e.get("host") == found.host]
+        spec = job.spec().with_runtime(str(own[-1].get("runtime", "")) if own else "")
+        return batch.superseded(found, job, spec)
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _rescue(found: store.Store, job: Job) -> bool:

@@ -127,6 +127,8 @@ def test_follow_is_fenced_by_the_attempt() -> None:
     assert follow(second, finished, 2) == finished
     assert follow(second, finished, 1) is None
     assert follow(second, finished) == finished
+    assert follow([*first, {"event": "lost"}], {"event": "failed"}, 1) is None
+    assert follow([*first, {"event": "lost"}], {"event": "failed"}) == {"event": "failed"}
     assert follow([*second, finished], finished, 2) is None
     assert follow([], {"event": "submitted"}) == {"event": "submitted"}
     assert follow([], {}) is None

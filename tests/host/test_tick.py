@@ -444,6 +444,46 @@ def test_a_living_keeper_whose_job_is_claimed_elsewhere_discards_its_end(box: Bo
     assert not job.boot_folder.exists() and not processes.marked(job.id)
 
 
+def fenced(box: Box, *jobs: Job) -> None:
+    """By a person at another host, who takes this one for gone."""
+    box.call(queue, do="pause", queue="default")  # otherwise it starts here again
+    elsewhere = store.Store(box.root)
+    elsewhere.host = "gpu2"
+    assert host_handler._fence(elsewhere, box.found.host) == [job.id for job in jobs]
+    assert box.running() == []  # nobody reckons with it
+    assert host_handler._fence(elsewhere, box.found.host) == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["its keeper lives", "its keeper was killed"])
+def test_a_fenced_host_that_is_back_ends_what_it_runs(box: Box, kept: bool) -> None:
+    job = box.sh("trap '' TERM; while :; do sleep 0.1; done", grace=0)
+    box.started(job)
+    fenced(box, job)
+    if not kept:
+        box.kill_keeper(job)
+    box.tick()
+    until(lambda: not box.is_live(job))
+    assert not processes.marked(job.id) and not job.boot_folder.exists()
+    assert (job.state().name, job.state().attempt, box.hints()) == ("lost", 1, [job.id])
+    box.call(queue, do="resume", queue="default")
+    assert box.tick().started == (job.id,)
+    assert box.wait(job, "started").attempt == 2
+    box.cancel(job)
+    box.end(job)
+    box.assert_nothing_leaks()
+
+
+def test_how_a_fenced_job_ended_counts_for_nothing(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
+    box.started(job)
+    fenced(box, job)
+    (tmp_path / "go").touch()
+    until(lambda: not box.is_live(job))
+    assert (job.state().name, box.hints()) == ("lost", [job.id])
+    box.cancel(job)
+    box.assert_nothing_leaks()
+
+
 def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box) -> None:
     """The keeper dies in the moment after the runner's start: the lock is held since before it."""
     job = box.sh("sleep 0.5; exit 3")

@@ -478,7 +478,7 @@ def test_how_a_fenced_job_ended_counts_for_nothing(box: Box, tmp_path: Path) -> 
     box.started(job)
     fenced(box, job)
     (tmp_path / "go").touch()
-    until(lambda: not box.is_live(job))
+    until(lambda: not box.is_live(job) and not job.boot_folder.exists())
     assert (job.state().name, box.hints()) == ("lost", [job.id])
     box.cancel(job)
     box.assert_nothing_leaks()

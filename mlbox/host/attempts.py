@@ -33,6 +33,7 @@ class Attempt:
     share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
     time_limit: int  # s; 0: none
     after: Callable[[], None]  # what the end of a job makes possible: a tick
+    identity: str = ""  # of the image, where it is known to be here
 
     @property
     def folder(self) -> Path:

@@ -64,7 +64,7 @@ class Batch:
         work = replace(self.spec.work, jupyter="no", vscode="no")
         note = self.attempt.folder / "progress"
         cancel = Cancel((self.signals.stop_r,))
-        made = prepare(self.engine, self.job, work, "", self._say(note), cancel, guest=False)
+        made = prepare(self.engine, self.job, work, self.attempt.identity, self._say(note), cancel, guest=False)
         folder = self._folder()
         argv, environment = self._command(made, folder)
         output, limit = self.attempt.folder / "output.log", self.spec.output_limit << 20

@@ -91,7 +91,13 @@ def _keep(attempt: Attempt, held: dict[str, int]) -> None:
         from mlbox.host import keeper
 
         claim = keeper.Claim(
-            attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus, attempt.number, attempt.spec.code
+            attempt.found,
+            attempt.job,
+            attempt.spec.work,
+            attempt.identity,
+            attempt.gpus,
+            attempt.number,
+            attempt.spec.code,
         )
         keeper.Keeper(claim, held).run()
         attempt.after()
@@ -121,8 +127,8 @@ def _claim(
     if spec is None or not state.waiting:
         stale(found, made, job)
         return None
-    runtime = engines.choose(spec.work, found)
-    spec = spec.with_runtime(runtime)
+    engine = engines.choose(spec.work, found)
+    spec = spec.with_runtime(engine.name)
     number = state.attempt + 1
     record = _record(spec, job, chosen)
     if rules and limited(rules, job):
@@ -135,14 +141,17 @@ def _claim(
     facts = {
         "at": time.time(), "claimed_at": time.time(), "host": found.host, "boot": processes.boot_id(),
         "gpus": list(chosen.gpus), "share": chosen.share, "time_limit": chosen.time_limit, "attempt": number,
-        "runtime": runtime,
+        "runtime": engine.name,
     }  # fmt: skip
     if not made.append("claimed", facts, patience=0):
         found.end(made)  # keeper.lock is ours: nothing runs here for it
         stale(found, made, job)
         return None
     ready.withdraw(found, job)
-    attempt = Attempt(found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found))
+    attempt = Attempt(
+        found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found),
+        engine.identity or "",
+    )  # fmt: skip
     attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return attempt
 

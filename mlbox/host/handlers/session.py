@@ -108,12 +108,13 @@ def _gpus(spec: Spec) -> list[gpu.Gpu]:
 
 def _engine(spec: Spec, found: store.Store) -> tuple[str, str]:
     """Its name, and the identity of the image there."""
-    name = engines.choose(spec, found)
-    engine = engines.by_name(name, found)
-    identity, storage = engine.identify(spec), engine.storage()
+    chosen = engines.choose(spec, found)
+    engine = engines.by_name(chosen.name, found)
+    identity = engine.identify(spec) if chosen.identity is None else chosen.identity
+    storage = engine.storage()
     if storage is not None and os.path.exists(storage):
         _enough(storage)
-    return name, identity
+    return chosen.name, identity
 
 
 def _space(found: store.Store) -> None:

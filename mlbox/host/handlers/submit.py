@@ -83,7 +83,9 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
         why = fits(spec.resources, serving[0]) if len(serving) == 1 else "no host of the lab could ever run this"
         raise errors.Refused(why, hint)
     if not fits(spec.resources, here):
-        engines.by_name(engines.choose(spec.work, found), found).identify(spec.work)
+        chosen = engines.choose(spec.work, found)
+        if chosen.identity is None:
+            engines.by_name(chosen.name, found).identify(spec.work)
     return hosts
 
 

@@ -7,18 +7,16 @@ paths checked: nothing outside the folder, no links out of it, no devices.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
-from mlbox.host import files, store
+from mlbox.host import files, store, uses
 
 if TYPE_CHECKING:
     import tarfile
@@ -27,27 +25,9 @@ MOST_UNPACKED = 4 << 30  # bytes
 MOST_FILES = 200_000
 
 
-@contextmanager
-def keeping(found: store.Store, wait: bool = True) -> Iterator[bool]:
-    """While jobs are made that need code, none is removed; and the other way round (not `wait`: False where somebody
-    is at it). Hosts share this folder: where its filesystem knows no such lock, nothing is removed."""
-    folder = found.own() / "code"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        yield _locked(descriptor, wait)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return False
-    return True
+def keeping(found: store.Store, wait: bool = True) -> AbstractContextManager[bool]:
+    """While jobs are made that need code, none is removed; and the other way round (uses.of_folder)."""
+    return uses.of_folder(found.own() / "code", wait)
 
 
 def keep(found: store.Store, archive: bytes) -> str:

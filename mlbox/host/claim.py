@@ -91,14 +91,9 @@ def _keep(attempt: Attempt, held: dict[str, int]) -> None:
         from mlbox.host import keeper
 
         claim = keeper.Claim(
-            attempt.found,
-            attempt.job,
-            attempt.spec.work,
-            attempt.identity,
-            attempt.gpus,
-            attempt.number,
+            attempt.found, attempt.job, attempt.spec.work, attempt.identity, attempt.gpus, attempt.number,
             attempt.spec.code,
-        )
+        )  # fmt: skip
         keeper.Keeper(claim, held).run()
         attempt.after()
     else:

@@ -114,7 +114,7 @@ def _claim(
     the next sweep of this host. So it is where the append raises: the claim may stand."""
     state = made.state()
     if not state.name:
-        if not _is_gone(made):
+        if not made.is_gone():
             raise errors.MlboxError(f"nothing is to be seen in its log, {made.folder}/ev; it waits until there is")
         ready.withdraw(found, job)
         return None
@@ -149,15 +149,6 @@ def _claim(
     )  # fmt: skip
     attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return attempt
-
-
-def _is_gone(made: Job) -> bool:
-    """By the word of the filesystem: what a look-up shows as absent or empty may only be not seen yet."""
-    made.folder.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):
-        made.folder.rmdir()
-        return True
-    return False
 
 
 def _readable(made: Job, state: State) -> jobs.JobSpec | None:

@@ -86,7 +86,9 @@ def _rescue(found: store.Store, job: Job) -> bool:
         return True  # somebody else was faster
     try:
         state = _settled_state(job)
-        if not state.name:  # its folder is gone, or it never came to be
+        if not state.name:
+            if not job.is_gone():  # its log may only be not seen just now
+                return True
             found.end(job)
             return False
         spec = job.spec().with_runtime(str(state.facts.get("runtime", "")))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from memory import Direct, Share
-from queuebox import Box
+from queuebox import Box, until
 
 from mlbox import errors
 from mlbox.core.hints import waiting
@@ -83,6 +85,41 @@ def test_a_log_that_reads_as_empty_is_waited_for(box: Box, monkeypatch: pytest.M
     assert box.end(job).name == "finished"
     again = box.submit("true")
     box.end(again)
+    box.assert_nothing_leaks()
+
+
+@contextmanager
+def unseen(job: Job) -> Iterator[None]:
+    """Its log is as empty as a mount that has just come back may show it."""
+    kept = job.folder / "ev.kept"
+    (job.folder / "ev").rename(kept)
+    (job.folder / "ev").mkdir()
+    yield
+    (job.folder / "ev").rmdir()
+    kept.rename(job.folder / "ev")
+
+
+def test_an_end_waits_for_a_log_that_reads_as_empty(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done")
+    box.started(job)
+    with unseen(job):
+        (tmp_path / "go").touch()
+        until(lambda: "not on record yet" in box.keeper_log(job))
+        assert box.is_live(job)
+    assert box.end(job).name == "finished"
+    box.assert_nothing_leaks()
+
+
+def test_a_sweep_ends_nothing_whose_log_reads_as_empty(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done")
+    box.started(job)
+    box.kill_keeper(job)
+    with unseen(job):
+        box.tick()
+        assert box.is_live(job) and job.boot_folder.exists()
+    box.tick()
+    (tmp_path / "go").touch()
+    assert box.end(job).name == "finished"
     box.assert_nothing_leaks()
 
 

@@ -466,7 +466,7 @@ def test_a_fenced_host_that_is_back_ends_what_it_runs(box: Box, kept: bool) -> N
     assert not processes.marked(job.id) and not job.boot_folder.exists()
     assert (job.state().name, job.state().attempt, box.hints()) == ("lost", 1, [job.id])
     box.call(queue, do="resume", queue="default")
-    assert box.tick().started == (job.id,)
+    box.tick()  # or that of the keeper that has just ended
     assert box.wait(job, "started").attempt == 2
     box.cancel(job)
     box.end(job)

@@ -10,6 +10,7 @@ import base64
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -204,13 +205,25 @@ def to_spec(answers: Answers, authorized_keys: tuple[str, ...]) -> Spec:
         requirements=_read(answers.requirements).decode(errors="replace") if answers.requirements else "",
         init_script=_read(answers.init_script).decode(errors="replace") if answers.init_script else "",
         vscode_extensions=ids,
-        extension_files={os.path.basename(name): base64.b64encode(_read(name)).decode() for name in vsix},
+        extension_files=_extension_files(vsix),
         jupyter=_wanted(answers.jupyter),
         vscode=_wanted(answers.vscode),
         env=dict(_variable(item) for item in answers.env or ()),
         mounts=tuple(session.parse_mount(item) for item in answers.mount or ()),
         authorized_keys=authorized_keys,
     )
+
+
+def _extension_files(names: Sequence[str]) -> dict[str, str]:
+    """They travel inside the request."""
+    contents = {os.path.basename(name): _read(name) for name in names}
+    total = sum(map(len, contents.values()))
+    if total > LARGEST_FILE:
+        raise errors.Usage(
+            f"the .vsix files are larger than {LARGEST_FILE >> 20} MiB together: {', '.join(contents)}",
+            "name those that a registry has as publisher.name, or put them into the image",
+        )
+    return {name: base64.b64encode(content).decode() for name, content in contents.items()}
 
 
 def _wanted(said: bool | None) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 from mlbox import errors
 from mlbox.client import output, state, transports
+from mlbox.client.silence import Silence
 from mlbox.client.transports import Channel, Transport
 from mlbox.core import wire
 
@@ -24,6 +25,7 @@ Json = dict[str, Any]
 OnProgress = Callable[[Json], None]
 
 _MISSING, _TOO_OLD, _NO_PYTHON = 97, 95, 127
+_SLOWEST = 8192.0  # bytes/s at which the host part may still arrive
 _FOLDER = '"${XDG_CACHE_HOME:-$HOME/.cache}/mlbox'
 # Read exactly the file from stdin (the request follows it), and become it.
 _PLANT = """
@@ -111,11 +113,12 @@ class Host:
         request = wire.Request(verb, args, os.urandom(8).hex())
         channel = self.transport.open(command)
         reader = wire.MessageReader(request.nonce)
+        silence = Silence(self.name, _teller(on_progress), channel.stop, len(before) / _SLOWEST)
         try:
             try:
                 with contextlib.suppress(errors.Unreachable):  # the exit code says more than a broken pipe
                     channel.write(before + request.encode())
-                reply = _await_reply(channel, reader, on_progress)
+                reply = _await_reply(channel, reader, on_progress, silence)
             except KeyboardInterrupt:
                 raise Interrupted(_undone(channel, reader)) from None
             except BaseException:
@@ -123,11 +126,14 @@ class Host:
                 raise
             if reply is not None:
                 return reply
+            if silence.given_up:
+                raise silence.error()
             code = channel.wait()
             if code == _MISSING:
                 return None
             raise self._failure(code, channel.errors(), reader.noise.decode(errors="replace"))
         finally:
+            silence.heard()
             channel.kill()
 
     def _failure(self, code: int, stderr: str, noise: str) -> errors.MlboxError:
@@ -177,18 +183,28 @@ def of_session(session: Json, config: state.Config) -> Host:
     return connect(str(session["host"]), config, root)
 
 
-def _await_reply(channel: Channel, reader: wire.MessageReader, on_progress: OnProgress | None) -> Json | None:
+def _teller(on_progress: OnProgress | None) -> Callable[[str], None]:
+    if on_progress is None:
+        return lambda words: output.note(f"  {words}")
+    return lambda words: on_progress({"text": words})
+
+
+def _await_reply(
+    channel: Channel, reader: wire.MessageReader, on_progress: OnProgress | None, silence: Silence | None = None
+) -> Json | None:
     while True:
         data = channel.read()
         if not data:
             return None
         for message in reader.feed(data):
+            if silence is not None:
+                silence.heard()
             if "reply" in message:
                 return dict(message["reply"])
             if "error" in message:
                 raise wire.decode_error(message["error"])
-            if on_progress is not None:
-                on_progress(message.get("progress", {}))
+            if on_progress is not None and message.get("progress"):
+                on_progress(message["progress"])
 
 
 def _undone(channel: Channel, reader: wire.MessageReader) -> Json | None:

@@ -62,6 +62,7 @@ class UserLimits:
 
     max_running: int = 0
     max_gpus: int = 0
+    max_priority: int = 0  # up to which theirs count among other users' jobs, too (Lab.priority)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Lab:
 
     def limits_of(self, user: str) -> UserLimits:
         return self.users.get(user) or self.users.get(EVERYONE) or UserLimits()
+
+    def priority(self, user: str, asked: int) -> int:
+        """What a job's priority is worth among other users' jobs: whoever lowers it lets them pass; to pass them is for
+        the lab to allow."""
+        return min(asked, self.limits_of(user).max_priority)
 
     def refusal(self, user: str, queue: str, asked: Resources) -> str:
         """Why the lab's rules would never let `user` run this in `queue`; empty if they could."""
@@ -182,8 +188,9 @@ def _queue(part: _Section) -> Queue:
 
 
 def _user(part: _Section) -> UserLimits:
-    part.knows("max_running", "max_gpus")
-    return UserLimits(part.number("max_running"), part.number("max_gpus"))
+    part.knows("max_running", "max_gpus", "max_priority")
+    most = part.number("max_priority", most=1000)
+    return UserLimits(part.number("max_running"), part.number("max_gpus"), most)
 
 
 class _Section:

@@ -86,10 +86,10 @@ def _after(state: State, name: str, facts: Json) -> State:
 
 
 def follow(events: Iterable[Mapping[str, Any]], event: Json, attempt: int = 0) -> Json | None:
-    """`event` if it is legal after these; None if it is not, or no longer about this `attempt` (0: any)."""
+    """`event` if it is legal after these; None if it is not, or `attempt` (0: any) no longer runs."""
     state = fold(events)
-    if attempt and state.attempt != attempt:
-        return None  # the fence: a host that comes back from the dead finds a later claim
+    if attempt and not (state.running and state.attempt == attempt):
+        return None  # the fence: a host that comes back from the dead finds its attempt lost, or a later claim
     return event if may_follow(state.name, str(event.get("event"))) else None
 
 

@@ -13,8 +13,8 @@ DAY = 86400.0
 OLDER_THAN = 30 * DAY  # s without use, where a person says nothing else
 
 # layer: an image that mlbox committed; environment: a folder of the process runtime; code: as jobs were submitted
-# with it; program: mlbox itself, as earlier calls planted it.
-KINDS = ("layer", "environment", "code", "program")
+# with it; release: VS Code's server, as its makers pack it; program: mlbox itself, as earlier calls planted it.
+KINDS = ("layer", "environment", "code", "release", "program")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     laptop -> host   stdin:   one line  {"mlbox": 1, "verb": …, "nonce": …, "args": {…}}
                               then nothing; end-of-file before the reply means "the caller has gone"
-    host -> laptop   stdout:  lines     @mlbox:<nonce> {"progress": {…}}      any number
+    host -> laptop   stdout:  lines     @mlbox:<nonce> {"progress": {…}}      any number; at first an empty one
                               last      @mlbox:<nonce> {"reply": {…}} or {"error": {…}}
 
 The nonce is chosen by the caller for each request, so no login banner, .bashrc or MOTD can be mistaken

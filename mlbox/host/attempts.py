@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
+from mlbox.core.log import State
 from mlbox.core.verdict import Outcome, verdict
 from mlbox.host import archive, engines, files, keeping, ready, slots, store, usage
 from mlbox.host import attempt as runner
@@ -33,6 +35,7 @@ class Attempt:
     share: int  # MiB of the one GPU; 0: the GPUs are the job's alone
     time_limit: int  # s; 0: none
     after: Callable[[], None]  # what the end of a job makes possible: a tick
+    identity: str = ""  # of the image, where it is known to be here
 
     @property
     def folder(self) -> Path:
@@ -84,7 +87,7 @@ def record(attempt: Attempt, outcome: Outcome) -> None:
     state = job.state()
     event = verdict(attempt.spec, state, outcome, time.time())
     job.append(str(event.pop("event")), event, attempt.number)
-    state = job.state()
+    state = _seen(job)
     if state.running or state.attempt != attempt.number:
         found.end(job)  # a later claim, somewhere: this attempt counts for nothing
         return
@@ -103,9 +106,17 @@ def _say_what_was_dropped(attempt: Attempt) -> None:
         files.write_whole(path, json.dumps({**record, "unsaid": ""}).encode())
 
 
+def _seen(job: Job) -> State:
+    """Its state; not that of no job at all, where the share is away or shows what is old. Raises OSError."""
+    state = job.state()
+    if not state.name:
+        raise OSError(errno.ESTALE, "its log is empty just now", str(job.folder / "ev"))
+    return state
+
+
 def settle(found: store.Store, job: Job, spec: JobSpec) -> None:
     """The hints after an end: in line again, or in the archive."""
-    state = job.state()
+    state = _seen(job)
     if state.waiting:
         ready.publish(found, waiting(job.id, job.owner, spec, state))
     else:

@@ -64,7 +64,7 @@ class Batch:
         work = replace(self.spec.work, jupyter="no", vscode="no")
         note = self.attempt.folder / "progress"
         cancel = Cancel((self.signals.stop_r,))
-        made = prepare(self.engine, self.job, work, "", self._say(note), cancel, guest=False)
+        made = prepare(self.engine, self.job, work, self.attempt.identity, self._say(note), cancel, guest=False)
         folder = self._folder()
         argv, environment = self._command(made, folder)
         output, limit = self.attempt.folder / "output.log", self.spec.output_limit << 20
@@ -205,7 +205,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
 
 
 def superseded(found: store.Store, job: Job, spec: JobSpec) -> bool:
-    """It was claimed by another host since: what is left of it here ends, and counts for nothing."""
+    """It is another host's since, or in line again: what is left of it here ends, and counts for nothing."""
     engines.by_name(spec.work.runtime, found).remove(job.id, 0)
     found.end(job)
     return False

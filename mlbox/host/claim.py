@@ -29,17 +29,18 @@ Json = dict[str, Any]
 After = Callable[[store.Store], None]
 
 
-class Over(Exception):
-    """Other hosts have started jobs meanwhile, and one more would be beyond a limit."""
+class Outrun(Exception):
+    """Somebody else was faster: has the GPUs, or what a limit still allowed. The next tick sees that."""
 
 
 def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None, after: After) -> bool:
-    """Lease, claim, and hand over to a keeper; False where somebody else was faster, and nothing is left of it.
+    """Lease, claim, and hand over to a keeper; False where it does not wait, or can't be read. Of a start that came to
+    nothing, nothing is left. Raises Outrun.
 
     `rules`: whose limits are to hold; `after`: what the job's end makes possible, a tick."""
     held = _lease(found, job, chosen)
     if held is None:
-        return False
+        raise Outrun(f"{found.host}: somebody else has taken its GPUs just now")
     made, keeper_lock, attempt = found.job(job.id), None, None
     word = found.of_ticks(f"starting.{job.id}")
     try:
@@ -89,7 +90,10 @@ def _keep(attempt: Attempt, held: dict[str, int]) -> None:
     if attempt.spec.session:
         from mlbox.host import keeper
 
-        claim = keeper.Claim(attempt.found, attempt.job, attempt.spec.work, "", attempt.gpus)
+        claim = keeper.Claim(
+            attempt.found, attempt.job, attempt.spec.work, attempt.identity, attempt.gpus, attempt.number,
+            attempt.spec.code,
+        )  # fmt: skip
         keeper.Keeper(claim, held).run()
         attempt.after()
     else:
@@ -109,12 +113,17 @@ def _claim(
     """The hint that finds it comes first, then the claim, then it leaves the line: a crash anywhere is mended by
     the next sweep of this host. So it is where the append raises: the claim may stand."""
     state = made.state()
+    if not state.name:
+        if not made.is_gone():
+            raise errors.MlboxError(f"nothing is to be seen in its log, {made.folder}/ev; it waits until there is")
+        ready.withdraw(found, job)
+        return None
     spec = _readable(made, state)
     if spec is None or not state.waiting:
         stale(found, made, job)
         return None
-    runtime = engines.choose(spec.work, found)
-    spec = spec.with_runtime(runtime)
+    engine = engines.choose(spec.work, found)
+    spec = spec.with_runtime(engine.name)
     number = state.attempt + 1
     record = _record(spec, job, chosen)
     if rules and limited(rules, job):
@@ -122,19 +131,22 @@ def _claim(
         why = limits.over(found, rules, job, chosen.gpus)
         if why:
             found.end(made)
-            raise Over(why)
+            raise Outrun(why)
     found.mark_live(made, record)
     facts = {
         "at": time.time(), "claimed_at": time.time(), "host": found.host, "boot": processes.boot_id(),
         "gpus": list(chosen.gpus), "share": chosen.share, "time_limit": chosen.time_limit, "attempt": number,
-        "runtime": runtime,
+        "runtime": engine.name,
     }  # fmt: skip
     if not made.append("claimed", facts, patience=0):
         found.end(made)  # keeper.lock is ours: nothing runs here for it
         stale(found, made, job)
         return None
     ready.withdraw(found, job)
-    attempt = Attempt(found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found))
+    attempt = Attempt(
+        found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found),
+        engine.identity or "",
+    )  # fmt: skip
     attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return attempt
 
@@ -150,13 +162,12 @@ def _readable(made: Job, state: State) -> jobs.JobSpec | None:
 
 
 def stale(found: store.Store, made: Job, job: Waiting) -> None:
-    """The hint of a job that does not wait: whoever ended or claimed it died, or is about to withdraw it."""
+    """The hint of a job that does not wait: whoever ended it died, or is about to withdraw it. Only an end is for good:
+    of a job that another host had, this one may not see yet that it waits again, and nothing else finds it then."""
     state = made.state()
-    if state.waiting:
-        return
     if state.name and not state.live:
         archive.add(found, made, made.shown(), state)
-    ready.withdraw(found, job)
+        ready.withdraw(found, job)
 
 
 def _record(spec: jobs.JobSpec, job: Waiting, chosen: Start) -> Json:

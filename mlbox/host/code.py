@@ -1,4 +1,5 @@
-"""Code as it was submitted: an archive per content, unpacked anew for every attempt.
+"""Code as it was submitted (of a session in a queue: its .vsix files): an archive per content, unpacked anew for every
+attempt.
 
 Editing the files after `submit` changes nothing that waits. The archive is the laptop's; it is unpacked with its
 paths checked: nothing outside the folder, no links out of it, no devices.
@@ -6,18 +7,16 @@ paths checked: nothing outside the folder, no links out of it, no devices.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
-from mlbox.host import files, store
+from mlbox.host import files, store, uses
 
 if TYPE_CHECKING:
     import tarfile
@@ -26,27 +25,9 @@ MOST_UNPACKED = 4 << 30  # bytes
 MOST_FILES = 200_000
 
 
-@contextmanager
-def keeping(found: store.Store, wait: bool = True) -> Iterator[bool]:
-    """While jobs are made that need code, none is removed; and the other way round (not `wait`: False where somebody
-    is at it). Hosts share this folder: where its filesystem knows no such lock, nothing is removed."""
-    folder = found.own() / "code"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        yield _locked(descriptor, wait)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return False
-    return True
+def keeping(found: store.Store, wait: bool = True) -> AbstractContextManager[bool]:
+    """While jobs are made that need code, none is removed; and the other way round (uses.of_folder)."""
+    return uses.of_folder(found.own() / "code", wait)
 
 
 def keep(found: store.Store, archive: bytes) -> str:
@@ -59,6 +40,22 @@ def keep(found: store.Store, archive: bytes) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.write_whole(path, archive)
     return digest
+
+
+def pack(contents: Mapping[str, bytes]) -> bytes:
+    """An archive of these files; the same ones give the same bytes."""
+    import gzip
+    import tarfile
+
+    buffer = io.BytesIO()
+    # Hardly packed: what a session brings along (.vsix) is packed itself.
+    compressed = gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=1)
+    with compressed, tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in sorted(contents.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def kept(found: store.Store) -> list[tuple[str, os.stat_result]]:

@@ -56,7 +56,7 @@ def guard(root: str) -> None:
     def said(message: str) -> None:  # it may hang in the midst of a print
         os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {message}\n".encode())
 
-    watchdog.watch(root, said)
+    watchdog.watch((root, watchdog.own_folder()), said)
 
 
 def may_pass(arguments: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -101,12 +102,23 @@ class Job:
     def state(self) -> State:
         return fold(self.events())
 
+    def is_gone(self) -> bool:
+        """By the word of the filesystem: what a look-up shows as absent or empty may only be not seen yet."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.rmdir()
+            return True
+        return False
+
     def append(self, event: str, facts: Mapping[str, Any], attempt: int = 0, patience: float = 10) -> bool:
         """Append to the log; False where the event is not legal (any more), or no longer about this attempt.
 
-        Raises slots.Unsettled after `patience` seconds in which another writer neither went on nor died."""
+        Raises slots.Unsettled after `patience` seconds in which another writer neither went on nor died, and OSError
+        where nothing is to be seen of a log that must be there: its filesystem is away, or shows what is old."""
 
         def decide(events: Sequence[Json]) -> Json | None:
+            if not events and event != "submitted":
+                raise OSError(errno.ESTALE, "its log is empty just now", str(self.folder / "ev"))
             return follow(events, {"event": event, **facts}, attempt)
 
         return isinstance(self.log().append(decide, here.this_writer(), patience), slots.Won)

@@ -13,6 +13,7 @@ holds the leases too, hands them back.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mlbox.core import services, wire
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import engines, failure, files, here, keeping, lease, link, processes, reverse, sharing, store
+from mlbox.host import code, engines, failure, files, here, keeping, lease, link, processes, reverse, sharing, store
 from mlbox.host.caller import Caller
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -53,6 +54,8 @@ class Claim:
     spec: Spec
     identity: str  # of the image; empty: to be fetched
     gpus: tuple[str, ...]
+    number: int = 1  # of the attempt
+    code: str = ""  # where the content of its .vsix files is, if it waited in a queue (host/code.py)
 
 
 class Keeper:
@@ -62,7 +65,7 @@ class Keeper:
         self.engine = engines.by_name(self.spec.runtime, claim.found)
         self.signals = Signals()
         self.caller = Caller(out, caller, self.signals.stop_r)
-        self.guest = GuestLink(leases)
+        self.guest = GuestLink(leases, self.job.id)
         keeping.sign(self.job.keeper_pid)
         self._trouble: Json = {}
         self._child: subprocess.Popen[bytes] | None = None
@@ -75,7 +78,7 @@ class Keeper:
         """From the claim to the end."""
         try:
             info = self._start()
-            self.job.append("started", {"at": time.time(), "services": sorted(self.guest.services)})
+            self._append("started", {"services": sorted(self.guest.services)})
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
             self._sharing = sharing.begin(self.job, info)
             self.caller.send({"ready": info})
@@ -99,7 +102,8 @@ class Keeper:
 
     def _start(self) -> Json:
         place = reverse.meeting(self.claim.found, self.spec.tunnel)
-        ready = prepare(self.engine, self.job, self.spec, self.claim.identity, self.caller.say, self.caller.cancel)
+        wanted = self._with_extensions()
+        ready = prepare(self.engine, self.job, wanted, self.claim.identity, self.caller.say, self.caller.cancel)
         folder = _user_folder(self.spec)
         home = self.claim.found.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,6 +124,19 @@ class Keeper:
         os.close(log)
         self._await_services(set(plan.services))
         return self._info(plan, ready, place)
+
+    def _with_extensions(self) -> Spec:
+        if not self.claim.code:
+            return self.spec
+        folder = self.job.boot_folder / "extensions"
+        folder.mkdir(mode=0o700)
+        try:
+            code.unpack(self.claim.found, self.claim.code, folder)
+            names = self.spec.extension_files
+            found = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in names}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return replace(self.spec, extension_files=found)
 
     def _open_tunnel(self, place: Meeting, services: Iterable[str]) -> None:
         """From here on laptops come by the rendezvous, and words to this keeper by the log."""
@@ -229,12 +246,16 @@ class Keeper:
         self._remove(grace)
         over = self.claim.found.end
         try:
-            self.job.append(event, {"at": time.time(), **facts})
+            self._append(event, facts)
         except OSError as error:
             print(f"{event} is not on record: {error}", file=sys.stderr)
             over = self.claim.found.clear
         lease.drop(self.leases)
         over(self.job)
+
+    def _append(self, event: str, facts: Json) -> None:
+        """Refused where this attempt has ended for the log: its host was declared gone."""
+        self.job.append(event, {"at": time.time(), **facts}, self.claim.number)
 
     def _remove(self, grace: float) -> None:
         """Again while the engine's command runs: one that has just begun makes its container only now."""
@@ -281,12 +302,12 @@ def _user_folder(spec: Spec) -> Path:
 def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: int) -> bool:
     """Adopt a session without a keeper, or end it; True when it lives on, and its new keeper has the lock."""
     if state.name == "started" and link.answers(job.sockets / "guest.sock"):
-        claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())))
+        claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())), state.attempt)
         keeping.detach(lambda: Keeper(claim, {}).adopt(), job.attempt(1) / "keeper.log", (keeper_lock,))
         return True
     engines.by_name(spec.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())
     why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
-    job.append("failed", {"at": time.time(), "reason": "lost", "why": why})
+    job.append("failed", {"at": time.time(), "reason": "lost", "why": why}, state.attempt)
     found.end(job)
     return False

@@ -1,13 +1,12 @@
 """The keeper's end of its line to the guest (guest/link.py has the words): it listens, and the guest dials.
 
-The guest gets the GPU leases that the keeper has, and brings those that it has: a keeper that was adopted into has
-none of its own.
+The guest is who says hello in the session's name (host/visitors.py). It gets the GPU leases that the keeper has, and
+brings those that it has: a keeper that was adopted into has none of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import socket
@@ -16,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import descriptors
+from mlbox.host.visitors import Visitor, Visitors, message
 
 Json = dict[str, Any]
 
 
 class GuestLink:
-    """`leases` (GPU -> descriptor) is the keeper's own, and grows by what the guest brings back."""
+    """`leases` (GPU -> descriptor) is the keeper's own, and grows by what the session's guest brings back."""
 
-    def __init__(self, leases: dict[str, int]) -> None:
-        self._leases = leases
+    def __init__(self, leases: dict[str, int], session: str) -> None:
+        self._leases, self._session = leases, session
         self.services: dict[str, Json] = {}  # what the guest last said of each
-        self._listener: socket.socket | None = None
+        self._visitors: Visitors | None = None
         self._guest: socket.socket | None = None
         self._buffer = b""
 
@@ -41,31 +41,30 @@ class GuestLink:
         return self.connected and all(self.services.get(name, {}).get("state") == "ready" for name in wanted)
 
     def listen(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        self._listener.listen(4)
+        self._visitors = Visitors(path, self._session)
 
     def turn(self, others: Iterable[int], timeout: float | None) -> None:
         """Wait for anything to happen, here or on the descriptors of `others`, and take in what the guest says."""
         with selectors.DefaultSelector() as selector:
             for descriptor in others:
                 selector.register(descriptor, selectors.EVENT_READ)
-            for connection in (self._listener, self._guest):
-                if connection is not None:
-                    selector.register(connection, selectors.EVENT_READ)
+            sockets = self._visitors.sockets if self._visitors else ()
+            for connection in (*sockets, *((self._guest,) if self._guest else ())):
+                selector.register(connection, selectors.EVENT_READ)
             ready = {key.fileobj for key, _ in selector.select(max(0.0, timeout) if timeout is not None else None)}
-        if self._listener in ready and self._listener is not None:
-            self._greet(self._listener.accept()[0])
+        came = self._visitors.open(ready) if self._visitors else None
+        if came is not None:
+            self._greet(came)
         elif self._guest in ready and self._guest is not None:
             self._hear(self._guest)
 
-    def _greet(self, connection: socket.socket) -> None:
+    def _greet(self, guest: Visitor) -> None:
         if self._guest is not None:
             self._guest.close()
-        self._guest, self._buffer = connection, b""
+        self._guest, self._buffer = guest.connection, b""
         with contextlib.suppress(OSError):  # it went at once; that is heard at its socket's end
-            descriptors.send(connection, {"leases": list(self._leases)}, list(self._leases.values()))
+            descriptors.send(guest.connection, {"leases": list(self._leases)}, list(self._leases.values()))
+        self._take_in(guest.said, guest.brought)
 
     def _hear(self, connection: socket.socket) -> None:
         try:
@@ -76,14 +75,17 @@ class GuestLink:
             connection.close()
             self._guest = None
             return
+        self._take_in(data, brought)
+
+    def _take_in(self, data: bytes, brought: list[int]) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            message = _message(line)
-            if "hello" in message:
-                self._take_back(message.get("leases", []), brought)
-                self.services.update(message.get("services", {}))
-            elif "service" in message:
-                self.services[str(message.pop("service"))] = message
+            said = message(line)
+            if "hello" in said:
+                self._take_back(said.get("leases", []), brought)
+                self.services.update(said.get("services", {}))
+            elif "service" in said:
+                self.services[str(said.pop("service"))] = said
 
     def _take_back(self, uuids: list[str], brought: list[int]) -> None:
         for uuid, descriptor in zip(uuids, brought):
@@ -91,15 +93,6 @@ class GuestLink:
                 os.close(descriptor)
             else:
                 self._leases[uuid] = descriptor
-
-
-def _message(line: bytes) -> Json:
-    """What the guest said; what is no JSON object says nothing (a container's root may write to the socket)."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
 
 
 def answers(guest: Path) -> bool:

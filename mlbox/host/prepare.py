@@ -6,7 +6,7 @@ import base64
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +100,8 @@ def _only_one(key: str, say: Say, cancel: Cancel) -> Iterator[None]:
 def _build(engine: Engine, job: Job, spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> str:
     import shutil
 
-    with _only_one(layer.key, say, cancel):
+    kept = sources.keeping() if layer.code_server and not spec.sources else nullcontext()
+    with _only_one(layer.key, say, cancel), kept:
         there = engine.has_layer(layer)
         if there:
             return there

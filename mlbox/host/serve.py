@@ -86,12 +86,13 @@ def main() -> int:
     call = Call(wire.Request(""))
     try:
         request = read_request()
-        _touch(sys.argv[0])
         call = Call(request)
         if request.verb not in HANDLERS:
             raise errors.Usage(f"this host's mlbox knows no {request.verb!r}")
         if request.verb not in _WITHOUT_ROOT:
-            watchdog.watch(str(call.root or here.data_home()), call.hung)
+            watchdog.watch((str(call.root or here.data_home()), watchdog.own_folder()), call.hung)
+        call.progress()  # a sign of life: from here on it says itself what hangs
+        _touch(sys.argv[0])
         handler = importlib.import_module(f"mlbox.host.handlers.{HANDLERS[request.verb]}")
         call.send({"reply": handler.run(call)})
     except errors.MlboxError as error:

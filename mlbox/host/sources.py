@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import layer as layers
-from mlbox.host import here
+from mlbox.host import here, uses
 from mlbox.host.engines import Say
 from mlbox.host.run import Cancel
 
@@ -26,6 +28,31 @@ def release(name: str, sources: str, say: Say, cancel: Cancel) -> Path:
     if sources:
         return _from_folder(name, Path(os.path.expanduser(sources)), say, cancel)
     return _from_makers(name, say, cancel)
+
+
+def keeping(wait: bool = True) -> AbstractContextManager[bool]:
+    """While a release of its makers is fetched and used, none is removed; and the other way round (uses.of_folder)."""
+    return uses.of_folder(_folder(), wait)
+
+
+def kept() -> Iterator[tuple[str, os.stat_result]]:
+    """The releases that are there, and the halves of those whose download was cut short."""
+    for pattern in ("code-server-*.tar.gz", ".code-server-*.tar.gz.*"):
+        for path in _folder().glob(pattern):
+            with suppress(OSError):
+                yield path.name, path.stat()
+
+
+def forget(name: str) -> bool:
+    """False where one is in use."""
+    with keeping(wait=False) as nobody:
+        if nobody:
+            (_folder() / name).unlink(missing_ok=True)
+        return nobody
+
+
+def _folder() -> Path:
+    return here.cache_home() / "sources"
 
 
 def _digest(path: Path, cancel: Cancel) -> str:
@@ -78,10 +105,11 @@ def _from_makers(name: str, say: Say, cancel: Cancel) -> Path:
         known = ", ".join(sorted({key.split("-")[0] for key in layers.CODE_SERVER_SHA256}))
         hint = f"known: {known}; for others put the file into a folder with SHA256SUMS and name it with --sources"
         raise errors.StartFailed(f"mlbox knows no checksum for {name}", hint)
-    folder = here.cache_home() / "sources"
+    folder = _folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (folder / name).is_file():
         _check(folder / name, wanted, cancel)
+        os.utime(folder / name)  # its last use, by which `mlbox image prune` goes
         return folder
     url = layers.CODE_SERVER_URL.format(version=release_id.split("-")[0], file=name)
     temporary = folder / f".{name}.{os.getpid()}"

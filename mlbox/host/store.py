@@ -132,7 +132,7 @@ class Store:
         return self.on() / "making"
 
     def mark_making(self, job: Job) -> None:
-        """It is about to be put in line; should this process die on the way, the next sweep does the rest."""
+        """It is about to be made; should this process die on the way, the next sweep does the rest."""
         self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
         writer = here.this_writer()
         files.write_whole(
@@ -175,10 +175,22 @@ class Store:
 
     def mark_ending(self, job: Job, host: str) -> None:
         """It was told to end: schedulers reckon with its room."""
-        path = self.on(host) / "live" / job.id
-        record = files.read_json(path)
-        if isinstance(record, dict):
-            files.write_whole(path, json.dumps({**record, "ending": True}).encode(), 0o644)
+        record = self.live_record(job, host)
+        if record is not None:
+            files.write_whole(self.on(host) / "live" / job.id, json.dumps({**record, "ending": True}).encode(), 0o644)
+
+    def mark_fenced(self, job: Job, host: str) -> None:
+        """A person said that the host is gone: nobody reckons with this any more, and should the host come back, its
+        next sweep ends what is left of it."""
+        record = {**(self.live_record(job, host) or {}), "fenced": True}
+        files.write_whole(self.on(host) / "live" / job.id, json.dumps(record).encode(), 0o644)
+
+    def is_fenced(self, job: Job, host: str = "") -> bool:
+        return bool((self.live_record(job, host) or {}).get("fenced"))
+
+    def live_record(self, job: Job, host: str = "") -> Json | None:
+        record = files.read_json(self.on(host) / "live" / job.id)
+        return record if isinstance(record, dict) else None
 
     def open_users(self) -> None:
         """Whoever may write to a lab's ROOT finds a place in it, and can't take another's (sticky, like /tmp)."""

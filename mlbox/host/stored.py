@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core.stored import Stored
-from mlbox.host import archive, code, engines, files, here, store, uses
+from mlbox.host import archive, code, engines, files, here, sources, store, uses
 from mlbox.host.engines import Engine
 
 _YOUNG = 3600.0  # s; what has only just come may be somebody's on their way to it
@@ -27,6 +27,7 @@ def everything(found: store.Store) -> Iterator[Stored]:
     for name in engines.present():
         yield from _layers(engines.by_name(name, found), found)
     yield from _codes(found)
+    yield from _releases()
     yield from _programs(found)
 
 
@@ -34,10 +35,10 @@ def remove(found: store.Store, thing: Stored) -> bool:
     """False where it is in use after all."""
     if thing.kind == "code":
         return code.forget(found, thing.name, lambda: _needed(found))
+    if thing.kind == "release":
+        return sources.forget(thing.name)
     if thing.kind == "program":
-        with suppress(OSError):
-            (here.cache_home() / thing.name).unlink()
-        return True
+        return _forget_program(thing)
     key = thing.name.rpartition(":")[2]
     engine = engines.by_name(thing.about.split()[0], found)
     with uses.nobody(key) as nobody:
@@ -91,16 +92,37 @@ def _needed(found: store.Store) -> set[str]:
     return needed
 
 
+def _releases() -> Iterator[Stored]:
+    things = list(sources.kept())
+    if not things:
+        return
+    with sources.keeping(wait=False) as nobody:
+        used = "" if nobody else "in use"
+    for name, status in things:
+        stays = used or ("it has just come" if _is_young(status) else "")
+        yield Stored("release", name, status.st_size, status.st_mtime, "", stays)
+
+
 def _programs(found: store.Store) -> Iterator[Stored]:
     """Each is one version. Keepers read what they need from theirs as they go."""
     own = Path(sys.argv[0]).name
     named = _crontab() + "".join(_command_lines()) + " ".join(_recorded(found))
-    for path in here.cache_home().glob("mlbox-*.pyz"):
+    for path in here.cache_home().glob("mlbox-*.pyz*"):
         with suppress(OSError):
             status = path.stat()
             stays = "in use" if path.name in named else "it has just come" if _is_young(status) else ""
             stays = "this one" if path.name == own else stays
             yield Stored("program", path.name, status.st_size, status.st_mtime, "", stays)
+
+
+def _forget_program(thing: Stored) -> bool:
+    """Unless a call has begun with it since: each notes that (host/serve.py)."""
+    path = here.cache_home() / thing.name
+    with suppress(OSError):
+        if path.stat().st_mtime == thing.used:
+            path.unlink()
+            return True
+    return False
 
 
 def _is_young(status: os.stat_result) -> bool:

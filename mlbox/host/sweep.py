@@ -34,11 +34,12 @@ def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: J
 
 
 def _make(found: store.Store, job: Job) -> bool:
-    """Whoever submitted it died on the way: in line it goes, if the log has it, and else away with it."""
+    """Whoever made it died on the way: in line it goes, if the log has it, and else away with it. One that was started
+    by then is among the live ones."""
     state = _settled_state(job)
     if not state.name:
         found.forget(job)
-    elif state.waiting:
+    elif state.waiting and "queue" in state.facts:
         ready.publish(found, waiting(job.id, job.owner, job.spec(), state))
     found.unmark_making(job)
     return False
@@ -52,11 +53,30 @@ def _settled_state(job: Job) -> State:
 
 def _look_after(found: store.Store, job: Job) -> bool:
     """Whether it lives. What its keeper was asked for while it could not be told, it is told again."""
+    if found.is_fenced(job):
+        return _end_fenced(found, job)
     if not keeping.lives(job):
         return _rescue(found, job)
     if job.state().requested:
         keeping.tell(job)
     return True
+
+
+def _end_fenced(found: store.Store, job: Job) -> bool:
+    """This host was declared gone, and is there: what it still runs counts for nothing, and ends."""
+    if keeping.lives(job):
+        keeping.tell(job)
+        return False
+    held = keeping.lock(job)
+    if held is None and job.boot_folder.exists():
+        return False  # somebody else is at it
+    try:
+        own = [e for e in job.events() if e["event"] == "claimed" and e.get("host") == found.host]
+        spec = job.spec().with_runtime(str(own[-1].get("runtime", "")) if own else "")
+        return batch.superseded(found, job, spec)
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _rescue(found: store.Store, job: Job) -> bool:
@@ -66,7 +86,9 @@ def _rescue(found: store.Store, job: Job) -> bool:
         return True  # somebody else was faster
     try:
         state = _settled_state(job)
-        if not state.name:  # its folder is gone, or it never came to be
+        if not state.name:
+            if not job.is_gone():  # its log may only be not seen just now
+                return True
             found.end(job)
             return False
         spec = job.spec().with_runtime(str(state.facts.get("runtime", "")))

@@ -23,7 +23,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core.lab import Lab
-from mlbox.core.schedule import Plan, View, Waiting, plan
+from mlbox.core.schedule import Plan, View, Waiting, plan, running
 from mlbox.host import attempts, claim, files, here, keeping, lab, lease, look, processes, ready, slots, store, view
 from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
@@ -101,8 +101,11 @@ def run(found: store.Store) -> Report:
 
 
 def _merged(earlier: Report, later: Report) -> Report:
-    if earlier.busy:
-        return later
+    return later if earlier.busy else _acts(earlier, later)
+
+
+def _acts(earlier: Report, later: Report) -> Report:
+    """The later one, with what both did."""
     acts = {name: getattr(earlier, name) + getattr(later, name) for name in ("started", "preempted", "failed")}
     return replace(later, **acts)
 
@@ -117,14 +120,28 @@ def _pass(found: store.Store) -> Report:
         return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time())
-        decided = _decide(found, seen.view)
-        mine = {job.id: job for job in seen.view.waiting if job.owner == found.user}
-        done = _apply(found, decided, mine, rules.lab)
-    waits = {**decided.waits, **(done.waits or {})}
-    if not mine:
+        done = _work_off(found, seen.view, rules.lab)
+    if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
-    _publish(found, seen, waits)
-    return replace(done, waits=waits, trouble=rules.trouble)
+    _publish(found, seen, done.waits or {})
+    return replace(done, trouble=rules.trouble)
+
+
+def _work_off(found: store.Store, seen: View, rules: Lab) -> Report:
+    """Decide, and do it; and again while something could not be started, for its room is the others'."""
+    mine = {job.id: job for job in seen.waiting if job.owner == found.user}
+    report = Report(waits={})
+    while True:
+        decided = _decide(found, seen)
+        done, broken = _apply(found, decided, mine, rules)
+        troubles = {**(report.waits or {}), **(done.waits or {})}
+        report = replace(_acts(report, done), waits=troubles)
+        if not broken:
+            return replace(report, waits={**decided.waits, **troubles})
+        gone = {*broken, *done.started, *done.failed}
+        begun = [running(mine[s.job], s, found.host, time.time()) for s in decided.start if s.job in done.started]
+        ending = [replace(run, ending=run.ending or run.id in done.preempted) for run in seen.running]
+        seen = replace(seen, waiting=[job for job in seen.waiting if job.id not in gone], running=[*ending, *begun])
 
 
 def _decide(found: store.Store, seen: View) -> Plan:
@@ -175,15 +192,18 @@ def _lock(path: Path) -> Iterator[bool]:
 # ---- act -------------------------------------------------------------------------------------------------
 
 
-def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: Lab) -> Report:
-    """What was done; as `waits` what could not be, and why: one job's trouble is not the others'."""
+def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: Lab) -> tuple[Report, set[str]]:
+    """What was done; as `waits` what could not be, and why: one job's trouble is not the others'. And which can't be
+    started as they are: not those to whom others were only faster."""
     troubles: Json = {}
+    later: set[str] = set()
 
     def done(job: str, act: Callable[..., bool], *arguments: Any) -> bool:
         try:
             return act(found, *arguments)
-        except claim.Over as why:
+        except claim.Outrun as why:
             troubles[job] = str(why)
+            later.add(job)
             return False
         except (errors.MlboxError, OSError) as error:
             troubles[job] = f"{found.host}: {error}"
@@ -193,7 +213,8 @@ def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: L
     failed = tuple(job for job, why in decided.fail.items() if done(job, _fail, mine[job], why))
     preempted = tuple(job for job, why in decided.preempt.items() if done(job, _preempt, job, why))
     started = tuple(s.job for s in decided.start if done(s.job, claim.start, mine[s.job], s, rules, again))
-    return Report(started, preempted, failed, troubles)
+    broken = {s.job for s in decided.start} - {*started, *later}
+    return Report(started, preempted, failed, troubles), broken
 
 
 def _fail(found: store.Store, job: Waiting, why: str) -> bool:

@@ -10,6 +10,7 @@ count, for Docker's images are everybody's.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -65,3 +66,25 @@ def _mine(descriptor: int) -> bool:
 def forget(key: str) -> None:
     with suppress(OSError):
         (FOLDER / f"{key}.{os.getuid()}").unlink(missing_ok=True)
+
+
+@contextmanager
+def of_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """While what a folder keeps is used, or about to be, none of it is removed; and the other way round (not `wait`:
+    False where somebody is at it). Hosts may share it: where its filesystem knows no such lock, nothing is removed."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield _locked(descriptor, wait)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return False
+    return True

@@ -154,7 +154,7 @@ def running_of(found: store.Store, user: str) -> Iterable[Running]:
     for host in names(found.own(user) / "on"):
         for name in names(found.on(host, user) / "live"):
             document = files.read_json(found.on(host, user) / "live" / name)
-            if not ids.is_ulid(name) or not isinstance(document, dict):
+            if not ids.is_ulid(name) or not isinstance(document, dict) or document.get("fenced"):
                 continue
             try:
                 yield running_from_wire(name, user, host, document)

@@ -124,6 +124,17 @@ def test_a_key_like_no_other_suggests_nothing(tmp_path: Path) -> None:
     assert caught.value.hint == ""
 
 
+def test_files_that_are_too_large_together_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "LARGEST_FILE", 1 << 20)
+    for name in ("a.vsix", "b.vsix"):
+        (tmp_path / name).write_bytes(b"x" * (1 << 19))
+    both = Answers(vscode_extensions=(str(tmp_path / "a.vsix"), str(tmp_path / "b.vsix")))
+    to_spec(both, ())
+    (tmp_path / "b.vsix").write_bytes(b"x" * ((1 << 19) + 1))
+    with pytest.raises(Usage, match=r"larger than 1 MiB together: a\.vsix, b\.vsix"):
+        to_spec(both, ())
+
+
 def test_files_are_relative_to_the_yaml_s_folder(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     (tmp_path / "p").mkdir()

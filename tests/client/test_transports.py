@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from mlbox import errors
-from mlbox.client import output, remote, transports
+from mlbox.client import output, remote, silence, transports
 from mlbox.client.state import Config
 from mlbox.client.transports import Channel, Transport
 from mlbox.client.transports.fabric import connection
@@ -394,6 +394,36 @@ def test_the_host_part_is_planted_once(
 def test_an_error_of_the_host_arrives_as_it_was(transport: Transport, part: bytes) -> None:
     with pytest.raises(errors.Usage, match="knows no 'nonsense'"):
         remote.Host(transport).call("nonsense", {})
+
+
+def test_a_home_that_hangs_is_said_and_given_up(
+    place: Place, transport: Transport, part: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The host part's file is there, and reading it does not come back."""
+    monkeypatch.setenv("XDG_STATE_HOME", tempfile.mkdtemp(dir=place.folder))
+    there = remote.Host(transport)
+    there.call("status", {})
+    monkeypatch.setattr(silence, "TOLD", 0.1)
+    monkeypatch.setattr(silence, "GIVEN_UP", 0.5)
+    file = place.folder / f"home/cache/mlbox/mlbox-{hashlib.sha256(part).hexdigest()}.pyz"
+    file.unlink()
+    os.mkfifo(file)
+    told: list[str] = []
+    try:
+        for on_progress in (None, lambda facts: told.append(facts["text"])):
+            with pytest.raises(
+                errors.HostUnready, match=f"{transport.host} has not said a word for 0 s: your home there hangs"
+            ):
+                there.call("status", {}, on_progress)
+    finally:
+        for _ in range(2):  # who waits there hears the end
+            with contextlib.suppress(OSError):
+                os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+        file.unlink()
+    words = f"waiting for a first word of {transport.host}: does your home folder there hang?"
+    assert told == [words] and words in capsys.readouterr().err
+    monkeypatch.setattr(silence, "GIVEN_UP", 60.0)
+    assert there.call("status", {})["cpus"] > 0
 
 
 @pytest.mark.parametrize("name", REMOTE)

@@ -154,13 +154,11 @@ def test_time_limits(default: int, most: int, asked: int, given_: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "limits"), [("ann", UserLimits(1, 2)), ("bob", UserLimits(3, 4)), ("*", UserLimits(3, 4))]
+    ("user", "limits"), [("ann", UserLimits(1, 2, 5)), ("bob", UserLimits(3, 4)), ("*", UserLimits(3, 4))]
 )
 def test_limits_of_a_user_or_of_everyone(user: str, limits: UserLimits) -> None:
-    assert (
-        read("users: {ann: {max_running: 1, max_gpus: 2}, '*': {max_running: 3, max_gpus: 4}}").limits_of(user)
-        == limits
-    )
+    ann, rest = "{max_running: 1, max_gpus: 2, max_priority: 5}", "{max_running: 3, max_gpus: 4}"
+    assert read(f"users: {{ann: {ann}, '*': {rest}}}").limits_of(user) == limits
     assert Lab().limits_of(user) == UserLimits()
 
 

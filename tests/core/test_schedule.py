@@ -257,6 +257,13 @@ def order(seen: View) -> str:
 NIGHT = lab(night={}, day={})
 
 
+def raised(**most: int) -> Lab:
+    return replace(lab(), users={user: UserLimits(max_priority=number) for user, number in most.items()})
+
+
+OWN = {"own": {"preempts": True, "preemptible": True}}
+
+
 @pytest.mark.parametrize(
     ("seen", "line"),
     [
@@ -273,7 +280,12 @@ NIGHT = lab(night={}, day={})
         (view(job("a1"), job("a2"), job("a3"), job("b1")), "a1 b1 a2 a3"),
         (view(job("b1"), job("b2"), job("a1"), job("a2"), job("c1")), "a1 b1 c1 a2 b2"),
         (view(*(job(f"a{n}") for n in range(9)), job("b1"), job("b2")), "a0 b1 a1 b2 a2 a3 a4 a5 a6 a7 a8"),
-        (view(job("a1"), job("a2"), job("b1", priority=1), job("b2")), "b1 a1 b2 a2"),
+        # a priority passes one's own, and others' as far as the lab allows
+        (view(job("a1"), job("a2"), job("b3", priority=1), job("b2")), "a1 b3 a2 b2"),
+        (view(job("a1"), job("a2"), job("b1", priority=-1), job("b2")), "a1 b2 a2 b1"),
+        (view(job("a1"), job("a2"), job("b3", priority=1), job("b2"), lab=raised(bob=1)), "b3 a1 b2 a2"),
+        (view(job("a1", priority=9), job("b2", priority=7), job("b3", priority=9), lab=raised(bob=7)), "b3 b2 a1"),
+        (view(job("a1", priority=9), job("b2", priority=7), job("c3", priority=9), lab=raised(**{"*": 9})), "a1 c3 b2"),
         (view(job("a1"), job("a2", queue="night"), job("b2", queue="night"), lab=NIGHT), "a1 a2 b2"),
         # who used less goes first
         (view(job("a1"), job("b1"), usage={"ann": 10.0}), "b1 a1"),
@@ -653,7 +665,14 @@ def urgent(*jobs: Waiting | Running, **more: Any) -> View:
          "b2", ""),
         ("less priority in one queue", urgent(job("a1", queue="own", priority=5), run("b1", "0", queue="own",
          priority=4), gpus=1,
-         lab=lab(own={"preempts": True, "preemptible": True}), queues=("own",)), "b1", ""),
+         lab=replace(lab(**OWN), users={"*": UserLimits(max_priority=5)}), queues=("own",)), "b1", ""),
+        ("less priority than the lab lets it have", urgent(job("a1", queue="own", priority=5), run("b1", "0",
+         queue="own", priority=4), gpus=1, lab=lab(**OWN), queues=("own",)), "", ""),
+        ("less priority of one's own", urgent(job("b2", "2", queue="own"), job("a1", queue="own", priority=5),
+         run("a0", "0", queue="own", priority=4), gpus=1, lab=lab(**OWN), queues=("own",)), "a0", ""),
+        ("less priority of one's own, behind another's", urgent(job("b2", queue="own"),
+         job("a1", queue="own", priority=5), run("c0", "0", queue="own"), run("a0", "1", queue="own", priority=4),
+         gpus=2, lab=lab(**OWN), queues=("own",)), "a0", ""),
         ("the same priority in one queue", urgent(job("a1", queue="own"), run("b1", "0", queue="own"), gpus=1,
          lab=lab(own={"preempts": True, "preemptible": True}), queues=("own",)), "", ""),
         ("one that would go first again", urgent(job("a1"), run("b1", "0"), gpus=1, queues=("night", "urgent")), "",

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,16 +33,18 @@ def same(one: int, other: int) -> bool:
     return os.path.sameopenfile(one, other)
 
 
-def dial(link: GuestLink, path: Path) -> socket.socket:
+def dial(link: GuestLink, path: Path, brought: Sequence[int] = (), **hello: object) -> socket.socket:
     guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     guest.settimeout(PATIENCE)
     guest.connect(str(path))
+    link.turn((), PATIENCE)
+    descriptors.send(guest, {"hello": "id", **hello}, brought)
     link.turn((), PATIENCE)
     return guest
 
 
 def test_the_guest_gets_the_leases(path: Path, tmp_path: Path) -> None:
-    link = GuestLink({"GPU-1": file(tmp_path, "1"), "GPU-2": file(tmp_path, "2")})
+    link = GuestLink({"GPU-1": file(tmp_path, "1"), "GPU-2": file(tmp_path, "2")}, "id")
     link.listen(path)
     guest = dial(link, path)
     said, got = descriptors.receive(guest)
@@ -53,19 +55,16 @@ def test_the_guest_gets_the_leases(path: Path, tmp_path: Path) -> None:
 def test_a_keeper_that_adopts_gets_back_what_it_has_not(path: Path, tmp_path: Path) -> None:
     own = file(tmp_path, "1")
     leases = {"GPU-1": own}
-    link = GuestLink(leases)
+    link = GuestLink(leases, "id")
     link.listen(path)
-    guest = dial(link, path)
     brought = [file(tmp_path, "1"), file(tmp_path, "2")]
-    hello = {"hello": "id", "leases": ["GPU-1", "GPU-2"], "services": {"ssh": {"state": "ready"}}}
-    descriptors.send(guest, hello, brought)
-    link.turn((), PATIENCE)
+    dial(link, path, brought, leases=["GPU-1", "GPU-2"], services={"ssh": {"state": "ready"}})
     assert leases["GPU-1"] == own and same(leases["GPU-2"], brought[1])
     assert link.all_ready(["ssh"]) and not link.all_ready(["ssh", "jupyter"])
 
 
 def test_services_as_they_were_last_said_in_whatever_pieces(path: Path) -> None:
-    link = GuestLink({})
+    link = GuestLink({}, "id")
     link.listen(path)
     guest = dial(link, path)
     words = b'{"service": "ssh", "state": "ready"}\n{"service": "jupyter", "state": "failed", "why": "no"}\n'
@@ -77,7 +76,7 @@ def test_services_as_they_were_last_said_in_whatever_pieces(path: Path) -> None:
 
 
 def test_the_guest_s_end_is_heard_and_it_may_come_back(path: Path) -> None:
-    link = GuestLink({})
+    link = GuestLink({}, "id")
     link.listen(path)
     dial(link, path).close()
     link.turn((), PATIENCE)
@@ -91,6 +90,20 @@ def test_the_guest_s_end_is_heard_and_it_may_come_back(path: Path) -> None:
     assert link.connected and link.all_ready(["ssh"])
     while first.recv(4096):  # the keeper has let go of it
         pass
+
+
+def test_a_stray_connection_cuts_nobody_off(path: Path) -> None:
+    link = GuestLink({}, "id")
+    link.listen(path)
+    guest = dial(link, path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stray:
+        stray.connect(str(path))
+        link.turn((), PATIENCE)
+        stray.sendall(b'{"service": "ssh", "state": "failed", "why": "no"}\n')
+        link.turn((), PATIENCE)
+    guest.sendall(b'{"service": "ssh", "state": "ready"}\n')
+    link.turn((), PATIENCE)
+    assert link.connected and link.all_ready(["ssh"]) and not link.failed()
 
 
 def test_a_guest_answers_or_is_not_there(path: Path) -> None:

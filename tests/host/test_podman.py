@@ -17,6 +17,7 @@ from mlbox.host import engines, store
 from mlbox.host.engines import Run, cdi
 from mlbox.host.engines.docker import Docker
 from mlbox.host.engines.podman import Podman, forgets
+from mlbox.host.handlers import session
 
 SPEC = Spec(image="x", runtime="podman")
 RUN = Run(
@@ -153,9 +154,28 @@ def test_the_engine_that_the_host_has(monkeypatch: pytest.MonkeyPatch, there: di
     for runtime in ("", "auto"):
         spec = Spec(image="x", runtime=runtime)
         if chosen in ENGINES:
-            assert engines.choose(spec, store.Store()) == chosen
+            assert engines.choose(spec, store.Store()) == engines.Choice(chosen, "abc")
         else:
             with pytest.raises(errors.HostUnready, match=chosen):
                 engines.choose(spec, store.Store())
-    assert engines.choose(Spec(image="x", runtime="podman"), store.Store()) == "podman"
-    assert engines.choose(Spec(), store.Store()) == "process"
+    assert engines.choose(Spec(image="x", runtime="podman"), store.Store()) == engines.Choice("podman")
+    assert engines.choose(Spec(), store.Store()) == engines.Choice("process")
+
+
+@pytest.mark.parametrize("runtime", ["", "auto", "docker"])
+def test_the_image_is_asked_once_at_a_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: str) -> None:
+    asked: list[str] = []
+
+    class Counted(Fake):
+        def identify(self, spec: Spec) -> str:
+            asked.append(spec.image)
+            return ""  # it is not here: asking again would not help
+
+        def storage(self) -> None:
+            return None
+
+    made: Any = lambda name, found: Counted("")  # noqa: E731
+    monkeypatch.setattr(engines, "by_name", made)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    assert session._engine(Spec(image="x", runtime=runtime), store.Store(tmp_path)) == ("docker", "")
+    assert asked == ["x"]

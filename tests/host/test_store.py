@@ -191,7 +191,8 @@ def test_events_fill_slots_in_their_order(log: Job) -> None:
 
 
 def test_an_event_that_is_not_legal_leaves_no_slot(log: Job) -> None:
-    assert not log.append("started", {})
+    with pytest.raises(OSError, match="its log is empty just now"):
+        log.append("started", {})
     log.append("submitted", {})
     log.append("failed", {})
     for event in ("finished", "failed", "claimed", "submitted", "nonsense"):

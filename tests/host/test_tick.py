@@ -28,7 +28,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
@@ -447,6 +447,46 @@ def test_a_living_keeper_whose_job_is_claimed_elsewhere_discards_its_end(box: Bo
     assert not job.boot_folder.exists() and not processes.marked(job.id)
 
 
+def fenced(box: Box, *jobs: Job) -> None:
+    """By a person at another host, who takes this one for gone."""
+    box.call(queue, do="pause", queue="default")  # otherwise it starts here again
+    elsewhere = store.Store(box.root)
+    elsewhere.host = "gpu2"
+    assert host_handler._fence(elsewhere, box.found.host) == [job.id for job in jobs]
+    assert box.running() == []  # nobody reckons with it
+    assert host_handler._fence(elsewhere, box.found.host) == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["its keeper lives", "its keeper was killed"])
+def test_a_fenced_host_that_is_back_ends_what_it_runs(box: Box, kept: bool) -> None:
+    job = box.sh("trap '' TERM; while :; do sleep 0.1; done", grace=0)
+    box.started(job)
+    fenced(box, job)
+    if not kept:
+        box.kill_keeper(job)
+    box.tick()
+    until(lambda: not box.is_live(job))
+    assert not processes.marked(job.id) and not job.boot_folder.exists()
+    assert (job.state().name, job.state().attempt, box.hints()) == ("lost", 1, [job.id])
+    box.call(queue, do="resume", queue="default")
+    box.tick()  # or that of the keeper that has just ended
+    assert box.wait(job, "started").attempt == 2
+    box.cancel(job)
+    box.end(job)
+    box.assert_nothing_leaks()
+
+
+def test_how_a_fenced_job_ended_counts_for_nothing(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
+    box.started(job)
+    fenced(box, job)
+    (tmp_path / "go").touch()
+    until(lambda: not box.is_live(job) and not job.boot_folder.exists())
+    assert (job.state().name, box.hints()) == ("lost", [job.id])
+    box.cancel(job)
+    box.assert_nothing_leaks()
+
+
 def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box) -> None:
     """The keeper dies in the moment after the runner's start: the lock is held since before it."""
     job = box.sh("sleep 0.5; exit 3")
@@ -540,6 +580,9 @@ def test_stale_hints_are_found_out_and_go(box: Box) -> None:
     (half.folder / "ev").mkdir(parents=True)
     good = box.sh("true")
     assert box.end(good).name == "finished"
+    waits = box.tick().waits or {}
+    assert box.hints() == [half.id] and "nothing is to be seen in its log" in waits[half.id]
+    shutil.rmtree(half.folder)
     box.tick()
     assert box.hints() == []
     assert gone.state().name == "cancelled"
@@ -636,12 +679,43 @@ def test_a_damaged_job_is_not_the_others_trouble(box: Box, damage: str) -> None:
     box.call(queue, do="resume", queue="default")
     box.tick()
     assert box.end(good).name == "finished"
-    box.tick()
-    assert box.hints() == []
+    waits = box.tick().waits or {}
+    assert box.hints() == ([bad.id] if damage == "log" else [])  # it could only be not seen yet
+    assert "nothing is to be seen in its log" in waits.get(bad.id, "") or damage != "log"
     if damage in ("spec", "spec is a fifo", "secret"):
         assert (bad.state().name, bad.state().facts["reason"]) == ("failed", "start")
         shown = {job["id"]: job for job in box.call(jobs_handler, ended=10)["jobs"]}[bad.id]
         assert shown["state"] == "failed" and f"{bad.id} has " in shown["why"]
+
+
+def test_jobs_that_can_t_be_started_take_nobody_s_room(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ask for all CPUs. In one tick, the good one behind them starts."""
+    box.call(queue, do="pause", queue="default")
+    cpus = {"cpus": view._cpus()}
+    bad = [box.submit("true", resources=cpus) for _ in range(3)]
+    homeless = box.submit("true", resources=cpus, name="homeless")
+    good = box.submit("true", resources=cpus)
+    late = box.submit("true", resources=cpus)
+    for job in bad:
+        (job.folder / "spec.json").write_text("{")
+    real = engines.choose
+
+    def choose(spec: Spec, found: store.Store) -> Any:
+        if spec.name == "homeless":
+            raise errors.HostUnready("no engine here")
+        return real(spec, found)
+
+    monkeypatch.setattr(engines, "choose", choose)
+    (box.root / "paused/default").unlink()
+    report = box.tick()
+    assert report.started == (good.id,)
+    assert set(report.waits or {}) == {homeless.id, late.id}
+    assert "no engine here" in (report.waits or {})[homeless.id]
+    assert {job.state().name for job in bad} == {"failed"}
+    box.end(good)
+    box.end(late)
+    box.cancel(homeless)
+    box.tick()
 
 
 def test_a_torn_claim_of_a_dead_process_is_stepped_over(box: Box) -> None:

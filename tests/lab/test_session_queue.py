@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 import urllib.error
 import urllib.request
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from labbox import SESSION_IMAGE, Attached, token
+from labkit.inventory import CODE_SERVER
 from notebook import Notebook
 from queuelab import Lab
+from vsix import extension
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
@@ -85,3 +88,15 @@ def test_a_colleague_joins_it_by_its_owner_s_word(lab: Lab) -> None:
     theirs.wait_for("of yours, or shared with you, is running")
     assert theirs.process.wait(60) == 0
     shutil.rmtree(short, ignore_errors=True)
+
+
+def test_its_extension_files_come_along(lab: Lab, tmp_path: Path) -> None:
+    file = extension(tmp_path / "tiny-0.0.7.vsix")
+    sources = ("--sources", "/share/sources", "--vscode-version", CODE_SERVER)
+    words = ("--gpus", "0", "--image", SESSION_IMAGE, *sources, "--vscode-extensions", str(file), "--name", "tinied")
+    lab.run("session", "--queue", "default", *words, "--detach", timeout=300)
+    config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
+    argv = ("ssh", "-F", config, "-o", "BatchMode=yes", "tinied", "ls /opt/mlbox/extensions")
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert "mlbox-lab.tiny-0.0.7" in done.stdout, done
+    lab.run("session", "shutdown", "tinied")

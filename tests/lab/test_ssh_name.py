@@ -287,3 +287,27 @@ def test_a_session_that_moved_to_another_host(lab: Laptop) -> None:
         assert json.loads(place.read_text())["host"] == "gpu2"
         assert known.read_text().split()[0] == first.split()[0] and known.read_text() != first
         assert shell.said("ssh", "nomad", "echo there") == "there"
+
+
+@pytest.mark.hosts("gpu1", "gpu2")
+def test_a_host_that_was_only_cut_off_ends_what_moved_on(lab: Laptop) -> None:
+    """It was fenced, its session went to another; then it is back with all that ran: that ends, and its GPU is free."""
+    lab.run("host", "drain", "gpu2")
+    words = ("session", "--queue", "default", *BARE, "--gpus", "1", "--name", "nomad", "--detach", "--json")
+    session = lab.run(*words).json()
+    assert isinstance(session, dict) and session["host"] == "gpu1"
+    lab.run("host", "resume", "gpu2")
+    with without_network("gpu1"):
+        lab.run("host", "fence", "gpu1", "-y", "--host", "gpu2")
+        lab.run("queue", "process", "--host", "gpu2")
+        awaited(lambda: [s["state"] for s in lab.sessions("gpu2")] == ["started"])
+    ours = f"docker ps -q --filter label=mlbox.session={session['id']}"
+    assert as_root("gpu1", "sh", "-c", ours)
+    awaited(lambda: lab.sessions("gpu1") == [] and not as_root("gpu1", "sh", "-c", ours))
+    awaited(
+        lambda: as_root("gpu1", "sh", "-c", f"ls /tmp/mlbox-1001 | grep {session['id'][-8:].lower()} || true") == ""
+    )
+    status = lab.run("status", "gpu1", "--json").json()
+    assert isinstance(status, list) and not any(gpu["holder"] for gpu in status[0]["gpus"])
+    assert [s["state"] for s in lab.sessions("gpu2")] == ["started"]
+    lab.run("session", "shutdown", "nomad", "--host", "gpu2")

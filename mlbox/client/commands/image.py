@@ -14,13 +14,16 @@ from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
 
 Json = dict[str, Any]
 Replies = dict[str, "Json | errors.MlboxError"]
-_TITLES = {"layer": "layer", "environment": "environment", "code": "code of jobs", "program": "mlbox itself"}
+_TITLES = {
+    "layer": "layer", "environment": "environment", "code": "code of jobs", "release": "VS Code",
+    "program": "mlbox itself",
+}  # fmt: skip
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        description="Layers that mlbox added to images, environments without a container, code of jobs, and mlbox's "
-        "own files, on each HOST (default: those configured or seen before)."
+        description="Layers that mlbox added to images, environments without a container, code of jobs, archives of "
+        "VS Code's server, and mlbox's own files, on each HOST (default: those configured or seen before)."
     )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (("list", "what there is, its size and last use"), ("prune", "remove what nothing uses")):

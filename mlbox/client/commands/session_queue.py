@@ -45,7 +45,7 @@ def _await(entry: Host, job: Json) -> Json:
         progress.keep(f"{job['name']} is in line (job {job['id']})")
 
         def on_progress(facts: Json) -> None:
-            progress.say(str(facts.get("why") or facts.get("state", "")))
+            progress.say(str(facts.get("why") or facts.get("text") or facts.get("state", "")))
 
         try:
             found = entry.call("wait", {"job": job["id"]}, on_progress)

@@ -48,7 +48,9 @@ def parser(make: Any) -> argparse.ArgumentParser:
     need.add_argument("--time-limit", metavar="4h", help="after which it is ended (default: the queue's)")
     policy = made.add_argument_group("when and how")
     policy.add_argument("--queue", metavar="Q", help="default: default")
-    policy.add_argument("--priority", type=int, metavar="N", help="higher goes first (default: 0)")
+    policy.add_argument(
+        "--priority", type=int, metavar="N", help="of your own, higher goes first; below 0, others pass (default: 0)"
+    )
     policy.add_argument("--after", action="append", metavar="ID", help="wait until that job has succeeded; repeat")
     policy.add_argument("--after-any", action="append", metavar="ID", help="wait until that job has ended; repeat")
     policy.add_argument("--array", metavar="N[%M]", help="N jobs that differ in $MLBOX_ARRAY_INDEX; M at once")

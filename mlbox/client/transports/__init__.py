@@ -37,6 +37,9 @@ class Channel(Protocol):
     def errors(self) -> str:
         """Its error output, complete after wait()."""
 
+    def stop(self) -> None:
+        """From another thread: a `read` that waits comes to its end. `kill` is still to be called."""
+
     def kill(self) -> None: ...
 
 

@@ -50,6 +50,9 @@ class Child:
         self._stderr.seek(0)
         return self._stderr.read()[-16384:].decode(errors="replace")
 
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)

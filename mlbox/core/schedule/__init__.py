@@ -1,8 +1,8 @@
 """What one host starts now, and why the rest waits: `plan(view, now)`, a pure function.
 
-    order     the host's queues in their order; priority; then users in turn, job by job, those who used less
-              first, each user's by rank and id. Another user's job that comes first keeps what it needs free for
-              that user's own tick, and is never started by us
+    order     the host's queues in their order; priority (among users, as far as lab.yaml lets them raise it); then
+              users in turn, job by job, those who used less first, each user's by priority, rank and id. Another
+              user's job that comes first keeps what it needs free for that user's own tick, and is never started by us
     back-fill EASY: the first job that has to wait for room (and is to wait here: `reserved_here`) gets the
               earliest time when time limits let it start, and GPUs; a job behind it starts only if it
               ends by then or stays off those. A job without time limit is endless. Where no end is known,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlbox.core.schedule.line import plan
     from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
     from mlbox.core.schedule.startable import Startable
-    from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting
+    from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting, running
     from mlbox.core.schedule.words import short
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "plan",
     "reservation_host",
     "reserved_on",
+    "running",
     "short",
 ]
 # Each is imported when it is asked for: whoever only names a job's place in line plans nothing.

@@ -64,7 +64,8 @@ class _Work:
         if full or (greedy and not asked.gpu_share):
             return self._wait(job, full or greedy, in_line=False)
         barred = frozenset(g.uuid for g in self._room.cards if greedy and g.uuid not in held)
-        key = (job.queue, asked, here)  # in a queue, nobody has more priority than those before
+        # In a queue, nobody has more priority than those before; a user may, over that user's own jobs only.
+        key = (job.queue, asked, here, job.owner if self._rule(job).preempts else "")
         if barred or key not in self._stuck:
             found = self._find(job, barred)
             if found is not None:
@@ -154,11 +155,15 @@ class _Work:
 
     def _yields(self, run: Running, job: Waiting) -> bool:
         """Less priority, and behind the job in the line too: it would start again before the job otherwise."""
-        queues, line = self._view.lab.queues, self._view.host.queues
+        lab, line = self._view.lab, self._view.host.queues
+        queues = lab.queues
         if run.queue not in queues or not queues[run.queue].preemptible:
             return False
         behind = run.queue not in line or line.index(run.queue) >= line.index(job.queue)
-        return behind and (queues[run.queue].priority, run.priority) < (self._rule(job).priority, job.priority)
+        of_one = run.owner == job.owner
+        theirs = run.priority if of_one else lab.priority(run.owner, run.priority)
+        ours = job.priority if of_one else lab.priority(job.owner, job.priority)
+        return behind and (queues[run.queue].priority, theirs) < (self._rule(job).priority, ours)
 
     def _worth(self, run: Running, asked: Resources) -> float:
         """How much of what the job lacks would come free: 1 is all of its GPUs, or of its CPUs, or memory."""

@@ -12,14 +12,14 @@ from mlbox.core.schedule.view import View, Waiting
 
 
 def in_order(jobs: Iterable[Waiting], view: View, now: float) -> list[Waiting]:
-    """Who goes first, of jobs in queues that the host serves. A rank counts among its owner's jobs only: whoever moves
-    a job to the top passes nobody else's."""
+    """Who goes first, of jobs in queues that the host serves. A rank counts among its owner's jobs only, and so does a
+    priority beyond what the lab allows that user: whoever moves a job to the top passes nobody else's."""
     places = {name: number for number, name in enumerate(view.host.queues)}
     usage = used(view, now)
     turns: Counter[tuple[object, str]] = Counter()
     line = []
-    for job in sorted(jobs, key=lambda job: (job.rank, job.id)):
-        group = (places[job.queue], -job.priority)
+    for job in sorted(jobs, key=lambda job: (-job.priority, job.rank, job.id)):
+        group = (places[job.queue], -view.lab.priority(job.owner, job.priority))
         turns[group, job.owner] += 1
         line.append(((group, turns[group, job.owner], usage[job.owner], job.id), job))
     return [job for _, job in sorted(line, key=lambda pair: pair[0])]

@@ -75,6 +75,15 @@ class Start:
     time_limit: int  # s, by request and queue; 0: none
 
 
+def running(job: Waiting, start: Start, host: str, now: float) -> Running:
+    """As the job stands there from its start on."""
+    asked = job.resources
+    return Running(
+        job.id, job.owner, host, job.queue, start.gpus, start.share, asked.cpus, asked.memory, job.priority, now,
+        start.time_limit, job.array, kind=job.kind,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be done; each waiting job is in `start`, in `fail` or in `waits`."""

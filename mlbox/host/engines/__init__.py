@@ -131,18 +131,25 @@ def present() -> list[str]:
     return [name for name in _FILES if name == "process" or shutil.which(name)]
 
 
-def choose(spec: Spec, found: store.Store) -> str:
-    """The name of the engine for a spec that leaves it open: Docker if its user may use it, or podman; without an
-    image none is needed. Raises HostUnready where an image has nothing to run in."""
+@dataclass(frozen=True)
+class Choice:
+    """`identity`: as the engine had it when it was chosen by that; None where it was not asked."""
+
+    name: str
+    identity: str | None = None
+
+
+def choose(spec: Spec, found: store.Store) -> Choice:
+    """The engine for a spec that leaves it open: Docker if its user may use it, or podman; without an image none is
+    needed. Raises HostUnready where an image has nothing to run in."""
     if spec.runtime not in ("", "auto"):
-        return spec.runtime
+        return Choice(spec.runtime)
     if not spec.image:
-        return "process"
+        return Choice("process")
     problems = []
     for name in (name for name in ENGINES if name in present()):
         try:
-            by_name(name, found).identify(spec)
-            return name
+            return Choice(name, by_name(name, found).identify(spec))
         except errors.HostUnready as error:
             problems.append(error)
     if problems:

@@ -4,7 +4,6 @@ its reverse tunnels end (add, meet, remove)."""
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Any
 
@@ -135,7 +134,7 @@ _OTHERS = {"fence": _requeue, "add": _add, "meet": _meet, "place": _place, "remo
 def _fence(found: store.Store, name: str) -> list[str]:
     """`name` is gone for good, says a person: this user's jobs there are in line again, whatever it was doing.
 
-    Should it come back all the same, it finds the later claim, ends its container and counts for nothing."""
+    Should it come back all the same, it finds its marks fenced, ends what it runs, and that counts for nothing."""
     if name == found.host:
         raise errors.Refused(f"{name} is the host that answers this, so it is not gone", "mlbox host drain")
     requeued = []
@@ -143,6 +142,8 @@ def _fence(found: store.Store, name: str) -> list[str]:
         if not ids.is_ulid(id_):
             continue
         job = found.job(id_)
+        if found.is_fenced(job, name):
+            continue
         job.log().fence(name)
         spec, state = job.spec(), job.state()
         if state.running and state.facts.get("host") == name:
@@ -153,7 +154,7 @@ def _fence(found: store.Store, name: str) -> list[str]:
         if state.waiting:
             ready.publish(found, waiting(job.id, job.owner, spec, state))
             requeued.append(job.id)
-        os.unlink(found.on(name) / "live" / id_)
+        found.mark_fenced(job, name)
         if not state.live:
             attempts.settle(found, job, spec)
     return requeued

@@ -108,12 +108,13 @@ def _gpus(spec: Spec) -> list[gpu.Gpu]:
 
 def _engine(spec: Spec, found: store.Store) -> tuple[str, str]:
     """Its name, and the identity of the image there."""
-    name = engines.choose(spec, found)
-    engine = engines.by_name(name, found)
-    identity, storage = engine.identify(spec), engine.storage()
+    chosen = engines.choose(spec, found)
+    engine = engines.by_name(chosen.name, found)
+    identity = engine.identify(spec) if chosen.identity is None else chosen.identity
+    storage = engine.storage()
     if storage is not None and os.path.exists(storage):
         _enough(storage)
-    return name, identity
+    return chosen.name, identity
 
 
 def _space(found: store.Store) -> None:
@@ -204,6 +205,8 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
     job = found.job(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)))
     keeper_lock = None
     try:
+        found.open_users()
+        found.mark_making(job)
         found.reserve(job)
         keeper_lock = keeping.lock(job)
         assert keeper_lock is not None  # nobody else knows of it
@@ -215,10 +218,14 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
         job.append("claimed", {"at": time.time(), **claim})
     except (OSError, slots.Unsettled) as error:
         found.forget(job)
+        with contextlib.suppress(OSError):  # the next sweep finds nothing to be made
+            found.unmark_making(job)
         if keeper_lock is not None:
             os.close(keeper_lock)
         lease.drop(held)
         raise errors.HostUnready(f"the session's folder can't be written: {error}", "is the disk full?") from None
+    with contextlib.suppress(OSError):  # it is found among the live ones
+        found.unmark_making(job)
     return job, keeper_lock
 
 

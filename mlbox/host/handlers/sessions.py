@@ -61,7 +61,8 @@ def out_of_reach(found: store.Store) -> list[Json]:
 
 
 def _live(found: store.Store, host: str) -> list[str]:
-    return [name for name in view.names(found.on(host) / "live") if ids.is_ulid(name)]
+    names = [name for name in view.names(found.on(host) / "live") if ids.is_ulid(name)]
+    return [name for name in names if not found.is_fenced(found.job(name), host)]
 
 
 def _tunnel_trouble(job: Job) -> Json:

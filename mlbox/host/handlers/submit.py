@@ -33,7 +33,7 @@ def run(call: Call) -> Json:
     rules = lab.rules(found)
     spec = replace(spec, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
     hosts = _check(found, rules, spec)
-    made = _submit_with(found, spec, count, call.args.get("code", ""))
+    made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
     report = tick.run(found)
     started = [job.id for job in made if job.id in report.started]
     waits = {job.id: (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
@@ -54,8 +54,6 @@ def _root(call: Call, found: store.Store) -> None:
 
 def _named(spec: JobSpec) -> JobSpec:
     work = spec.work
-    if spec.session and work.extension_files:
-        raise errors.Usage("a session in a queue takes no .vsix files", "name the extensions, or a HOST")
     runtime = work.runtime or ("auto" if work.image else "process")  # auto: as the host that claims it will have it
     name = work.name or text.pet_name(int.from_bytes(os.urandom(4), "big"))
     return replace(spec, work=replace(work, runtime=runtime, name=name))
@@ -93,15 +91,28 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
         why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + "; ".join(reasons[:3])
         raise errors.Refused(why, hint)
     if not fits(spec.resources, here):
-        engines.by_name(engines.choose(spec.work, found), found).identify(spec.work)
+        chosen = engines.choose(spec.work, found)
+        if chosen.identity is None:
+            engines.by_name(chosen.name, found).identify(spec.work)
     return hosts
 
 
-def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: str) -> list[Job]:
+def _archive(spec: JobSpec, packed: str) -> bytes:
+    """What goes along: the code of a job, the .vsix files of a session."""
+    try:
+        if not spec.session:
+            return base64.b64decode(packed)
+        files = {name: base64.b64decode(content) for name, content in spec.work.extension_files.items()}
+    except ValueError:
+        raise errors.Usage("the code, or a .vsix file, did not arrive as it was sent", "the same again") from None
+    return code.pack(files) if files else b""
+
+
+def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: bytes) -> list[Job]:
     if not archive:
         return _submit_all(found, spec, count)
     with code.keeping(found):
-        return _submit_all(found, replace(spec, code=code.keep(found, base64.b64decode(archive))), count)
+        return _submit_all(found, replace(spec, code=code.keep(found, archive)), count)
 
 
 def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[Job]:

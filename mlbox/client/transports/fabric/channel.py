@@ -120,6 +120,10 @@ class Channel:
             return "a signal ended the command"
         return self._connection.why or "the connection ended"
 
+    def stop(self) -> None:
+        with contextlib.suppress(Exception):
+            self._channel.close()
+
     def kill(self) -> None:
         with self._lock:
             if self._killed:

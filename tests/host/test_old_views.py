@@ -1,0 +1,132 @@
+"""A waiting job is always found again: no hint of one goes, however old what a tick sees of its log."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory import Direct, Share
+from queuebox import Box, until
+
+from mlbox import errors
+from mlbox.core.hints import waiting
+from mlbox.core.log import follow
+from mlbox.core.schedule import Start
+from mlbox.core.slots import Writer
+from mlbox.host import claim, slots, tick
+from mlbox.host.handlers import queue
+from mlbox.host.job import Job
+
+ELSEWHERE = Writer("gpu9", "boot", 1, "1")
+SUBMITTED, CLAIMED = {"event": "submitted"}, {"event": "claimed", "host": "gpu9", "attempt": 1}
+LOGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "waits": (SUBMITTED,),
+    "waits again": (SUBMITTED, CLAIMED, {"event": "lost"}),
+    "waits for the third time": (SUBMITTED, CLAIMED, {"event": "lost"}, {**CLAIMED, "attempt": 2}, {"event": "retry"}),
+    "runs": (SUBMITTED, CLAIMED),
+    "has ended": (SUBMITTED, CLAIMED, {"event": "finished"}),
+}
+
+
+class Behind(Direct):
+    """What was changed in the last `age` steps is not seen yet."""
+
+    def __init__(self, share: Share, age: int) -> None:
+        super().__init__(share)
+        self.age = age
+
+
+def append(share: Share, event: dict[str, Any]) -> None:
+    slots.Log(Path("ev"), Direct(share)).append(lambda events: follow(events, event), ELSEWHERE)
+
+
+@pytest.mark.parametrize("has_old_listings", [True, False], ids=["as sshfs", "as NFS"])
+@pytest.mark.parametrize("log", LOGS)
+def test_the_hint_of_a_job_goes_with_its_end_only(
+    box: Box, monkeypatch: pytest.MonkeyPatch, log: str, has_old_listings: bool
+) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    share = Share()
+    share.has_old_listings = has_old_listings
+    for event in LOGS[log]:
+        append(share, event)
+    place = waiting(job.id, job.owner, job.spec(), job.state())
+    for age in reversed(range(len(share.past))):
+        monkeypatch.setattr(Job, "log", lambda made, age=age: slots.Log(Path("ev"), Behind(share, age)))
+        claim.stale(box.found, job, place)
+        assert box.hints() == [job.id] or (log == "has ended" and job.state().name == "finished")
+    assert box.hints() == ([] if log == "has ended" else [job.id])
+
+
+def test_a_log_that_reads_as_empty_is_waited_for(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host has submitted it, and this one's client shows the folder as it was before."""
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    with monkeypatch.context() as behind:
+        behind.setattr(Job, "events", lambda made: [])
+        with pytest.raises(errors.MlboxError, match="nothing is to be seen in its log"):
+            claim.start(
+                box.found,
+                waiting(job.id, job.owner, job.spec(), job.state()),
+                Start(job.id, (), 0, 0),
+                None,
+                tick.again,
+            )
+        (box.root / "paused/default").unlink()
+        report = box.tick()
+        assert report.started == () and "nothing is to be seen" in (report.waits or {})[job.id]
+    assert job.spec().command == ("true",)
+    assert box.tick().started == (job.id,)
+    assert box.end(job).name == "finished"
+    again = box.submit("true")
+    box.end(again)
+    box.assert_nothing_leaks()
+
+
+@contextmanager
+def unseen(job: Job) -> Iterator[None]:
+    """Its log is as empty as a mount that has just come back may show it."""
+    kept = job.folder / "ev.kept"
+    (job.folder / "ev").rename(kept)
+    (job.folder / "ev").mkdir()
+    yield
+    (job.folder / "ev").rmdir()
+    kept.rename(job.folder / "ev")
+
+
+def test_an_end_waits_for_a_log_that_reads_as_empty(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done")
+    box.started(job)
+    with unseen(job):
+        (tmp_path / "go").touch()
+        until(lambda: "not on record yet" in box.keeper_log(job))
+        assert box.is_live(job)
+    assert box.end(job).name == "finished"
+    box.assert_nothing_leaks()
+
+
+def test_a_sweep_ends_nothing_whose_log_reads_as_empty(box: Box, tmp_path: Path) -> None:
+    job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done")
+    box.started(job)
+    box.kill_keeper(job)
+    with unseen(job):
+        box.tick()
+        assert box.is_live(job) and job.boot_folder.exists()
+    box.tick()
+    (tmp_path / "go").touch()
+    assert box.end(job).name == "finished"
+    box.assert_nothing_leaks()
+
+
+def test_a_job_that_was_removed_is_not_waited_for(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    shutil.rmtree(job.folder)
+    (box.root / "paused/default").unlink()
+    assert box.tick().started == ()
+    assert box.hints() == [] and not job.folder.exists()

@@ -1,0 +1,74 @@
+"""A session that waits in a queue brings what it was submitted with."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from queuebox import Box
+
+from mlbox import errors
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
+from mlbox.core.session import Spec
+from mlbox.host import keeper, stored
+from mlbox.host.handlers import submit
+from mlbox.host.job import Job
+
+CONTENT = {"one.vsix": b"\0\xff" * 5000, "two.vsix": b""}
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the keeper of a session was to prepare; there it ends."""
+    path = tmp_path / "prepared.json"
+
+    def prepare(engine: object, job: Job, spec: Spec, *rest: object) -> None:
+        path.write_text(
+            json.dumps({"files": dict(spec.extension_files), "left": (job.boot_folder / "extensions").exists()})
+        )
+        raise errors.StartFailed("enough seen")
+
+    monkeypatch.setattr(keeper, "prepare", prepare)
+    return path
+
+
+def in_line(box: Box, files: dict[str, str]) -> Job:
+    work = Spec(runtime="process", gpus="0", extension_files=files)
+    spec = JobSpec(work=work, resources=Resources(gpus="0", cpus=0)).to_wire()
+    job = box.found.job(box.call(submit, spec=json.loads(json.dumps(spec)))["jobs"][0]["id"])
+    box.jobs.append(job)
+    return job
+
+
+def test_its_extensions_wait_with_it(box: Box, prepared: Path) -> None:
+    (box.root / "paused").mkdir()
+    (box.root / "paused/default").write_text("{}")
+    job = in_line(box, {name: base64.b64encode(content).decode() for name, content in CONTENT.items()})
+    things = [thing for thing in stored.everything(box.found) if thing.kind == "code"]
+    assert [(thing.name, thing.stays) for thing in things] == [(job.spec().code, "a job needs it")]
+    (box.root / "paused/default").unlink()
+    box.tick()
+    assert box.wait(job, "failed").facts["why"] == "enough seen"
+    seen = json.loads(prepared.read_text())
+    assert {name: base64.b64decode(content) for name, content in seen["files"].items()} == CONTENT
+    assert not seen["left"]
+
+
+def test_extensions_that_are_gone_are_said(box: Box, prepared: Path) -> None:
+    (box.root / "paused").mkdir()
+    (box.root / "paused/default").write_text("{}")
+    job = in_line(box, {"one.vsix": "eA=="})
+    (box.found.own() / f"code/{job.spec().code}.tgz").unlink()
+    (box.root / "paused/default").unlink()
+    box.tick()
+    assert "the job's code is gone" in box.wait(job, "failed").facts["why"]
+    assert not prepared.exists()
+
+
+def test_what_is_no_base64_is_refused(box: Box) -> None:
+    with pytest.raises(errors.Usage, match="did not arrive as it was sent"):
+        in_line(box, {"one.vsix": "x"})
+    assert box.hints() == []

@@ -1,0 +1,93 @@
+"""A session's start that is cut short leaves nothing for good, and one that is under way is left alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlbox.core import ids
+from mlbox.core.session import Spec
+from mlbox.host import keeping, store
+from mlbox.host.handlers import session
+from mlbox.host.job import Job
+from mlbox.host.sweep import sweep
+
+SPEC = Spec(name="kind-otter", runtime="process")
+STEPS = (
+    (store.Store, "reserve"), (keeping, "lock"), (store.Store, "create"), (store.Store, "mark_live"),
+    (Job, "append"), (store.Store, "unmark_making"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> store.Store:
+    return store.Store(tmp_path / "root")
+
+
+def start_and_die(found: store.Store, place: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that is killed right before, or right `after`, this step."""
+    real = getattr(place, name)
+
+    def killed(*arguments: Any, **words: Any) -> None:
+        if after:
+            real(*arguments, **words)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(place, name, killed)
+        session._create(found, SPEC, {})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.fixture
+def job(found: store.Store, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The one that comes to be."""
+    known = ids.ulid(int(time.time() * 1000), secrets.token_bytes(10))
+    monkeypatch.setattr(ids, "ulid", lambda *_: known)
+    return found.job(known)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("place", "name"), STEPS, ids=[name for _, name in STEPS])
+def test_a_killed_start_is_swept(
+    found: store.Store, job: Job, place: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_and_die(found, place, name, after, monkeypatch)
+    assert not sweep(found)
+    assert not job.boot_folder.exists()
+    assert not list(found.making.iterdir()) and not found.live_jobs()
+    assert not job.folder.exists() or job.state().name == "failed"  # never one that nobody would end
+
+
+def test_a_start_under_way_is_left_alone(found: store.Store, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another call sweeps at its every step."""
+    for place, name in STEPS:
+        real = getattr(place, name)
+
+        def swept(*arguments: Any, real: Any = real, **words: Any) -> Any:
+            child = os.fork()
+            if not child:
+                monkeypatch.undo()
+                sweep(found)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            return real(*arguments, **words)
+
+        monkeypatch.setattr(place, name, swept)
+    made, lock = session._create(found, SPEC, {})
+    monkeypatch.undo()
+    try:
+        assert made == job
+        assert job.state().name == "claimed" and job.boot_folder.exists() and keeping.lives(job)
+    finally:
+        os.close(lock)
+    assert not sweep(found)  # nobody keeps it
+    assert not job.boot_folder.exists()

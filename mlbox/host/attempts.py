@@ -21,6 +21,7 @@ from mlbox.host.job import Job
 
 _PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)
 _PAUSE = 5.0
+_ENGINE_FAILED = 125  # how `docker run` and `podman run` end of themselves: no such command, no answer, killed under it
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,17 @@ def outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
     record = files.read_json(attempt.job.boot_folder / "exit.json")
     if not isinstance(record, dict):
         return Outcome(lost="its runner was killed")
-    oom = bool(record.get("oom")) or (record.get("exit") == 137 and engine.out_of_memory(attempt.job.id))
-    code_ = int(record.get("exit", 0))
-    by_signal = code_ - 128 if attempt.spec.work.runtime != "process" and 128 < code_ < 160 else 0
-    number = int(record.get("signal", 0)) or by_signal
-    return Outcome(code_, number, oom, stopped=bool(record.get("stopped")))
+    code_, oom, stopped = int(record.get("exit", 0)), bool(record.get("oom")), bool(record.get("stopped"))
+    number = int(record.get("signal", 0))
+    if attempt.spec.work.runtime != "process":
+        seen, for_memory = engine.ending(attempt.job.id) if code_ in (_ENGINE_FAILED, 137) else (code_, False)
+        if code_ == _ENGINE_FAILED != seen and not stopped:  # the job's own 125 is the container's, too
+            return Outcome(
+                lost=f"{attempt.spec.work.runtime} did not start it, or ended under it; its output says more"
+            )
+        oom = oom or for_memory
+        number = number or (code_ - 128 if 128 < code_ < 160 else 0)
+    return Outcome(code_, number, oom, stopped=stopped)
 
 
 def finish(attempt: Attempt, outcome: Outcome) -> None:

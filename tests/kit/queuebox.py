@@ -226,8 +226,13 @@ def _lives(pid: int) -> bool:
 
 
 def _signed(path: Path) -> int:
-    """Who that is, once it has said so."""
-    until(lambda: isinstance(files.read_json(path), dict))
+    """Who that is, once it has said so; one that was killed before it may have signed there, too."""
+
+    def living() -> bool:
+        known = files.read_json(path)
+        return isinstance(known, dict) and processes.started(known["pid"]) == known["started"]
+
+    until(living)
     return int(files.read_json(path)["pid"])
 
 

@@ -68,6 +68,26 @@ def test_cancel_ends_the_whole_container(lab: Lab) -> None:
     assert lab.run("cancel", job).out.endswith("had ended already: cancelled\n")
 
 
+_NEW_ENGINE = """
+kill -9 $(pidof dockerd); rm -f /var/run/docker.pid
+setsid dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
+until docker version >/dev/null 2>&1; do sleep 0.2; done
+"""
+
+
+def test_a_job_whose_engine_dies_is_lost_and_runs_again(lab: Lab) -> None:
+    """`docker run` ends with 125 then, and so does a job that chooses to."""
+    in_docker = ("--on", "gpu2", "--image", PYTHON_IMAGE, "--", "sh", "-c")
+    own = lab.one(*in_docker, "exit 125")
+    assert lab.until(own, "failed")["why"] == "exit code 125"
+    job = lab.one(*in_docker, "echo up; [ $MLBOX_ATTEMPT = 2 ] || sleep 1000")
+    awaited(lambda: "up" in lab.output(job))
+    as_root("gpu2", "bash", "-c", _NEW_ENGINE)
+    lab.until(job, "finished")
+    lost = next(event for event in lab.show(job)["events"] if event["event"] == "lost")
+    assert "docker did not start it, or failed while it ran" in lost["why"]
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

@@ -97,8 +97,9 @@ class Engine(Protocol):
         """The command whose process is the job's: it ends with the job's exit code, and passes SIGTERM on. What is in
         `run.env` gets to the job by a file of its boot folder, or by the command's own environment."""
 
-    def out_of_memory(self, session: str) -> bool:
-        """Whether the engine says that it ended for want of memory. Before `remove`."""
+    def ending(self, session: str) -> tuple[int | None, bool]:
+        """What the engine itself saw of its end: the exit code (None: nothing), and whether it was for want of memory.
+        Before `remove`. Raises HostUnready where the engine does not say."""
 
     def remove(self, session: str, grace: float) -> None:
         """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return.

@@ -232,10 +232,13 @@ class Container:
             argv += ["-v", f"{mount.source}:{mount.target}" + (":ro" if mount.read_only else "")]
         return (*argv, *run.engine_args, "--entrypoint", run.argv[0], run.image, *run.argv[1:])
 
-    def out_of_memory(self, session: str) -> bool:
-        found = self._containers(session)
-        _, out, _ = self.ask("inspect", "--format", "{{.State.OOMKilled}}", *found) if found else (0, "", "")
-        return "true" in out.split()
+    def ending(self, session: str) -> tuple[int | None, bool]:
+        seen = "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"
+        for container in self._containers(session):
+            _, out, _ = self.ask("inspect", "--format", seen, container)
+            status, code, oom = (out.split() or ["", "", ""])[:3]
+            return (int(code) if status == "exited" else None), oom == "true"
+        return None, False
 
     def remove(self, session: str, grace: float) -> None:
         found = self._containers(session)

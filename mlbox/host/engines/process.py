@@ -120,8 +120,8 @@ class Process:
     def batch(self, run: Run) -> tuple[str, ...]:
         return run.argv
 
-    def out_of_memory(self, session: str) -> bool:
-        return False  # its runner looks at the kernel's counter (host/attempt.py)
+    def ending(self, session: str) -> tuple[int | None, bool]:
+        return None, False  # its runner sees the end, and looks at the kernel's counter (host/attempt.py)
 
     def remove(self, session: str, grace: float) -> None:
         """SIGTERM lets the guest end its services in order; SIGKILL ends what is left, orphans too."""

@@ -64,9 +64,7 @@ def outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
     if attempt.spec.work.runtime != "process":
         seen, for_memory = engine.ending(attempt.job.id) if code_ in (_ENGINE_FAILED, 137) else (code_, False)
         if code_ == _ENGINE_FAILED != seen and not stopped:  # the job's own 125 is the container's, too
-            return Outcome(
-                lost=f"{attempt.spec.work.runtime} did not start it, or ended under it; its output says more"
-            )
+            return Outcome(lost=f"{attempt.spec.work.runtime} did not start it, or failed while it ran (its output)")
         oom = oom or for_memory
         number = number or (code_ - 128 if 128 < code_ < 160 else 0)
     return Outcome(code_, number, oom, stopped=stopped)

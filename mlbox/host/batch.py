@@ -15,11 +15,12 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from mlbox import errors
 from mlbox.core.job import JobSpec
@@ -33,6 +34,9 @@ from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Cancelled, Signals
 
 Json = dict[str, Any]
+T = TypeVar("T")
+_PATIENCE = 600.0  # s that an end waits for an engine that does not answer; then it is a later tick's (`rescue`)
+_PAUSE = 2.0
 
 
 class Batch:
@@ -157,7 +161,8 @@ class Batch:
             timeout = not Cancel((self.signals.stop_r,)).wait(0)
             keeping.tell_process(self.attempt.runs, self.attempt.runner_pid, "runner")
             Cancel((done_r,)).wait(None)
-        self._end(replace(attempts.outcome(self.attempt, self.engine), timeout=timeout))
+        outcome = self._patiently(lambda: attempts.outcome(self.attempt, self.engine))
+        self._end(replace(outcome, timeout=timeout))
 
     def adopt(self, state: State, elapsed: float) -> None:
         """Take over from a killed keeper."""
@@ -169,10 +174,22 @@ class Batch:
 
     def _end(self, outcome: Outcome) -> None:
         """The leases are held until nothing is left that could use the GPUs, and not while a hung share is awaited."""
-        self.engine.remove(self.job.id, 0)
+        self._patiently(lambda: self.engine.remove(self.job.id, 0))
         lease.drop(self._leases)
         attempts.finish(self.attempt, outcome)
         self.attempt.after()
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """The engine may be away for a while (restarted, switched off), and what it ran may run on."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return ask()
+            except errors.HostUnready as error:
+                if time.monotonic() > deadline:
+                    raise
+                print(f"the engine is asked again in a moment: {error}", file=sys.stderr)
+                time.sleep(_PAUSE)
 
 
 def _uptime() -> float:

@@ -172,7 +172,7 @@ def test_a_session_works_and_is_seen(lab: Lab, session: Attached) -> None:
     assert (listed["host"], listed["via"], listed["trouble"]) == (WS, VIA, {})
     told = lab.run("status").out
     assert re.search(r"^ws  1 of 2 GPUs free · seen .* ago, by reverse tunnel through gpu1$", told, re.M), told
-    assert "session far  started on GPU 1" in told
+    assert "session far  running on GPU 1" in told
     assert f"{id_}  on ws" in lab.run("session", "info", "far").out
 
 

@@ -1,0 +1,42 @@
+"""How an attempt ended: by its runner's record, and where that is not enough by what its engine saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlbox.core.verdict import Outcome
+from mlbox.host import attempts
+
+LOST = Outcome(lost="docker did not start it, or failed while it ran (its output)")
+
+
+@pytest.mark.parametrize(
+    ("record", "seen", "outcome"),
+    [
+        ({"exit": 125}, (125, False), Outcome(125)),  # the job's own
+        ({"exit": 125}, (137, False), LOST),  # the daemon was killed, and the container with it
+        ({"exit": 125}, (None, False), LOST),  # it never ran, or its engine knows nothing of it any more
+        ({"exit": 125, "stopped": True}, (137, False), Outcome(125, stopped=True)),
+        ({"exit": 137}, (137, True), Outcome(137, 9, oom=True)),
+        ({"exit": 137}, (137, False), Outcome(137, 9)),
+        ({"exit": 3}, None, Outcome(3)),  # the engine is not asked
+    ],
+)
+def test_docker_run_s_own_failure_is_not_the_job_s(
+    tmp_path: Path, record: dict[str, Any], seen: tuple[int | None, bool] | None, outcome: Outcome
+) -> None:
+    (tmp_path / "exit.json").write_text(json.dumps({"signal": 0, **record}))
+    job = SimpleNamespace(boot_folder=tmp_path, id="01ARYZ6S41TSV4RRFFQ69G5FAV")
+    attempt: Any = SimpleNamespace(job=job, spec=SimpleNamespace(work=SimpleNamespace(runtime="docker")))
+
+    def ending(session: str) -> tuple[int | None, bool]:
+        assert seen is not None and session == job.id
+        return seen
+
+    engine: Any = SimpleNamespace(ending=ending)
+    assert attempts.outcome(attempt, engine) == outcome

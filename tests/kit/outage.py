@@ -40,9 +40,11 @@ def without_network(host: str) -> Iterator[None]:
             as_root(host, "iptables", "-D", chain, direction, "eth0", "-j", "DROP", check=False)
 
 
-# Files of many names, for each name is on one of its bricks, and these come back one by one.
+# Files of many names, for each name is on one of its bricks, and these come back one by one; and names of this host's,
+# for several may look at once. (Not `: >`: its failure ends the shell.)
 _SHARE_IS_BACK = """
-try() { cd /share && for i in 1 2 3 4 5 6 7 8 9; do : >.back-$i || return 1; done && rm .back-*; }
+mine=.back-$(hostname)-$$
+try() { cd /share && for i in 1 2 3 4 5 6 7 8 9; do touch $mine-$i || return 1; done && rm $mine-*; }
 until try 2>/dev/null; do sleep 0.5; done
 """
 

@@ -6,12 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import pytest
 from browser import Browser, Page
 from labbox import ARTIFACTS, SESSION_IMAGE, Attached, Laptop, left_behind, ssh
 from notebook import ask
+from queuelab import awaited
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
@@ -59,7 +61,13 @@ def open_notebook(desk: Desk) -> Page:
     page.click('.jp-LauncherCard[data-category="Notebook"]')
     page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")
     page.wait_for("document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=\"idle\"]')")
+    # The page is idle from its beginning; what it asks of a kernel that is still being connected it may forget.
+    awaited(lambda: all(map(_is_connected, ask(desk.block["jupyter"], "/api/kernels"))))
     return page
+
+
+def _is_connected(kernel: dict[str, Any]) -> bool:
+    return bool(kernel["connections"]) and kernel["execution_state"] == "idle"
 
 
 def execute(page: Page, code: str, expected: str, picture: str) -> None:

@@ -34,6 +34,7 @@ class FabricLink:
                 raise errors.MlboxError(f"{path} is too long for a socket ({PATH_LIMIT} bytes)", "use a shorter folder")
         self._lines: collections.deque[str] = collections.deque(maxlen=20)
         self._wake, self._woken = socket.socketpair()
+        self._first, self._planted = threading.Lock(), False
         self._ready, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="fabric-link", daemon=True)
         self._ended: Callable[[], None] = lambda: None
@@ -121,7 +122,16 @@ class FabricLink:
             sender.join()
 
     def _connect(self, path: str) -> tuple[Channel, bytes]:
-        """A channel joined to the socket at `path`, and what it has said already."""
+        """A channel joined to the socket at `path`, and what it has said already.
+
+        Until one has been, one at a time: where the host part is missing a command ends before it has read its request,
+        and paramiko may send on a channel that is just being closed, for which sshd ends the whole connection."""
+        with contextlib.nullcontext() if self._planted else self._first:
+            joined = self._join(path)
+            self._planted = True
+        return joined
+
+    def _join(self, path: str) -> tuple[Channel, bytes]:
         part = remote.host_part()
         name = f"mlbox-{hashlib.sha256(part).hexdigest()}.pyz"
         request = wire.Request("connect", {"socket": path}, secrets.token_hex(8))

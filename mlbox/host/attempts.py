@@ -15,8 +15,7 @@ from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.verdict import Outcome, verdict
-from mlbox.host import archive, engines, files, keeping, ready, slots, store, usage
-from mlbox.host import attempt as runner
+from mlbox.host import archive, engines, files, keeping, ready, runner, slots, store, usage
 from mlbox.host.job import Job
 
 _PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)

@@ -2,7 +2,7 @@
 
     claim     by the tick (host/tick.py), which holds the GPU leases and keeper.lock, and forks this
     prepare   image and layer as for a session; the code unpacked; output.log opened on the share
-    start     the runner (host/attempt.py) gets the leases; event `started`
+    start     the runner (host/runner.py) gets the leases; event `started`
     end       the runner's record, or its lock free without one: one event, by core/verdict.py
 
 Told to stop by SIGTERM, it looks into the log for the word that explains it (cancel_requested, preempt_requested).
@@ -26,8 +26,7 @@ from mlbox import errors
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.verdict import Outcome
-from mlbox.host import attempt as runner
-from mlbox.host import attempts, code, engines, here, keeping, lab, lease, processes, slots, store
+from mlbox.host import attempts, code, engines, here, keeping, lab, lease, processes, runner, slots, store
 from mlbox.host.attempts import Attempt
 from mlbox.host.job import Job
 from mlbox.host.prepare import Ready, prepare, write_accounts

@@ -162,7 +162,7 @@ def at_prompt(argv: list[str], environment: dict[str, str], *typed: tuple[str, s
         os.waitpid(pid, 0)
 
 
-needs = {shell: pytest.mark.skipif(not shutil.which(shell), reason=f"no {shell} here") for shell in ("zsh", "fish")}
+needs = {shell: pytest.mark.skipif(not shutil.which(shell), reason=f"NO {shell} here") for shell in ("zsh", "fish")}
 
 
 def test_bash(environment: dict[str, str]) -> None:

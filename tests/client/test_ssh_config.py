@@ -42,7 +42,7 @@ def add(port: int = 8022, user: str = "ada", host_key: str = KEY, session: str =
 
 def resolved(*arguments: str) -> dict[str, list[str]]:
     if shutil.which("ssh") is None:
-        pytest.skip("no ssh here")
+        pytest.skip("NO ssh here")
     done = subprocess.run(
         ("ssh", "-T", "-G", "-F", str(ssh_config.top()), *arguments), capture_output=True, text=True, check=True
     )

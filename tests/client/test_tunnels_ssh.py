@@ -237,7 +237,7 @@ def test_close_ends_a_stopped_ssh(sshd: Sshd, host: Host) -> None:
 @pytest.mark.parametrize("with_setpriv", [True, False])
 def test_ssh_dies_with_a_killed_mlbox(sshd: Sshd, host: Host, with_setpriv: bool) -> None:
     if with_setpriv and not links._setpriv():
-        pytest.skip("no setpriv here that knows --pdeathsig")
+        pytest.skip("NO setpriv here that knows --pdeathsig")
     program = f"""\
 import sys
 from pathlib import Path

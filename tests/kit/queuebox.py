@@ -25,7 +25,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After
 from mlbox.core.session import Spec
-from mlbox.host import archive, attempt, files, keeping, lab, processes, ready, store, tick, view
+from mlbox.host import archive, files, keeping, lab, processes, ready, runner, store, tick, view
 from mlbox.host.handlers import cancel, submit
 from mlbox.host.job import Job
 
@@ -161,7 +161,7 @@ class Box:
         return _signed(job.keeper_pid)
 
     def runner(self, job: Job) -> int:
-        return _signed(job.boot_folder / attempt.PID)
+        return _signed(job.boot_folder / runner.PID)
 
     def kill_keeper(self, job: Job) -> None:
         kill(self.keeper(job))
@@ -169,7 +169,7 @@ class Box:
 
     def kill_runner(self, job: Job) -> None:
         kill(self.runner(job))
-        until(lambda: not keeping.is_held(job.boot_folder / attempt.LOCK))
+        until(lambda: not keeping.is_held(job.boot_folder / runner.LOCK))
 
     def started(self, job: Job, word: str = "") -> None:
         """Until the job's command runs, and has said this."""
@@ -179,7 +179,7 @@ class Box:
     def close(self) -> None:
         """Nothing of these jobs is left on this machine."""
         for job in self.jobs:
-            signed = (files.read_json(path) for path in (job.keeper_pid, job.boot_folder / attempt.PID))
+            signed = (files.read_json(path) for path in (job.keeper_pid, job.boot_folder / runner.PID))
             for pid in (*(known["pid"] for known in signed if isinstance(known, dict)), *processes.marked(job.id)):
                 kill(pid)
             shutil.rmtree(job.boot_folder, ignore_errors=True)

@@ -121,7 +121,7 @@ class Process:
         return run.argv
 
     def ending(self, session: str) -> tuple[int | None, bool]:
-        return None, False  # its runner sees the end, and looks at the kernel's counter (host/attempt.py)
+        return None, False  # its runner sees the end, and looks at the kernel's counter (host/runner.py)
 
     def remove(self, session: str, grace: float) -> None:
         """SIGTERM lets the guest end its services in order; SIGKILL ends what is left, orphans too."""

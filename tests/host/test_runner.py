@@ -16,7 +16,8 @@ import pytest
 from queuebox import kill, until
 
 from mlbox.core import ids
-from mlbox.host import attempt, keeping, processes
+from mlbox.host import keeping, processes
+from mlbox.host.runner import LOCK, PID, Command, Output, run
 
 JOB = ids.ulid(0, os.urandom(10))  # its processes are found machine-wide: not those of another run of these tests
 
@@ -24,21 +25,21 @@ JOB = ids.ulid(0, os.urandom(10))  # its processes are found machine-wide: not t
 class Runner:
     def __init__(self, folder: Path, *argv: str, limit: int = 1 << 20, grace: float = 5, held: int = -1) -> None:
         self.folder = folder
-        lock = os.open(folder / attempt.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         env, output = {"PATH": os.environ["PATH"], "MLBOX_SESSION": JOB}, folder / "output.log"
-        command = attempt.Command(JOB, argv, env, folder, folder, output, limit, grace)
+        command = Command(JOB, argv, env, folder, folder, output, limit, grace)
         kept = (lock, held) if held >= 0 else (lock,)
-        keeping.detach(lambda: attempt.run(command), None, kept)
+        keeping.detach(lambda: run(command), None, kept)
         os.close(lock)
 
     @property
     def pid(self) -> int:
-        until((self.folder / attempt.PID).exists)
-        return int(json.loads((self.folder / attempt.PID).read_text())["pid"])
+        until((self.folder / PID).exists)
+        return int(json.loads((self.folder / PID).read_text())["pid"])
 
     def end(self) -> dict[str, Any]:
-        with (self.folder / attempt.LOCK).open("rb") as file:
+        with (self.folder / LOCK).open("rb") as file:
             until(lambda: not _held(file))
         assert not processes.marked(JOB)
         found: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())
@@ -113,11 +114,11 @@ def test_output_beyond_the_limit_is_counted_and_said(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
     (tmp_path / "output.log").symlink_to("/dev/full")
-    linked = attempt.Output(tmp_path / "output.log", 100)
+    linked = Output(tmp_path / "output.log", 100)
     linked.write(b"x")
     assert (linked.dropped, linked._why) == (1, "Too many levels of symbolic links")  # none is followed
     linked.close()
-    output = attempt.Output(Path("/dev/full"), 100)
+    output = Output(Path("/dev/full"), 100)
     output.write(b"x" * 10)
     output.write(b"y" * 5)
     assert (output.dropped, output._why) == (15, "No space left on device")
@@ -179,12 +180,12 @@ def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
 
 def test_the_lock_is_held_from_birth_to_end_and_never_by_the_command(tmp_path: Path) -> None:
     runner = sh(tmp_path, "ls -l /proc/$$/fd; exec sleep 77080")
-    with (tmp_path / attempt.LOCK).open("rb") as file:
+    with (tmp_path / LOCK).open("rb") as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         runner.says("-> ")
         time.sleep(0.1)
-        assert attempt.LOCK not in runner.output()
+        assert LOCK not in runner.output()
         kill(runner.pid)
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed though the command lives on
     assert processes.marked(JOB)
@@ -206,6 +207,6 @@ def test_leases_are_held_until_the_command_has_ended(tmp_path: Path) -> None:
 
 
 def test_what_a_full_disk_has_no_room_for_is_said_later() -> None:
-    output = attempt.Output(Path("/dev/full"), 1 << 20)
+    output = Output(Path("/dev/full"), 1 << 20)
     output.write(b"lost")
     assert output.close() == "\n[mlbox: 4 bytes of output were dropped: No space left on device]\n"

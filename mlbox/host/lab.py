@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from mlbox.host import files, store
 
 Json = dict[str, Any]
 FORMAT = 1
+_VIEW = 1.1  # s; GlusterFS's mounts go on showing the old file for one more after another host replaced it
 _HEAD = "# The lab's hosts, queues and rules; conf/lab.yaml in mlbox's sources shows every key. Read at every tick.\n"
 
 
@@ -127,11 +129,22 @@ def _remember(found_: store.Store, content: Json) -> None:
         files.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
 
 
+def catch_up(root: Path) -> None:
+    """From here on lab.yaml is seen as others last wrote it. Whoever changes an old view undoes what came since."""
+    with suppress(FileNotFoundError):
+        if not os.major((root / "lab.yaml").stat().st_dev):  # on no disk of this host's own
+            time.sleep(_VIEW)
+
+
 def add(root: Path, section: str, name: str, value: str, first: str = "") -> None:
     """Put `name: value` into a section of lab.yaml, as text, so that its comments stay; `first`: a line that goes
-    before it in a section that is new. What would break the file is not written: raises Usage or Refused."""
+    before it in a section that is new. A name that somebody put there meanwhile stays as it is. What would break the
+    file is not written: raises Usage or Refused."""
+    catch_up(root)
     path = root / "lab.yaml"
     old = path.read_text() if path.exists() else _HEAD
+    if name in _names_in(_document(old.encode(), str(path)), section):
+        return
     entry = f"  {name}: {value}\n"
     head = re.search(rf"^{section}:[ \t]*(#.*)?\n", old, re.MULTILINE)
     if head:
@@ -146,6 +159,7 @@ def add(root: Path, section: str, name: str, value: str, first: str = "") -> Non
 
 def remove(root: Path, section: str, name: str) -> None:
     """Take out what `add` put in. Raises Refused where people have made more of it."""
+    catch_up(root)
     path = root / "lab.yaml"
     old = path.read_text()
     new, count = re.subn(rf"^  {re.escape(name)}: \{{[^\n]*\}}[ \t]*\n", "", old, flags=re.MULTILINE)

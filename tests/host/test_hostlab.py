@@ -233,6 +233,12 @@ def test_add_makes_file_and_section(root: Path) -> None:
     assert (set(made.queues), set(made.hosts)) == ({"day", "default"}, {"gpu1"})
 
 
+def test_add_leaves_what_is_there(root: Path) -> None:
+    write(root, COMMENTED)
+    lab.add(root, "queues", "night", "{max_running: 1}")
+    assert (root / "lab.yaml").read_text() == COMMENTED
+
+
 @pytest.mark.parametrize(
     ("old", "name", "value"),
     [

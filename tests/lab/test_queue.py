@@ -239,6 +239,16 @@ def test_a_broken_lab_yaml_changes_nothing_and_is_said(lab: Lab) -> None:
     lab.until(job[0], "finished")
 
 
+def test_a_queue_made_right_after_an_edit_elsewhere_undoes_nothing(lab: Lab) -> None:
+    """GlusterFS's mounts go on showing the file that another host has replaced, for a second."""
+    old, path = "queues:\n  default: {}", f"{lab.root}/lab.yaml"
+    lab.rules(old)
+    awaited(lambda: lab.ssh("gpu2", f"cat {path}") == old + "\n")
+    lab.ssh("gpu1", f"cd {lab.root}; echo '# an edit' | cat - lab.yaml >.new; mv .new lab.yaml")
+    lab.run("queue", "create", "day", "--host", "gpu2")
+    assert lab.ssh("gpu1", f"cat {path}").splitlines() == ["# an edit", "queues:", "  day: {}", "  default: {}"]
+
+
 def test_dependencies_and_retries(lab: Lab) -> None:
     first = lab.one("--gpus", "0", "--", "sh", "-c", "exit 1")
     doomed = lab.one("--gpus", "0", "--after", first, "--", "true")

@@ -257,7 +257,7 @@ def lab(laptop: Laptop) -> Iterator[Laptop]:
 
 _LOSE = """
 pkill -KILL -u ada -f mlbox; docker ps -aq --filter label=mlbox.session=$1 | xargs -r docker rm -f
-rm -rf /tmp/mlbox-1001/$2
+rm -rf /tmp/mlbox-1001/$2 /tmp/mlbox-1001/$2.*
 true
 """
 

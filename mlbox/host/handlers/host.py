@@ -69,6 +69,9 @@ def _add(call: Call, found: store.Store, name: str) -> Json:
     if not lab_rules.is_ssh_name(via):
         raise errors.Usage(f"{text.safe(via)!r} is no name that ssh knows", "--via HOST, one that laptops can dial")
     tunnel = str(call.args.get("tunnel", "reverse"))
+    if entry is not None and (entry.via, entry.reverse) != (via, tunnel == "reverse"):
+        lab.catch_up(found.root)
+        entry = lab.rules(found).lab.hosts.get(name)
     if entry is None:
         lab.add(found.root, "hosts", name, json.dumps({"tunnel": tunnel, "via": via}))
     elif (entry.via, entry.reverse) != (via, tunnel == "reverse"):

@@ -131,7 +131,9 @@ class _Parser(argparse.ArgumentParser):
     def _instead(self, unknown: str) -> str:
         options = [option for option in self._option_string_actions if option.startswith("--")]
         meant = _meant(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
-        if any(action.dest == "command" for action in self._actions):
+        if unknown == "--":
+            meant = "a word before -- was taken for the command: only options go there\n"
+        elif any(action.dest == "command" for action in self._actions):
             meant += f"a command with options goes behind --: {self.prog} … -- COMMAND …\n"
         return meant
 

@@ -137,6 +137,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["submit", "--dry-run", "--time-limit", "soon", "--", "true"], "is no duration"),
         (["submit", "--dry-run", "--gpu-memory", "big", "--", "true"], "is no amount of memory"),
         (["submit", "--dry-run", "--array", "x", "--", "true"], "--array x can't be read"),
+        (["submit", "--dry-run", "--folder", "there", "--", "true"], "there is no folder of every host's"),
+        (["submit", "gpu1", "--dry-run", "--", "true"], "a word before -- was taken for the command"),
         (["submit", "--dry-run", "--after", "x", "--", "true"], "is not a job's id"),
         (["submit", "--dry-run", "--gpus", "2", "--gpu-share", "8G", "--", "true"], "a share is of one GPU"),
         (["submit", "--dry-run", "--retry-on", "mondays", "--", "true"], "nothing ends by 'mondays'"),

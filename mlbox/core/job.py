@@ -77,6 +77,8 @@ class JobSpec:
             raise Usage("the array or the code is not what mlbox made")
         if self.code and self.folder:
             raise Usage("a job runs either in the code that was submitted, or in a folder of the host's")
+        if self.folder and self.folder[0] not in "/~":
+            raise Usage(f"{text.safe(self.folder)} is no folder of every host's", "name it from its root: /…, or ~/…")
 
     @property
     def session(self) -> bool:

@@ -167,7 +167,6 @@ def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
     runner.says("up")
     sleepers = ("pgrep", "-f", f"sleep {SECONDS}")
     assert len(subprocess.run(sleepers, capture_output=True, text=True).stdout.split()) >= 5
-    before = time.monotonic()
     if how == "told to stop":
         os.kill(runner.pid, signal.SIGTERM)
     else:
@@ -175,7 +174,6 @@ def test_all_descendants_end_with_the_command(tmp_path: Path, how: str) -> None:
     found = runner.end()
     assert subprocess.run(sleepers, capture_output=True, text=True).stdout == ""
     assert found["signal"] == (9 if how == "told to stop" else 0)
-    assert how == "by itself" or 0.4 <= time.monotonic() - before < 5
 
 
 def test_the_lock_is_held_from_birth_to_end_and_never_by_the_command(tmp_path: Path) -> None:

@@ -16,22 +16,22 @@ from mlbox.client import output, ssh_config
 from mlbox.client.attached import Attached
 from mlbox.core import text
 
-MENU = "[r]econnect  [s]hell  [l]ogs  [d]etach (the session stays)  [shutdown]"
+MENU = "[r]econnect  [s]hell  [l]ogs  [d]etach (the session stays)"
 HELP = """\
   r, reconnect   dial the tunnels anew; the local ports stay the same
   s, shell       a shell inside the session
   l, logs        the end of its log
   d, detach      leave; the session goes on, and so do its tunnels, in the background
   ^C, ^D         leave; the session goes on, its tunnels end
-  shutdown       end the session and free its GPUs
   h, help        this"""
+_SHUTDOWN = "  shutdown       end the session and free its GPUs"
 
 
 class Console:
-    """`run` returns what was asked for: detach, leave, shutdown, or ended."""
+    """`run` returns what was asked for: detach, leave, shutdown, or ended. `ours`: it is this user's to end."""
 
-    def __init__(self, attached: Attached, logs: Callable[[], str]) -> None:
-        self._attached, self._logs = attached, logs
+    def __init__(self, attached: Attached, logs: Callable[[], str], ours: bool = True) -> None:
+        self._attached, self._logs, self._ours = attached, logs, ours
         self._wake_r, self._wake_w = os.pipe()
         self._told = ""
         self._prompt = threading.Lock()
@@ -44,7 +44,7 @@ class Console:
         threading.Thread(target=self._await_end, daemon=True).start()
         asking = output.may_ask()
         if asking:
-            print(MENU, flush=True)
+            print(MENU + "  [shutdown]" * self._ours, flush=True)
         try:
             return self._loop(asking)
         except KeyboardInterrupt:
@@ -96,7 +96,7 @@ class Console:
     def _do(self, word: str) -> str:
         if word in ("d", "detach", "q", "quit"):
             return "detach"
-        if word == "shutdown":
+        if word == "shutdown" and self._ours:
             return "shutdown"
         if word in ("r", "reconnect"):
             self._reconnect()
@@ -105,10 +105,15 @@ class Console:
         elif word in ("l", "logs"):
             self._show_logs()
         elif word in ("", "h", "help", "?"):
-            print(HELP)
+            print(self._help())
+        elif word == "shutdown":
+            print("  only its owner ends it; d leaves it")
         else:
-            print(f"  there is no {text.safe(word)!r}\n{HELP}")
+            print(f"  there is no {text.safe(word)!r}\n{self._help()}")
         return ""
+
+    def _help(self) -> str:
+        return f"{HELP}\n{_SHUTDOWN}" if self._ours else HELP
 
     def _reconnect(self) -> None:
         try:

@@ -320,6 +320,22 @@ def test_the_console_s_prompt_comes_again_after_a_message(inside: Inside) -> Non
         assert terminal.end() == 0
 
 
+def test_a_colleague_s_console_offers_no_end_of_the_session(inside: Inside) -> None:
+    program = inside.program(
+        "from mlbox.client.console import Console; print(Console(attached, str, ours=False).run())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(mlbox.__file__).parents[1])}
+    with Terminal([sys.executable, "-c", program], environment) as terminal:
+        terminal.wait_for(r"the session stays\)\n> ")
+        terminal.say("h")
+        terminal.wait_for(r"h, help +this\n> ")
+        terminal.say("shutdown")
+        terminal.wait_for(r"only its owner ends it; d leaves it\n> ")
+        terminal.say("d")
+        terminal.wait_for("^detach$")
+        assert terminal.end() == 0
+
+
 # ---- more ports --------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from labbox import PYTHON_IMAGE, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, as
 from labkit.inventory import RUN
 from notebook import Notebook
 from queuelab import awaited
+from terminal import at_terminal
 
 from mlbox.core import wire
 
@@ -270,6 +271,16 @@ def test_a_colleague_works_in_it(shared: Ours, bob: Person) -> None:
         assert bob.inside(f"ssh://ada@localhost:{by_port}", "echo in").stdout == "in\n"
         told = bob.laptop.run("session", "info", NAME).out
         assert "with you" in told and "user:    ada" in told
+
+
+def test_a_colleague_s_menu_has_no_shutdown(shared: Ours, bob: Person) -> None:
+    with at_terminal(bob.laptop, "attach", shared.id) as terminal:
+        terminal.wait_for(r"the session stays\)\s+> ")
+        terminal.say("shutdown")
+        terminal.wait_for("only its owner ends it")
+        terminal.say("d")
+        assert terminal.end() == 0
+    bob.laptop.run("tunnels", "stop", NAME)
 
 
 def test_a_colleague_can_neither_end_nor_share_it(shared: Ours, bob: Person) -> None:

@@ -66,7 +66,8 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
     """Print the block, then serve the person until they leave or the session ends."""
     chosen = "detach"
     # Before the block is there to be read: whoever has read it may end us by a signal.
-    console = None if manner.detach else Console(attached, lambda: sessions.logs(host, session["id"]))
+    owner = text.safe(session.get("owner", ""))  # a colleague; ours has none
+    console = None if manner.detach else Console(attached, lambda: sessions.logs(host, session["id"]), not owner)
     try:
         sessions.enter(host, session)
         if manner.json:
@@ -75,8 +76,8 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
         else:
             ssh_include.offer(manner.yes)
             print(block(attached, session.get("absent", {})), flush=True)
-            if "owner" in session:
-                output.note(f"  it is {text.safe(session['owner'])}'s: what you do in it is done as {session['owner']}")
+            if owner:
+                output.note(f"  it is {owner}'s: what you do in it is done as {owner}")
         if then is not None:
             then(attached.urls())
         if console is not None:

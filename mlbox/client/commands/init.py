@@ -30,7 +30,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     with output.Progress() as progress:
-        progress.say(f"trying the folder from {', '.join(dict.fromkeys(arguments.hosts))}")
+        asked = ", ".join(dict.fromkeys(arguments.hosts))
+        progress.say(f"asking {asked}" if arguments.dry_run else f"trying the folder from {asked}")
         replies = _made(arguments.hosts, settings)
         problems = [] if arguments.dry_run else _tried(replies, settings)
     if arguments.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -66,6 +67,36 @@ def test_help_of_every_verb(verb: list[str], capsys: pytest.CaptureFixture[str])
     assert told[0] == told[1]
 
 
+# What changes nothing but what this laptop has to know of a session to come to it.
+READING = [
+    *("session list", "session info", "session attach", "attach", "ssh", "open", "port list", "tunnels list"),
+    *("ssh-config show", "ssh-config proxy", "jobs", "show", "logs", "status", "queue list", "image list"),
+    "completion",
+]
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command with its parser, `queue create` and such too."""
+    found = {}
+    for words in [*([verb] for verb in cli.VERBS), *(["session", verb] for verb in cli.SESSION_VERBS)]:
+        parser = cli.parser_of(words)
+        below = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+        verbs = below[0].choices if below else {"": parser}
+        found.update({" ".join((*words, verb)).strip(): one for verb, one in verbs.items()})
+    return found
+
+
+def test_reading_is_of_commands_that_there_are() -> None:
+    assert set(READING) < set(commands())
+
+
+@pytest.mark.parametrize("command", sorted(set(commands()) - set(READING)))
+def test_whatever_changes_something_has_a_dry_run(command: str) -> None:
+    offered = commands()[command]._option_string_actions.get("--dry-run")
+    assert offered is not None
+    assert offered.help == "say what it would do, and change nothing"
+
+
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for words, code in (["--help"], 0), (["-h"], 0), (["help"], 0), ([], 2):
@@ -126,6 +157,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["queue", "paws"], "there is no `mlbox queue paws`"),
         (["queue", "paws"], "did you mean pause?"),
         (["queue", "list", "--jason"], "did you mean --json?"),
+        (["queue", "list", "--dry-run"], "unrecognized arguments: --dry-run"),
+        (["queue", "process", "--watch", "--dry-run"], "not allowed with argument"),
         (["jobs", "-n", "few"], "-n/--ended takes a whole number, not 'few'"),
         (["submit", "train.py", "--lr", "3"], "a command with options goes behind --"),
         (["host", "drain"], "required: NAME"),
@@ -211,7 +244,7 @@ def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "s3cret" not in said
     found = json.loads(said)
     spec = found["spec"]
-    assert (found["array"], found["code"]) == (20, ".")
+    assert (found["array"], found["code"], found["dry_run"]) == (20, ".", True)
     assert spec["command"] == ["python", "train.py", "--lr", "3e-4"]
     assert spec["resources"] == {
         "gpus": "A100:2", "gpu_memory": 40960, "gpu_share": 0, "cpus": 4, "memory": 1 << 20, "hosts": ["gpu1", "gpu2"],
@@ -243,7 +276,9 @@ def test_flags_become_the_session_asked_for(capsys: pytest.CaptureFixture[str]) 
     words = "--gpus 2 --image x --packages a,b --packages c --no-vscode --jupyter --mount /a:/b:ro --mount /c:/d"
     words += " --engine-args=--init --user root --name kind-otter"
     assert cli.main(["session", "local", "--dry-run", "--json", *words.split()]) == 0
-    spec = json.loads(capsys.readouterr().out)["spec"]
+    found = json.loads(capsys.readouterr().out)
+    spec = found["spec"]
+    assert found["dry_run"] is True
     assert (spec["gpus"], spec["packages"], spec["vscode"], spec["jupyter"]) == ("2", ["a", "b", "c"], "no", "yes")
     assert [m["target"] for m in spec["mounts"]] == ["/b", "/d"]
     assert (spec["engine_args"], spec["user"], spec["name"]) == (["--init"], "root", "kind-otter")

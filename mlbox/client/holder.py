@@ -192,8 +192,7 @@ class Holder:
 
     def _remove(self, inside: int) -> None:
         with self._lock:
-            if str(inside) not in self._owner.extra:
-                raise errors.NotFound(f"port {inside} of {self._reach.name} has no tunnel", "mlbox port list")
+            owners.check_port(self._owner, inside)
             self._tunnels.remove(f"port {inside}")
             self._set(extra={port: number for port, number in self._owner.extra.items() if port != str(inside)})
 

@@ -43,6 +43,11 @@ def place(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def dry_run(parser: Any) -> None:
+    """What every command takes that changes something. `parser`: or a group of one."""
+    parser.add_argument("--dry-run", action="store_true", help="say what it would do, and change nothing")
+
+
 def session(parser: argparse.ArgumentParser) -> None:
     """One running session, and where it is."""
     parser.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")
@@ -78,7 +83,7 @@ def config(arguments: argparse.Namespace) -> state.Config:
     """config.toml, and what these arguments say otherwise."""
     from mlbox.client import state
 
-    found = state.config()
+    found = replace(state.config(), dry_run=getattr(arguments, "dry_run", False))
     if arguments.ssh_config:
         found = replace(found, ssh_config=os.path.expanduser(arguments.ssh_config))
     return replace(found, root=arguments.root) if arguments.root else found

@@ -57,9 +57,15 @@ def failure(message: str, hint: str) -> None:
         )
 
 
-def facts(document: Any) -> None:
-    """--json."""
+def facts(document: Any, dry: bool = False) -> None:
+    """--json. `dry`: nothing of it was done, which each of its objects says."""
+    if dry:
+        document = [*map(_dry, document)] if isinstance(document, list) else _dry(document)
     print(json.dumps(document, indent=2, sort_keys=True), flush=True)
+
+
+def _dry(document: Any) -> Any:
+    return {**document, "dry_run": True}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -121,6 +121,12 @@ def named(wanted: str) -> Owner:
     raise errors.NotFound(f"no tunnels to {wanted or 'a session'} are up on this machine", hint)
 
 
+def check_port(owner: Owner, inside: int) -> None:
+    """Raises NotFound where that port of the session is not here."""
+    if str(inside) not in owner.extra:
+        raise errors.NotFound(f"port {inside} of {owner.name} has no tunnel", "mlbox port list")
+
+
 def converse(session: str) -> Talk | None:
     """A line to the session's owner, if one listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -74,17 +74,18 @@ class Interrupted(KeyboardInterrupt):
 
 def connect(name: str, config: state.Config, root: str = "") -> Host:
     """A host by the name that the user calls it; `root` where a session remembers another than the configured one."""
-    return Host(transports.make(name, config), root or config.root)
+    return Host(transports.make(name, config), root or config.root, config.dry_run)
 
 
 class Host:
-    """One host, and the calls made to it. `root`: mlbox's folder there, where it is not the default."""
+    """One host, and the calls made to it. `root`: mlbox's folder there, where it is not the default. `dry`: a call says
+    what it would do, and nothing is changed by it."""
 
-    def __init__(self, transport: Transport, root: str = "") -> None:
+    def __init__(self, transport: Transport, root: str = "", dry: bool = False) -> None:
         self.transport = transport
         self.name = transport.host
         self.via = ""  # the rendezvous, where it can't be dialled itself
-        self.root = root
+        self.root, self.dry = root, dry
 
     def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
         """The reply. Raises the error that the host replied, Unreachable, or HostUnready.
@@ -92,7 +93,10 @@ class Host:
         What is raised while waiting (^C, or by `on_progress`) goes on only after the host was told that nobody
         waits, and has undone what it began; ^C becomes Interrupted."""
         with contextlib.nullcontext() if on_progress else output.Progress(f"asking {self.name}"):
-            return self._call(verb, {**args, "root": self.root}, on_progress)
+            return self._call(verb, self._whole(args), on_progress)
+
+    def _whole(self, args: Json) -> Json:
+        return {**args, "root": self.root, **({"dry_run": True} if self.dry else {})}
 
     def _call(self, verb: str, args: Json, on_progress: OnProgress | None) -> Json:
         part = host_part()
@@ -164,14 +168,14 @@ class OutOfReach(Host):
     What it alone knows is asked through that tunnel; what the share tells is asked of the rendezvous."""
 
     def __init__(self, name: str, session: str, rendezvous: Host) -> None:
-        super().__init__(rendezvous.transport, rendezvous.root)
+        super().__init__(rendezvous.transport, rendezvous.root, rendezvous.dry)
         self.name, self.via = name, rendezvous.name
         self._session, self._rendezvous = session, rendezvous
 
     def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
         if verb == "shutdown":  # also where the tunnel is down
             return self._rendezvous.call(verb, {"session": self._session}, on_progress)
-        relayed = {"session": self._session, "verb": verb, "args": {**args, "root": self.root}}
+        relayed = {"session": self._session, "verb": verb, "args": self._whole(args)}
         return self._rendezvous.call("relay", relayed, on_progress)
 
 

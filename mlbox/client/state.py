@@ -125,7 +125,7 @@ def locked() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Config:
-    """config.toml; every key is optional."""
+    """config.toml; every key is optional. dry_run: of this call, whose hosts change nothing either."""
 
     hosts: tuple[str, ...] = ()
     image: str = ""
@@ -134,6 +134,7 @@ class Config:
     ssh_config: str = ""
     transport: str = "openssh"
     ports: Mapping[str, int] = field(default_factory=dict)
+    dry_run: bool = False
 
 
 def config_file() -> Path:

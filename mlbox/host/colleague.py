@@ -12,6 +12,8 @@ from mlbox.host import files
 from mlbox.host.job import Job
 from mlbox.splice import Splice
 
+MOST = 7  # with two descriptors for each connection of theirs below 1024, the usual limit of a process
+TOO_MANY = f"it is shared with {MOST} people already"
 _CONNECTIONS = 64  # of each, so that none takes the keeper's descriptors or another's share of them
 
 

@@ -102,6 +102,10 @@ class Job:
     def state(self) -> State:
         return fold(self.events())
 
+    def foreseen(self, event: str, facts: Mapping[str, Any]) -> State:
+        """As it would be with this event at the end of its log."""
+        return fold([*self.events(), {"event": event, **facts}])
+
     def is_gone(self) -> bool:
         """By the word of the filesystem: what a look-up shows as absent or empty may only be not seen yet."""
         with suppress(OSError):

@@ -122,6 +122,8 @@ def _memo(found_: store.Store) -> Path:
 
 def _remember(found_: store.Store, content: Json) -> None:
     """Where it can't be written, the YAML is parsed again the next time."""
+    if found_.dry:
+        return
     with suppress(OSError, errors.HostUnready):
         found_.open_users()
         found_.own_place()
@@ -136,15 +138,31 @@ def catch_up(root: Path) -> None:
             time.sleep(_VIEW)
 
 
-def add(root: Path, section: str, name: str, value: str, first: str = "") -> None:
+@dataclass(frozen=True)
+class Edit:
+    """A change of lab.yaml. `text`: the file as it is to be, empty where it is so already; `lab`: what that says;
+    `line`: the one that is new."""
+
+    path: Path
+    text: str
+    lab: lab.Lab
+    line: str = ""
+
+    def write(self) -> None:
+        if self.text:
+            files.write_whole(self.path, self.text.encode(), 0o644)
+
+
+def adding(root: Path, section: str, name: str, value: str, first: str = "") -> Edit:
     """Put `name: value` into a section of lab.yaml, as text, so that its comments stay; `first`: a line that goes
-    before it in a section that is new. A name that somebody put there meanwhile stays as it is. What would break the
-    file is not written: raises Usage or Refused."""
+    before it in a section that is new. A name that somebody put there meanwhile stays as it is. Raises Usage or Refused
+    for what would break the file."""
     catch_up(root)
     path = root / "lab.yaml"
     old = path.read_text() if path.exists() else _HEAD
-    if name in _names_in(_document(old.encode(), str(path)), section):
-        return
+    now = _document(old.encode(), str(path))
+    if name in _names_in(now, section):
+        return Edit(path, "", lab.from_document(now, str(path)))
     entry = f"  {name}: {value}\n"
     head = re.search(rf"^{section}:[ \t]*(#.*)?\n", old, re.MULTILINE)
     if head:
@@ -153,20 +171,18 @@ def add(root: Path, section: str, name: str, value: str, first: str = "") -> Non
         raise errors.Refused(f"{path} has its {section} in one line", f"add {name} there yourself")
     else:
         new = f"{old.rstrip()}\n\n{section}:\n{first}{entry}"
-    lab.from_document(_document(new.encode(), str(path)), str(path))
-    files.write_whole(path, new.encode(), 0o644)
+    return Edit(path, new, lab.from_document(_document(new.encode(), str(path)), str(path)), entry.rstrip())
 
 
-def remove(root: Path, section: str, name: str) -> None:
-    """Take out what `add` put in. Raises Refused where people have made more of it."""
+def removing(root: Path, section: str, name: str) -> Edit:
+    """Take out what `adding` put in. Raises Refused where people have made more of it."""
     catch_up(root)
     path = root / "lab.yaml"
     old = path.read_text()
     new, count = re.subn(rf"^  {re.escape(name)}: \{{[^\n]*\}}[ \t]*\n", "", old, flags=re.MULTILINE)
     if count != 1 or name in _names_in(_document(new.encode(), str(path)), section):
         raise errors.Refused(f"{path} has {name} in more than one line", "take it out there yourself")
-    lab.from_document(_document(new.encode(), str(path)), str(path))
-    files.write_whole(path, new.encode(), 0o644)
+    return Edit(path, new, lab.from_document(_document(new.encode(), str(path)), str(path)))
 
 
 def _names_in(document: Any, section: str) -> Any:

@@ -68,6 +68,11 @@ class Call:
         root = self.args.get("root")
         return Path(os.path.expanduser(root)) if isinstance(root, str) and root else None
 
+    @property
+    def dry(self) -> bool:
+        """The reply is to say what would be done, and nothing is to be changed."""
+        return self.args.get("dry_run") is True
+
 
 def read_request() -> wire.Request:
     """One line of stdin, unbuffered: what follows it belongs to the handler."""

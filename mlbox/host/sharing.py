@@ -38,7 +38,6 @@ from mlbox.host.job import Job
 from mlbox.splice import Splice
 
 Json = dict[str, Any]
-_PEOPLE = 7  # with two descriptors for each connection of theirs below 1024, the usual limit of a process
 _KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
 _PATIENCE = 5.0  # s for a question to come, and for a service to accept
 _BREATH = 0.2  # s; after an accept that failed, for it would fail at once again
@@ -137,8 +136,8 @@ class Sharing:
     def _share(self, uid: int) -> Json:
         if uid in self._people:
             return {"changed": False}
-        if len(self._people) >= _PEOPLE:
-            return {"error": f"it is shared with {_PEOPLE} people already"}
+        if len(self._people) >= colleague.MOST:
+            return {"error": colleague.TOO_MANY}
         person = Colleague(uid)
         colleague.record(self._job, [*self._people.values(), person])
         try:

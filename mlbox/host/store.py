@@ -51,10 +51,11 @@ Json = dict[str, Any]
 
 
 class Store:
-    """One ROOT as one user sees it from one host."""
+    """One ROOT as one user sees it from one host. `dry`: for a call that changes nothing, nor what other calls mend or
+    note on their way (a sweep, lab.yaml as it was read)."""
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root or here.data_home()
+    def __init__(self, root: Path | None = None, dry: bool = False) -> None:
+        self.root, self.dry = root or here.data_home(), dry
         self.user, self.host = here.user_name(), here.host_name()
 
     def own(self, user: str = "") -> Path:

@@ -16,11 +16,18 @@ from mlbox.host.job import Job
 
 
 def sweep(found: store.Store) -> list[Job]:
-    """Adopt, end or requeue what has lost its keeper; the jobs and sessions that live here."""
+    """Adopt, end or requeue what has lost its keeper; the jobs and sessions that live here. For a dry run, those that
+    seem to: one that has lost its keeper is left, and is what its log says."""
+    if found.dry:
+        return [job for job in found.live_jobs() if not found.is_fenced(job) and _seems_alive(job)]
     found.sweep_torn()
     for job in found.left_in_making():
         _guarded(_make, found, job)
     return [job for job in found.live_jobs() if _guarded(_look_after, found, job)]
+
+
+def _seems_alive(job: Job) -> bool:
+    return keeping.lives(job) or job.state().running
 
 
 def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: Job) -> bool:

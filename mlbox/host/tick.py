@@ -34,7 +34,7 @@ _LONG = 1 << 20  # bytes of the tick's log
 
 @dataclass(frozen=True)
 class Report:
-    """What one tick did."""
+    """What one tick did, or would do."""
 
     started: tuple[str, ...] = ()
     preempted: tuple[str, ...] = ()
@@ -117,7 +117,10 @@ def _pass(found: store.Store) -> Report:
     sweep(found)
     rules = lab.rules(found)
     if not rules.usable:
-        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
+        waits = _stopped(found, rules.trouble)
+        if waits:
+            files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
+        return Report(waits=waits, trouble=rules.trouble)
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time())
         done = _work_off(found, seen.view, rules.lab)
@@ -132,7 +135,9 @@ def _work_off(found: store.Store, seen: View, rules: Lab) -> Report:
     mine = {job.id: job for job in seen.waiting if job.owner == found.user}
     report = Report(waits={})
     while True:
-        decided = _decide(found, seen)
+        decided, stale = _decide(found, seen)
+        for job in stale:
+            claim.stale(found, found.job(job.id), job)
         done, broken = _apply(found, decided, mine, rules)
         troubles = {**(report.waits or {}), **(done.waits or {})}
         report = replace(_acts(report, done), waits=troubles)
@@ -144,18 +149,29 @@ def _work_off(found: store.Store, seen: View, rules: Lab) -> Report:
         seen = replace(seen, waiting=[job for job in seen.waiting if job.id not in gone], running=[*ending, *begun])
 
 
-def _decide(found: store.Store, seen: View) -> Plan:
+def _decide(found: store.Store, seen: View) -> tuple[Plan, list[Waiting]]:
     """No room is kept, and nobody told to end, for a job whose hint is stale: of these, and no others, the logs are
-    looked at. A hint of this user's goes, another's is passed over."""
+    looked at. Another user's is passed over; this user's, which are to go, are the second of the pair."""
+    own: list[Waiting] = []
     while True:
         decided = plan(seen, time.time())
         stale = {job.id: job for job in seen.waiting if job.id in decided.kept and not _still_waits(found, job)}
         if not stale:
-            return decided
-        for job in stale.values():
-            if job.owner == found.user:
-                claim.stale(found, found.job(job.id), job)
+            return decided, own
+        own += [job for job in stale.values() if job.owner == found.user]
         seen = replace(seen, waiting=[job for job in seen.waiting if job.id not in stale])
+
+
+def foresee(found: store.Store) -> Report:
+    """What a pass would do, by what is there now: nothing is mended before, done, or kept for the next one. Raises
+    HostUnready where ROOT is not there."""
+    lab.identify(found.root)
+    rules = lab.rules(found)
+    if not rules.usable:
+        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
+    decided, _ = _decide(found, view.read(found, rules.lab, time.time()).view)
+    started = tuple(chosen.job for chosen in decided.start)
+    return Report(started, tuple(decided.preempt), tuple(decided.fail), dict(decided.waits), rules.trouble)
 
 
 def _still_waits(found: store.Store, job: Waiting) -> bool:
@@ -171,10 +187,7 @@ def _still_waits(found: store.Store, job: Waiting) -> bool:
 def _stopped(found: store.Store, why: str) -> Json:
     """Nothing is started without rules: those that wait are told so."""
     queues = ready.queues(found, found.user)
-    waits = {job.id: why for queue in queues for job in ready.heads(found, found.user, queue, look.LOOK)}
-    if waits:
-        files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
-    return waits
+    return {job.id: why for queue in queues for job in ready.heads(found, found.user, queue, look.LOOK)}
 
 
 @contextmanager

@@ -82,6 +82,8 @@ FILES = ["\tfiles"]
         (["submit", "--root", ""], []),  # a folder of the host's, not of this machine
         (["submit", "--", "python", "--js"], FILES),
         (["submit", "--dry-run", "--js"], ["--json"]),
+        (["queue", "pause", "night", "--dr"], ["--dry-run"]),
+        (["tunnels", "stop", "--dr"], ["--dry-run"]),
         (["completion", "f"], ["fish"]),
         (["nonsense", ""], []),
         (["queue", "nonsense", ""], []),

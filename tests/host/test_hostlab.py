@@ -216,8 +216,8 @@ queues:
 
 def test_add_keeps_comments(root: Path) -> None:
     write(root, COMMENTED)
-    lab.add(root, "hosts", "gpu2", '{"ssh": "me@gpu2"}')
-    lab.add(root, "queues", "day", "{}")
+    lab.adding(root, "hosts", "gpu2", '{"ssh": "me@gpu2"}').write()
+    lab.adding(root, "queues", "day", "{}").write()
     lines = (root / "lab.yaml").read_text().splitlines()
     assert set(COMMENTED.splitlines()) <= set(lines)
     assert len(lines) == len(COMMENTED.splitlines()) + 2
@@ -227,15 +227,15 @@ def test_add_keeps_comments(root: Path) -> None:
 
 
 def test_add_makes_file_and_section(root: Path) -> None:
-    lab.add(root, "queues", "day", "{}", "  default: {}\n")
-    lab.add(root, "hosts", "gpu1", "{}")
+    lab.adding(root, "queues", "day", "{}", "  default: {}\n").write()
+    lab.adding(root, "hosts", "gpu1", "{}").write()
     made = lab.rules(Store(root)).lab
     assert (set(made.queues), set(made.hosts)) == ({"day", "default"}, {"gpu1"})
 
 
 def test_add_leaves_what_is_there(root: Path) -> None:
     write(root, COMMENTED)
-    lab.add(root, "queues", "night", "{max_running: 1}")
+    lab.adding(root, "queues", "night", "{max_running: 1}").write()
     assert (root / "lab.yaml").read_text() == COMMENTED
 
 
@@ -252,7 +252,7 @@ def test_add_leaves_what_is_there(root: Path) -> None:
 def test_add_does_not_break_the_file(root: Path, old: str, name: str, value: str) -> None:
     write(root, old)
     with pytest.raises((errors.Usage, errors.Refused)):
-        lab.add(root, "queues", name, value)
+        lab.adding(root, "queues", name, value).write()
     assert (root / "lab.yaml").read_text() == old
 
 

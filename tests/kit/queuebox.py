@@ -59,6 +59,7 @@ class Call:
 
     def __init__(self, root: Path | None, **arguments: Any) -> None:
         self.root, self.args, self.said = root, arguments, list[Json]()
+        self.dry = bool(arguments.get("dry_run"))
 
     def progress(self, **facts: Any) -> None:
         self.said.append(facts)

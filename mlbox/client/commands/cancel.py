@@ -18,6 +18,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Cancel jobs; by its name a whole array. A running one gets SIGTERM, its grace, SIGKILL."
     )
     made.add_argument("jobs", metavar="ID|NAME", nargs="+")
+    options.dry_run(made)
     options.queue(made)
     return made
 
@@ -33,21 +34,22 @@ def main(arguments: argparse.Namespace) -> int:
         except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
             output.failure(error.message, error.hint)
             failed = failed or error
-    lab.nudge([reply["nudge"] for reply in replies if reply["nudge"]], settings)
+    if not arguments.dry_run:
+        lab.nudge([reply["nudge"] for reply in replies if reply["nudge"]], settings)
     if arguments.json:
-        output.facts(replies)
+        output.facts(replies, arguments.dry_run)
     else:
         for reply in replies[:_TOLD]:
-            print(_told(reply))
+            print(_told(reply, arguments.dry_run))
         if len(replies) > _TOLD:
             print(f"… and {len(replies) - _TOLD} more")
     return failed.exit_code if failed else 0
 
 
-def _told(reply: Json) -> str:
+def _told(reply: Json, dry: bool) -> str:
     name = f"{text.safe(reply['name'])}  {reply['id']}  "
     if reply["already"]:
         return f"{name}had ended already: {reply['state']}"
     if reply["requested"]:
-        return f"{name}is being ended on {text.safe(reply['host'])}"
-    return name + str(reply["state"])
+        return f"{name}{'would be' if dry else 'is being'} ended on {text.safe(reply['host'])}"
+    return f"{name}{'would be ' if dry else ''}{reply['state']}"

@@ -14,6 +14,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="One line in your crontab on each host: a pass every minute.")
     made.add_argument("do", choices=("install", "show", "remove"))
     made.add_argument("hosts", nargs="*", metavar="HOST", help="default: the hosts that are configured or known")
+    options.dry_run(made)
     options.queue(made)
     return made
 
@@ -25,11 +26,12 @@ def main(arguments: argparse.Namespace) -> int:
     failed = {host: reply for host, reply in replies.items() if isinstance(reply, errors.MlboxError)}
     good = {host: reply for host, reply in replies.items() if not isinstance(reply, errors.MlboxError)}
     if arguments.json:
-        output.facts(good)
+        output.facts({host: {**reply, "dry_run": True} for host, reply in good.items()} if settings.dry_run else good)
     else:
         for host, reply in good.items():
+            would = "would have " if settings.dry_run and reply.get("changed") else ""
             for line in reply["lines"] or ["no line of mlbox's"]:
-                print(f"{host}: {line}")
+                print(f"{host}: {would}{line}")
     for host, error in failed.items():
         output.failure(told(host, error), error.hint)
     return next(iter(failed.values())).exit_code if failed else 0

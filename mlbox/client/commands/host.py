@@ -39,6 +39,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
             one.add_argument("--why", default="", help="for the others")
         if name == "fence":
             one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+        options.dry_run(one)
         options.queue(one)
     return made
 
@@ -48,17 +49,17 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.do in ("add", "remove"):
         return (_add if arguments.do == "add" else _remove)(arguments, settings)
     if arguments.do == "fence" and not arguments.yes:
-        _sure(arguments.name)
+        _sure(arguments.name, arguments.dry_run)
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
     reply = lab.entry(arguments, settings).call("host", args)
     if arguments.json:
-        output.facts(reply)
+        output.facts(reply, settings.dry_run)
     elif arguments.do == "fence":
-        print(
-            f"{text.safe(reply['host'])} is fenced; {text.count(len(reply['requeued']), 'job')} of yours in line again"
-        )
+        again = f"{text.count(len(reply['requeued']), 'job')} of yours in line again"
+        print(f"{text.safe(reply['host'])} {'would be' if settings.dry_run else 'is'} fenced; {again}")
     else:
-        state = "starts nothing new" if reply["drained"] else "starts jobs"
+        starts = "would start" if settings.dry_run else "starts"
+        state = f"{starts} {'nothing new' if reply['drained'] else 'jobs'}"
         print(f"{text.safe(reply['host'])} {state}; {text.count(len(reply['running']), 'job')} running there")
     return 0
 
@@ -69,18 +70,22 @@ def _add(arguments: argparse.Namespace, settings: state.Config) -> int:
     place = _address(via, arguments.address)
     with output.Progress() as progress:
         args = {"do": "add", "name": name, "via": via.name, "tunnel": arguments.tunnel}
-        key = entry.call("host", args, lambda facts: progress.say(str(facts.get("text", ""))))["key"]
+        added = entry.call("host", args, lambda facts: progress.say(str(facts.get("text", ""))))
+    key, dry = added["key"], settings.dry_run
+    if dry and added["line"]:
+        output.note(f"lab.yaml would get:\n{added['line']}")
     shown = via.call("rendezvous", {"do": "show", "name": name, "key": key})
     if not shown["known"]:
-        _ask(f"{via.name}, {shown['file']} gets:\n{shown['line']}", arguments.yes)
+        line = shown["line"] or f"a line for {name}'s key, which its next pass over the queue shows"
+        _ask(f"{via.name}, {shown['file']} {'would get' if dry else 'gets'}:\n{line}", arguments.yes or dry)
         via.call("rendezvous", {"do": "add", "name": name, "key": key})
     meeting = {**place, "via": via.name, "folder": shown["folder"]}
     entry.call("host", {"do": "meet", "name": name, "meeting": meeting})
     if arguments.json:
-        output.facts({"host": name, "via": via.name, "line": shown["line"], "file": shown["file"]})
+        output.facts({"host": name, "via": via.name, "line": shown["line"], "file": shown["file"]}, dry)
     else:
         how = "all its sessions" if arguments.tunnel == "reverse" else "sessions with --tunnel reverse"
-        print(f"{text.safe(name)} brings {how} to {via.name}")
+        print(f"{text.safe(name)} {'would bring' if dry else 'brings'} {how} to {via.name}")
     return 0
 
 
@@ -107,23 +112,27 @@ def _ask(what: str, yes: bool) -> None:
 def _remove(arguments: argparse.Namespace, settings: state.Config) -> int:
     """The line goes first: whatever fails after it, the key opens nothing any more."""
     name, entry = arguments.name, lab.entry(arguments, settings)
-    place = entry.call("host", {"do": "place", "name": name})
+    place, dry = entry.call("host", {"do": "place", "name": name}), settings.dry_run
     if place["via"]:
-        _ask(f"{place['via']}, {name}'s line of authorized_keys goes", arguments.yes)
+        goes = "would go" if dry else "goes"
+        _ask(f"{place['via']}, {name}'s line of authorized_keys {goes}", arguments.yes or dry)
         connect(place["via"], settings).call("rendezvous", {"do": "remove", "name": name})
     reply = entry.call("host", {"do": "remove", "name": name})
     if arguments.json:
-        output.facts(reply)
+        output.facts(reply, dry)
     else:
         kept = f"; in lab.yaml it stays for {', '.join(map(text.safe, reply['others']))}" if reply["others"] else ""
-        print(f"{text.safe(name)} is removed{kept}")
+        print(f"{text.safe(name)} {'would be' if dry else 'is'} removed{kept}")
     return 0
 
 
-def _sure(name: str) -> None:
+def _sure(name: str, dry: bool) -> None:
     """A host that only seems gone would run a job beside its successor."""
+    question = f"Is {name} switched off, or rebooted? What it ran will run elsewhere."
+    if dry:
+        output.note(f"it would be asked: {question}")
+        return
     if not output.may_ask():
         raise errors.Usage(f"fencing {name} requeues what it runs, even if it still runs", "-y, if it is really gone")
-    question = f"Is {name} switched off, or rebooted? What it ran will run elsewhere. [y]es, [n]o? [n]"
-    if output.ask(question, ("yes", "no"), "no") == "no":
+    if output.ask(f"{question} [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
@@ -33,7 +34,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
             age = one.add_mutually_exclusive_group()
             age.add_argument("--older-than", metavar="30d", help="not used for that long (default: 30d)")
             age.add_argument("--all", action="store_true", help="of any age; never what is in use")
-            one.add_argument("--dry-run", action="store_true", help="say what would go")
+            options.dry_run(one)
             one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
         one.add_argument("--root", metavar="DIR", help="mlbox's folder on the hosts (default: config.toml's, or yours)")
         one.add_argument("--json", action="store_true", help="print facts as JSON")
@@ -50,17 +51,18 @@ def main(arguments: argparse.Namespace) -> int:
     older_than = 0.0 if arguments.all else parse_age(arguments.older_than) if arguments.older_than else OLDER_THAN
     args = {"do": "prune", "older_than": older_than}
     if not arguments.dry_run and not arguments.yes and not arguments.json and output.may_ask():
-        _tell(arguments, ask_all(hosts, "images", {**args, "dry_run": True}, settings), "removed", "would be freed")
+        foreseen = ask_all(hosts, "images", args, replace(settings, dry_run=True))
+        _tell(arguments, foreseen, "removed", "would be freed")
         if output.ask("Remove these? [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
             return 0
-    replies = ask_all(hosts, "images", {**args, "dry_run": arguments.dry_run}, settings)
+    replies = ask_all(hosts, "images", args, settings)
     return _tell(arguments, replies, "removed", "would be freed" if arguments.dry_run else "freed")
 
 
 def _tell(arguments: argparse.Namespace, replies: Replies, what: str, freed: str) -> int:
     failed = [reply for reply in replies.values() if isinstance(reply, errors.MlboxError)]
     if arguments.json:
-        output.facts([_as_json(name, reply) for name, reply in replies.items()])
+        output.facts([_as_json(name, reply) for name, reply in replies.items()], getattr(arguments, "dry_run", False))
     else:
         for number, (name, reply) in enumerate(replies.items()):
             if number:

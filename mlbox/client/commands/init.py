@@ -11,6 +11,7 @@ from mlbox import errors
 from mlbox.client import options, output, state
 from mlbox.client.hosts import ask_all
 from mlbox.client.remote import connect
+from mlbox.core import text
 
 Json = dict[str, Any]
 
@@ -21,6 +22,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Make DIR, a folder that all these hosts share, a lab; asked again, it checks and adds hosts.",
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as `ssh` knows them")
+    options.dry_run(made)
     options.queue(made)
     return made
 
@@ -28,27 +30,36 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     with output.Progress() as progress:
-        progress.say(f"trying the folder from {', '.join(dict.fromkeys(arguments.hosts))}")
-        replies, problems = _tried(arguments.hosts, settings)
+        asked = ", ".join(dict.fromkeys(arguments.hosts))
+        progress.say(f"asking {asked}" if arguments.dry_run else f"trying the folder from {asked}")
+        replies = _made(arguments.hosts, settings)
+        problems = [] if arguments.dry_run else _tried(replies, settings)
     if arguments.json:
-        output.facts({"hosts": replies, "problems": problems})
+        output.facts({"hosts": replies, "problems": problems}, arguments.dry_run)
+    elif arguments.dry_run:
+        _foretold(replies)
     else:
         _told(replies, problems)
     return 3 if problems else 0
 
 
-def _tried(hosts: list[str], settings: state.Config) -> tuple[dict[str, Json], list[str]]:
-    """What each host replied, and what is wrong. Raises Refused where they do not mean the same folder."""
+def _made(hosts: list[str], settings: state.Config) -> dict[str, Json]:
+    """What each host replied. Raises Refused where they do not mean the same folder."""
     replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in dict.fromkeys(hosts)}
     ids = {reply["id"] for reply in replies.values()}
     if len(ids) > 1:
         raise errors.Refused(
             f"{settings.root or 'the default ROOT'} is not the same folder on these hosts", "is it mounted on all?"
         )
+    return replies
+
+
+def _tried(replies: dict[str, Json], settings: state.Config) -> list[str]:
+    """What is wrong."""
     problems = [f"{host}: {p}" for host, reply in replies.items() for p in reply["problems"]]
     if len(replies) > 1:
         problems += _race(list(replies), settings)
-    return replies, problems
+    return problems
 
 
 def _race(hosts: list[str], settings: state.Config) -> list[str]:
@@ -64,28 +75,49 @@ def _race(hosts: list[str], settings: state.Config) -> list[str]:
     return failed
 
 
-def _told(replies: dict[str, Json], problems: list[str]) -> None:
+def _what(replies: dict[str, Json], what: str) -> None:
     first = next(iter(replies.values()))
-    print(f"{first['root']} is a lab ({first['filesystem'] or 'unknown filesystem'}); lab.yaml in it is yours to edit")
+    print(f"{first['root']} {what} ({first['filesystem'] or 'unknown filesystem'}); lab.yaml in it is yours to edit")
     print(f"  hosts: {', '.join(reply['host'] for reply in replies.values())} · queues: {', '.join(first['queues'])}")
     if not first["shared"]:
         print("  it is yours alone; for several people: chmod 1777 on it, and mlbox init again")
+
+
+def _foretold(replies: dict[str, Json]) -> None:
+    _what(replies, f"would be made a lab, on {', '.join(replies)}" if _is_new(replies) else "is a lab already")
+    print("  its filesystem was not tried" + (", nor whether it is one folder on these hosts"
+          if len(replies) > 1 and _is_new(replies) else ""))  # fmt: skip
+    lines = [reply["line"] for reply in replies.values() if reply["line"]]
+    if lines:
+        print("\n".join(["  lab.yaml would get, under hosts:", *map(text.safe, lines)]))
+    _next(next(iter(replies.values()))["root"], list(replies), dry=True)
+
+
+def _is_new(replies: dict[str, Json]) -> bool:
+    return any(reply["made"] for reply in replies.values())
+
+
+def _told(replies: dict[str, Json], problems: list[str]) -> None:
+    _what(replies, "is a lab")
     for problem in problems:
         output.warn(problem)
     if not problems:
         print("  exclusive creation, renaming and flushing work there" + (", between these hosts too"
               if len(replies) > 1 else ""))  # fmt: skip
-        _next(first["root"], list(replies))
+        _next(next(iter(replies.values()))["root"], list(replies), dry=False)
 
 
-def _next(root: str, hosts: list[str]) -> None:
+def _next(root: str, hosts: list[str], dry: bool) -> None:
     """What the laptop has to know of it: shown, and written if wished where there are no settings yet."""
     path, lines = state.config_file(), f"root = {json.dumps(root)}\nhosts = {json.dumps(hosts)}\n"
     known = state.config()
     if (known.root, sorted(known.hosts)) != (root, sorted(hosts)):
         print(f"next: these lines in {path}, by which each command finds it, and mlbox cron install\n{lines}", end="")
         may = not path.exists() and output.may_ask()
-        if may and output.ask("  write them there? [y]es, [n]o [y]", ("yes", "no"), "yes") == "yes":
+        question = "  write them there? [y]es, [n]o [y]"
+        if may and dry:
+            output.note("  it would be asked whether to write them there")
+        elif may and output.ask(question, ("yes", "no"), "yes") == "yes":
             state.write(path, lines)
     else:
         print("next: mlbox cron install")

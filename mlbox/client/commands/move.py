@@ -27,6 +27,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         help="before your others; passes nobody else's",
     )
     ends.add_argument("--bottom", dest="where", action="store_const", const="bottom", help="behind your others")
+    options.dry_run(made)
     options.queue(made)
     return made
 
@@ -37,9 +38,10 @@ def main(arguments: argparse.Namespace) -> int:
     args = {"job": arguments.job, "queue": arguments.queue, "priority": arguments.priority, "where": arguments.where}
     reply = lab.entry(arguments, options.config(arguments)).call("move", args)
     if arguments.json:
-        output.facts(reply)
+        output.facts(reply, arguments.dry_run)
         return 0
     place = {"top": ", before your others", "bottom": ", behind your others"}.get(arguments.where, "")
     state = "; it has started" if reply["started"] else place
-    print(f"{text.safe(reply['name'])}  {reply['id']}  in queue {reply['queue']}, priority {reply['priority']}{state}")
+    where = f"{'would be ' if arguments.dry_run else ''}in queue {reply['queue']}, priority {reply['priority']}"
+    print(f"{text.safe(reply['name'])}  {reply['id']}  {where}{state}")
     return 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
-from mlbox.client import output, owners
+from mlbox.client import options, output, owners
+from mlbox.client.tunnels import listener
 from mlbox.core import port
+
+Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -21,6 +25,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         if name != "list":
             metavar = "P|LOCAL:P" if name == "add" else "P"
             one.add_argument("ports", nargs="+", metavar=metavar, help="the port inside the session (and the one here)")
+            options.dry_run(one)
     return made
 
 
@@ -28,9 +33,9 @@ def main(arguments: argparse.Namespace) -> int:
     wanted = [port.parse(word) for word in getattr(arguments, "ports", [])]
     owner = owners.named(arguments.session)
     if arguments.do == "add":
-        return _add(owner, wanted, arguments.json)
+        return _add(owner, wanted, arguments.json, arguments.dry_run)
     if arguments.do == "remove":
-        return _remove(owner, wanted, arguments.json)
+        return _remove(owner, wanted, arguments.json, arguments.dry_run)
     if arguments.json:
         output.facts(owner.extra)
     elif owner.extra:
@@ -40,27 +45,43 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add(owner: owners.Owner, wanted: list[port.Port], as_json: bool) -> int:
+def _add(owner: owners.Owner, wanted: list[port.Port], as_json: bool, dry: bool) -> int:
     found = {}
-    for one in wanted:
-        reply = owners.ask(owner, "add", local=one.local, inside=one.inside)
-        here = found[str(one.inside)] = int(reply["local"])
-        if as_json:
-            continue
-        if reply["new"] and here != one.local:
-            output.note(f"  port {one.local} is taken here")
-        already = "" if reply["new"] else ", as before"
-        print(f"port {one.inside} of {owner.name} is on localhost:{here}{already}")
+    with contextlib.ExitStack() as held:
+        for one in wanted:
+            asked = {"local": one.local, "inside": one.inside}
+            reply = _foreseen(owner, held, **asked) if dry else owners.ask(owner, "add", **asked)
+            here = found[str(one.inside)] = int(reply["local"])
+            if as_json:
+                continue
+            if reply["new"] and here != one.local:
+                output.note(f"  port {one.local} is taken here")
+            state = "is" if not dry or not reply["new"] else "would be"
+            already = "" if reply["new"] else ", as before"
+            print(f"port {one.inside} of {owner.name} {state} on localhost:{here}{already}")
     if as_json:
-        output.facts(found)
+        output.facts(found, dry)
     return 0
 
 
-def _remove(owner: owners.Owner, wanted: list[port.Port], as_json: bool) -> int:
+def _foreseen(owner: owners.Owner, held: contextlib.ExitStack, local: int, inside: int) -> Json:
+    """What the tunnels' process would reply: a port is chosen by taking it, here until the others are chosen too."""
+    if str(inside) in owner.extra:
+        return {"local": owner.extra[str(inside)], "new": False}
+    taken = listener.Port(listener.Service(f"port {inside}", local, inside=inside))
+    held.callback(taken.close)
+    return {"local": taken.number, "new": True}
+
+
+def _remove(owner: owners.Owner, wanted: list[port.Port], as_json: bool, dry: bool) -> int:
     for one in wanted:
-        owners.ask(owner, "remove", inside=one.inside)
+        if dry:
+            owners.check_port(owner, one.inside)
+        else:
+            owners.ask(owner, "remove", inside=one.inside)
         if not as_json:
-            print(f"port {one.inside} of {owner.name} is not here any more")
+            print(f"port {one.inside} of {owner.name} {'would not be here' if dry else 'is not here any more'}")
     if as_json:
-        output.facts([one.inside for one in wanted])
+        inside = [one.inside for one in wanted]
+        output.facts({"ports": inside} if dry else inside, dry)
     return 0

@@ -30,7 +30,10 @@ def parser(make: Any) -> argparse.ArgumentParser:
         if name == "pause":
             one.add_argument("--why", default="", help="for the others")
         if name == "process":
-            one.add_argument("--watch", action="store_true", help="again and again, until ^C")
+            either = one.add_mutually_exclusive_group()
+            either.add_argument("--watch", action="store_true", help="again and again, until ^C")
+        if name != "list":
+            options.dry_run(either if name == "process" else one)
         options.queue(one)
     return made
 
@@ -41,11 +44,14 @@ def main(arguments: argparse.Namespace) -> int:
         return _process(arguments, settings)
     args = {"do": arguments.do, "queue": getattr(arguments, "queue", ""), "why": getattr(arguments, "why", "")}
     reply = lab.entry(arguments, settings).call("queue", args)
-    state.remember_seen(queues=[queue["name"] for queue in reply["queues"]])
+    if not settings.dry_run:
+        state.remember_seen(queues=[queue["name"] for queue in reply["queues"]])
     if arguments.json:
-        output.facts(reply["queues"])
+        output.facts(reply["queues"], settings.dry_run)
         return 0
     lab.trouble(reply)
+    if settings.dry_run:
+        print(f"would {arguments.do} {text.safe(arguments.queue)}:")
     head = ("QUEUE", "WAITING", "RUNNING", "HOSTS", "STATE")
     output.table(head, [_row(queue) for queue in reply["queues"]])
     return 0
@@ -72,10 +78,14 @@ def _process(arguments: argparse.Namespace, settings: state.Config) -> int:
         for host, reply in replies.items():
             if isinstance(reply, errors.MlboxError):
                 output.warn(told(host, reply))
-            elif not arguments.json:
+            elif arguments.json:
+                continue
+            elif arguments.dry_run:
+                _foretold(host, reply)
+            else:
                 _told(host, reply, quiet=arguments.watch)
         if arguments.json:
-            output.facts([r for r in replies.values() if not isinstance(r, errors.MlboxError)])
+            output.facts([r for r in replies.values() if not isinstance(r, errors.MlboxError)], arguments.dry_run)
         if not arguments.watch:
             failed = [r for r in replies.values() if isinstance(r, errors.MlboxError)]
             return failed[0].exit_code if len(failed) == len(replies) else 0
@@ -90,3 +100,14 @@ def _told(host: str, reply: Json, quiet: bool) -> None:
         parts = ["another pass is at work"]
     if parts or not quiet:
         print(f"{time.strftime('%H:%M:%S')} {host}: {', '.join(parts) or 'nothing to do'}", flush=True)
+
+
+def _foretold(host: str, reply: Json) -> None:
+    lab.trouble(reply)
+    for act in ("started", "preempted", "failed"):
+        for job in reply[act]:
+            print(f"{host}: {job}  would be {act}")
+    for job, why in reply["waits"].items():
+        print(f"{host}: {job}  in line: {text.safe(why)}")
+    if not any(reply[key] for key in ("started", "preempted", "failed", "waits")):
+        print(f"{host}: nothing to do")

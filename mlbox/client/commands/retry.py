@@ -14,6 +14,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Run an ended job once more: a new job, the same code and settings."
     )
     made.add_argument("job", metavar="ID|NAME")
+    options.dry_run(made)
     options.queue(made)
     return made
 
@@ -21,7 +22,10 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     reply = lab.entry(arguments, options.config(arguments)).call("retry", {"job": arguments.job})
     if arguments.json:
-        output.facts(reply)
+        output.facts(reply, arguments.dry_run)
+        return 0
+    if arguments.dry_run:
+        print(f"{output.bold(text.safe(reply['name']))}  would be in line again, as a new job like {reply['of']}")
         return 0
     where = "started" if reply["started"] else "in line" + (f": {text.safe(reply['waits'])}" if reply["waits"] else "")
     print(f"{output.bold(text.safe(reply['name']))}  {reply['id']}  {where}")

@@ -88,7 +88,7 @@ def _how(group: Any) -> None:
     group.add_argument("--new", action="store_true", help="start another even if one runs (as a new --name does)")
     group.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
     group.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
-    group.add_argument("--dry-run", action="store_true", help="say what would be started")
+    options.dry_run(group)
     group.add_argument("-y", "--yes", action="store_true", help="ask nothing")
 
 

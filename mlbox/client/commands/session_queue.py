@@ -26,7 +26,7 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     work = to_spec(said.over(Answers(image=config.image or None)), entry.transport.public_keys())
     spec = JobSpec(work=work, resources=Resources(gpus=work.gpus), queue=queue)
     if options.dry_run:
-        output.facts({"spec": spec.without_secrets().to_wire()})
+        output.facts({"spec": spec.without_secrets().to_wire()}, dry=True)
         return 0
     reply = entry.call("submit", {"spec": spec.to_wire()})
     lab.trouble(reply)

@@ -71,7 +71,7 @@ def _only_host(config: state.Config) -> str:
 def _dry_run(host: str, spec: Spec, ports: Sequence[Port], as_json: bool) -> int:
     wire = spec.without_secrets().to_wire()
     if as_json:
-        output.facts({"host": host, "spec": wire, "ports": [str(port) for port in ports]})
+        output.facts({"host": host, "spec": wire, "ports": [str(port) for port in ports]}, dry=True)
         return 0
     print(f"would start on {host}:")
     for port in ports:

@@ -23,6 +23,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def person(made: argparse.ArgumentParser) -> None:
     made.add_argument("session", metavar="NAME|ID")
     made.add_argument("user", metavar="USER", help="as your colleague logs in to the session's host")
+    options.dry_run(made)
     made.add_argument("--host", default="", help="where it runs (default: remembered, or all known hosts are asked)")
     options.common(made)
 
@@ -32,7 +33,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return 0
     session, user = reply["session"], text.safe(reply["user"])
-    print(f"{session['name']} is shared with {user}" + ("" if reply["changed"] else " already"))
+    if reply["changed"]:
+        print(f"{session['name']} {'would be' if arguments.dry_run else 'is'} shared with {user}")
+    else:
+        print(f"{session['name']} is shared with {user} already")
     print(f"  {user} joins:    mlbox attach {session['id']}")
     print(f"  take it back:  mlbox session unshare {session['name']} {user}")
     reaches = f"whatever you can on {text.safe(reply['host'])}" if session["runtime"] == "process" else "what you can"
@@ -49,5 +53,5 @@ def tell(arguments: argparse.Namespace, lets: bool) -> Json:
         output.warn(text.safe(reply["trouble"]))
     if arguments.json:
         facts = {key: reply["session"][key] for key in ("id", "name", "shared")}
-        output.facts({**facts, **{key: reply[key] for key in ("host", "user", "changed", "ended")}})
+        output.facts({**facts, **{key: reply[key] for key in ("host", "user", "changed", "ended")}}, arguments.dry_run)
     return reply

@@ -13,6 +13,7 @@ from mlbox.core import text
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="End a session.")
+    options.dry_run(made)
     options.session(made)
     return made
 
@@ -33,19 +34,24 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
 
 def end(host: Host, wanted: str, as_json: bool) -> int:
     with output.Progress() as progress:
-        progress.say(f"ending the session on {host.name}")
+        progress.say(f"{'asking' if host.dry else 'ending the session on'} {host.name}")
         reply = host.call("shutdown", {"session": wanted})
     ended = reply["session"]
-    state.update("sessions.json", ended["id"], None)
-    ssh_config.drop(ended["id"])
-    for owner in owners.living():
-        if owner.session == ended["id"]:
-            owners.end(owner, "ended", "the session has ended: " + reply.get("already", "shut down"))
+    if not host.dry:
+        _forget(ended["id"], reply.get("already", "shut down"))
     if as_json:
-        output.facts({"id": ended["id"], "name": ended["name"], "freed": reply["freed"]})
+        output.facts({"id": ended["id"], "name": ended["name"], "freed": reply["freed"]}, host.dry)
     elif "already" in reply:
         print(f"{text.safe(ended['name'])} had ended already: {text.safe(reply['already'])}")
     else:
         freed = f"; {text.count(len(reply['freed']), 'GPU')} free again" if reply["freed"] else ""
-        print(f"{ended['name']} has ended{freed}")
+        print(f"{ended['name']} {'would end' if host.dry else 'has ended'}{freed}")
     return 0
+
+
+def _forget(session: str, why: str) -> None:
+    state.update("sessions.json", session, None)
+    ssh_config.drop(session)
+    for owner in owners.living():
+        if owner.session == session:
+            owners.end(owner, "ended", f"the session has ended: {why}")

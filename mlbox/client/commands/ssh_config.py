@@ -31,7 +31,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
             one.add_argument("session", metavar="ID")
             one.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
         else:
-            one.add_argument("--dry-run", action="store_true", help="only show the change")
+            options.dry_run(one)
     return made
 
 

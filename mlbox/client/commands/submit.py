@@ -61,7 +61,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt")
     policy.add_argument("--on-host-loss", choices=("requeue", "hold"), help="a host that was lost: run again, or fail")
     policy.add_argument("--max-losses", type=int, metavar="N", help="fail when it was lost so often (default: 3)")
-    policy.add_argument("--dry-run", action="store_true", help="say what would be submitted")
+    options.dry_run(policy)
     made.add_argument("command", nargs="*", metavar="COMMAND")
     options.queue(made)
     return made
@@ -184,7 +184,7 @@ def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
     spec, count, folder = prepared
     wire = spec.without_secrets().to_wire()
     if as_json:
-        output.facts({"spec": wire, "array": count, "code": folder})
+        output.facts({"spec": wire, "array": count, "code": folder}, dry=True)
         return 0
     print(f"would submit: {' '.join(spec.command)}")
     for key, value in {**wire.pop("work"), **wire, "array": count, "code": folder}.items():

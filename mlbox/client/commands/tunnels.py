@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import output, owners
+from mlbox.client import options, output, owners
 from mlbox.client.owners import Owner
 from mlbox.core import text
 
@@ -20,11 +20,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print facts as JSON")
     stop.add_argument("sessions", nargs="*", metavar="NAME", help="needed where there are more than one")
     stop.add_argument("--all", action="store_true", help="all that this machine holds")
+    options.dry_run(stop)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    return _list(arguments.json) if arguments.do == "list" else _stop(arguments.sessions, arguments.all)
+    return _list(arguments.json) if arguments.do == "list" else _stop(arguments)
 
 
 def _list(as_json: bool) -> int:
@@ -56,13 +57,16 @@ def _state(owner: Owner) -> str:
     return f"{owner.state} for {age}" + (f" ({owner.why})" if owner.why else "")
 
 
-def _stop(wanted: list[str], everything: bool) -> int:
+def _stop(arguments: argparse.Namespace) -> int:
+    wanted, everything = arguments.sessions, arguments.all
     if everything and wanted:
         raise errors.Usage("either names or --all", "leave one of them out")
     found = owners.living() if everything else [owners.named(name) for name in dict.fromkeys(wanted or [""])]
     if not found:
         output.note("no tunnels on this machine")
     for owner in found:
-        owners.end(owner, "stopped", "its tunnels were stopped")
-        print(f"the tunnels to {owner.name} are ended; the session goes on (mlbox session attach {owner.name})")
+        if not arguments.dry_run:
+            owners.end(owner, "stopped", "its tunnels were stopped")
+        ended = "would be ended" if arguments.dry_run else "are ended"
+        print(f"the tunnels to {owner.name} {ended}; the session goes on (mlbox session attach {owner.name})")
     return 0

@@ -25,7 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
     name, user = reply["session"]["name"], text.safe(reply["user"])
     if reply["changed"]:
         ended = f"; {text.count(reply['ended'], 'connection')} ended" if reply["ended"] else ""
-        print(f"{name} is no longer shared with {user}{ended}")
+        print(f"{name} {'would no longer be' if arguments.dry_run else 'is no longer'} shared with {user}{ended}")
     else:
         print(f"{name} was not shared with {user}")
     return 0

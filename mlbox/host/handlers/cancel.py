@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     rules = lab.rules(found)
     lab.identify(found.root)
     wanted = str(call.args.get("job", ""))
@@ -31,7 +31,7 @@ def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job) -> Json:
     already = not job.state().live
     state = request(found, job)
     host = str(state.facts.get("host", ""))
-    if state.running and host == found.host:
+    if state.running and host == found.host and not found.dry:
         keeping.tell(job)
     return {
         "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested, "already": already,
@@ -41,18 +41,30 @@ def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job) -> Json:
 
 
 def request(found: store.Store, job: Job) -> State:
-    """The claim and the cancellation race for the same slot: one of them wins, and the loser looks again."""
+    """The claim and the cancellation race for the same slot: one of them wins, and the loser looks again. Of a dry run,
+    the state as it would be."""
     spec = job.spec()
     place = waiting(job.id, job.owner, spec, job.state())
     facts = {"at": time.time(), "by": found.user}
     while True:
         state = job.state()
-        if not state.live or state.requested == "cancel_requested":
+        event = _event(state)
+        said = {**facts, "why": f"cancelled by {found.user}"} if event == "cancelled" else facts
+        if not event:
             return state
-        if state.waiting and job.append("cancelled", {**facts, "why": f"cancelled by {found.user}"}):
+        if found.dry:
+            return job.foreseen(event, said)
+        if event == "cancelled" and job.append(event, said):
             attempts.settle(found, job, spec)
             ready.withdraw(found, place)  # last: while it is there, a tick finds what a crash left undone
             return job.state()
-        if state.running and job.append("cancel_requested", facts, state.attempt):
+        if event == "cancel_requested" and job.append(event, said, state.attempt):
             found.mark_ending(job, str(state.facts.get("host", "")))
             return job.state()
+
+
+def _event(state: State) -> str:
+    """By which it is cancelled; empty where there is nothing to do."""
+    if not state.live or state.requested == "cancel_requested":
+        return ""
+    return "cancelled" if state.waiting else "cancel_requested"

@@ -24,17 +24,24 @@ _JITTER = 20  # s over which hosts and users spread
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     what = str(call.args.get("do", "show"))
     old = _crontab()
     if what == "show":
         return {"host": found.host, "lines": [line for line in old if "# mlbox " in line]}
-    mark = f"# mlbox {lab.found(found.root) if call.root is None else lab.identify(found.root)}"
+    mark = f"# mlbox {_root_id(found, named=call.root is not None)}"
     kept = [line for line in old if not line.endswith(mark)]
     new = [*kept, _line(found, mark)] if what == "install" else kept
-    if new != old:
+    if new != old and not found.dry:
         _write(new)
     return {"host": found.host, "lines": [line for line in new if line.endswith(mark)], "changed": new != old}
+
+
+def _root_id(found: store.Store, named: bool) -> str:
+    """The user's own data home needs no ceremony; a dry run does not make it, so its id is not known yet."""
+    if named or (found.dry and (found.root / "mlbox.json").exists()):
+        return lab.identify(found.root)
+    return "…" if found.dry else lab.found(found.root)
 
 
 def _line(found: store.Store, mark: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from mlbox import errors
@@ -12,9 +13,11 @@ from mlbox.core import ids, resources, text
 from mlbox.core import lab as lab_rules
 from mlbox.core import reverse as reverse_words
 from mlbox.core.hints import waiting
+from mlbox.core.log import State
 from mlbox.core.verdict import Outcome, verdict
 from mlbox.host import attempts, files, lab, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -22,7 +25,7 @@ _KEY_PATIENCE = 150.0  # s; a host's cron comes each minute
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     lab.identify(found.root)
     name, what = str(call.args.get("name", "")) or found.host, str(call.args.get("do", ""))
     if not resources.is_label(name):
@@ -30,18 +33,22 @@ def run(call: Call) -> Json:
     path = found.root / "drained" / name
     if what in ("drain", "fence"):
         _known(found, name)
-    if what == "drain":
-        path.parent.mkdir(exist_ok=True)
-        said = {"by": found.user, "at": time.time(), "why": str(call.args.get("why", ""))}
-        files.write_whole(path, json.dumps(said).encode(), 0o644)
-    elif what == "resume":
-        path.unlink(missing_ok=True)
-    elif what in _OTHERS:
+    if what in _OTHERS:
         return {"host": name, **_OTHERS[what](call, found, name)}
-    else:
+    if what not in ("drain", "resume"):
         raise errors.Usage("a host is added, removed, drained, resumed or fenced")
+    if not found.dry:
+        _drain(found, path, what == "drain", str(call.args.get("why", "")))
     running = [run.id for user in view.known_users(found) for run in view.running_of(found, user) if run.host == name]
-    return {"host": name, "drained": path.exists(), "running": running}
+    return {"host": name, "drained": what == "drain", "running": running}
+
+
+def _drain(found: store.Store, path: Path, drain: bool, why: str) -> None:
+    if not drain:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    files.write_whole(path, json.dumps({"by": found.user, "at": time.time(), "why": why}).encode(), 0o644)
 
 
 def _known(found: store.Store, name: str) -> None:
@@ -64,7 +71,8 @@ def _requeue(call: Call, found: store.Store, name: str) -> Json:
 
 
 def _add(call: Call, found: store.Store, name: str) -> Json:
-    """It is in lab.yaml; its public key, as soon as its next tick has shown it."""
+    """It is in lab.yaml; its public key, as soon as its next tick has shown it. Of a dry run, the line that lab.yaml
+    would get, and the key if it is shown."""
     via, entry = str(call.args.get("via", "")), lab.rules(found).lab.hosts.get(name)
     if not lab_rules.is_ssh_name(via):
         raise errors.Usage(f"{text.safe(via)!r} is no name that ssh knows", "--via HOST, one that laptops can dial")
@@ -72,24 +80,35 @@ def _add(call: Call, found: store.Store, name: str) -> Json:
     if entry is not None and (entry.via, entry.reverse) != (via, tunnel == "reverse"):
         lab.catch_up(found.root)
         entry = lab.rules(found).lab.hosts.get(name)
+    line = ""
     if entry is None:
-        lab.add(found.root, "hosts", name, json.dumps({"tunnel": tunnel, "via": via}))
+        edit = lab.adding(found.root, "hosts", name, json.dumps({"tunnel": tunnel, "via": via}))
+        line = edit.line
+        if not found.dry:
+            edit.write()
     elif (entry.via, entry.reverse) != (via, tunnel == "reverse"):
         hint = f"in {found.root}/lab.yaml, under {name}: tunnel: {tunnel}, via: {via}"
         raise errors.Refused(f"lab.yaml has {name} already, and not with {tunnel} tunnels and via {via}", hint)
+    if found.dry:
+        return {"key": _shown_key(found, name), "line": line}
     if name == found.host:
         found.on().mkdir(mode=0o755, parents=True, exist_ok=True)
         reverse.publish(found, lab.rules(found).lab)
     return {"key": _await_key(call, found, name)}
 
 
+def _shown_key(found: store.Store, name: str) -> str:
+    shown = files.read_json(found.on(name) / "reverse.json")
+    key = str(shown.get("public_key", "")) if isinstance(shown, dict) else ""
+    return key if reverse_words.is_key(key) else ""
+
+
 def _await_key(call: Call, found: store.Store, name: str) -> str:
     deadline = time.monotonic() + _KEY_PATIENCE
     call.progress(text=f"waiting for {name}'s next pass over the queue (its cron, each minute)")
     while True:
-        shown = files.read_json(found.on(name) / "reverse.json")
-        key = str(shown.get("public_key", "")) if isinstance(shown, dict) else ""
-        if reverse_words.is_key(key):
+        key = _shown_key(found, name)
+        if key:
             return key
         if time.monotonic() > deadline:
             raise errors.Refused(
@@ -101,9 +120,10 @@ def _await_key(call: Call, found: store.Store, name: str) -> str:
 
 def _meet(call: Call, found: store.Store, name: str) -> Json:
     place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
-    path = reverse.meeting_file(found, name)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files.write_whole(path, json.dumps(place.to_wire()).encode())
+    if not found.dry:
+        path = reverse.meeting_file(found, name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_whole(path, json.dumps(place.to_wire()).encode())
     return {"via": place.via}
 
 
@@ -124,10 +144,12 @@ def _place(call: Call, found: store.Store, name: str) -> Json:
 def _remove(call: Call, found: store.Store, name: str) -> Json:
     """It is forgotten; in lab.yaml it stays while others meet it there."""
     place = _place(call, found, name)
-    reverse.meeting_file(found, name).unlink(missing_ok=True)
     others = [u for u in view.known_users(found) if u != found.user and reverse.meeting_file(found, name, u).exists()]
-    if not others:
-        lab.remove(found.root, "hosts", name)
+    edit = None if others else lab.removing(found.root, "hosts", name)
+    if not found.dry:
+        reverse.meeting_file(found, name).unlink(missing_ok=True)
+        if edit is not None:
+            edit.write()
     return {**place, "others": others}
 
 
@@ -147,11 +169,13 @@ def _fence(found: store.Store, name: str) -> list[str]:
         job = found.job(id_)
         if found.is_fenced(job, name):
             continue
+        if found.dry:
+            requeued += [job.id] if _loss(found, job, name)[1].waiting else []
+            continue
         job.log().fence(name)
-        spec, state = job.spec(), job.state()
-        if state.running and state.facts.get("host") == name:
-            lost = Outcome(lost=f"host {name} was declared gone by {found.user}")
-            event = verdict(spec, state, lost, time.time())
+        spec = job.spec()
+        event, state = _loss(found, job, name)
+        if event:
             job.append(str(event.pop("event")), event, state.attempt)
             state = job.state()
         if state.waiting:
@@ -161,3 +185,13 @@ def _fence(found: store.Store, name: str) -> list[str]:
         if not state.live:
             attempts.settle(found, job, spec)
     return requeued
+
+
+def _loss(found: store.Store, job: Job, name: str) -> tuple[Json, State]:
+    """The event by which it is lost on `name`, empty where it does not run there; and its state behind that."""
+    state = job.state()
+    if not state.running or state.facts.get("host") != name:
+        return {}, state
+    lost = Outcome(lost=f"host {name} was declared gone by {found.user}")
+    event = verdict(job.spec(), state, lost, time.time())
+    return event, job.foreseen(event["event"], event)

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     sweep(found)  # what a crash left behind counts as in use
     things = list(stored.everything(found))
     reply: Json = {"host": found.host, "things": [thing.to_wire() for thing in things], "disks": _disks(found)}
@@ -26,7 +26,7 @@ def run(call: Call) -> Json:
     if not isinstance(older_than, (int, float)) or older_than < 0:
         raise errors.Usage("an age is a number of seconds")
     going = expendable(things, time.time(), older_than)
-    if not call.args.get("dry_run"):
+    if not found.dry:
         going = [thing for thing in going if stored.remove(found, thing)]
     return {**reply, "removed": [thing.to_wire() for thing in going], "disks": _disks(found)}
 

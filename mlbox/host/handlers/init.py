@@ -5,6 +5,7 @@ The trial is of this host's own mount. Asked from two hosts at once (`race`), it
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -28,7 +29,7 @@ _TRIAL = re.compile(r"\.trial-[0-9a-f]{8}")
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     race = str(call.args.get("race", ""))
     if race:
         if not _TRIAL.fullmatch(race):
@@ -39,21 +40,38 @@ def run(call: Call) -> Json:
     made = not (found.root / "mlbox.json").exists()
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
-    root_id = lab.found(found.root)
-    openness = stat.S_IMODE(found.root.stat().st_mode)
-    for name in ("users", "drained", "paused"):
+    root_id = _root_id(found, made)
+    openness = stat.S_IMODE(found.root.stat().st_mode) if found.root.exists() else 0o700
+    for name in () if found.dry else ("users", "drained", "paused"):
         _open(found.root / name, openness)
     rules = lab.rules(found)
-    ssh = str(call.args.get("ssh", ""))
-    if not rules.trouble and found.host not in rules.lab.hosts and ssh:
-        lab.add(found.root, "hosts", found.host, json.dumps({"ssh": ssh}))
-        rules = lab.rules(found)
-    tick.run(found)  # makes the host known to the others
+    known, line, ssh = rules.lab, "", str(call.args.get("ssh", ""))
+    if not rules.trouble and found.host not in known.hosts and ssh:
+        edit = lab.adding(found.root, "hosts", found.host, json.dumps({"ssh": ssh}))
+        known, line = edit.lab, edit.line
+        if not found.dry:
+            edit.write()
+    if not found.dry:
+        tick.run(found)  # makes the host known to the others
     return {
         "host": found.host, "root": str(found.root), "id": root_id, "made": made, "shared": bool(openness & 0o022),
-        "trouble": rules.trouble, "hosts": sorted(rules.lab.hosts), "queues": list(rules.lab.queues),
-        "filesystem": _filesystem(found.root), "problems": _try(found.root, found.host),
+        "trouble": rules.trouble, "hosts": sorted(known.hosts), "line": line, "queues": list(known.queues),
+        "filesystem": _filesystem(found.root), "problems": [] if found.dry else _try(found.root, found.host),
     }  # fmt: skip
+
+
+def _root_id(found: store.Store, made: bool) -> str:
+    """Of one that a dry run does not make it is not known yet. Raises what making it would."""
+    if not found.dry:
+        return lab.found(found.root)
+    if not made:
+        return lab.identify(found.root)
+    there = next(folder for folder in (found.root, *found.root.parents) if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(found.root))
+    return ""
 
 
 def _open(folder: Path, openness: int) -> None:

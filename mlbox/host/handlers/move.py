@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
     spec, state = job.spec(), job.state()
@@ -35,6 +35,9 @@ def run(call: Call) -> Json:
     if refusal:
         raise errors.Refused(refusal)
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for
+    reply = {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority, "started": False}
+    if found.dry:
+        return reply
     facts = {"at": time.time(), "queue": to.queue, "priority": to.priority, "rank": to.rank}
     if not job.append("moved", facts):
         raise errors.Refused(f"job {spec.name} has just been started", "mlbox show tells where")
@@ -42,8 +45,7 @@ def run(call: Call) -> Json:
     if (to.queue, to.priority, to.rank) != (now.queue, now.priority, now.rank):
         ready.withdraw(found, now)
     report = tick.run(found)
-    return {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority,
-            "started": job.id in report.started}  # fmt: skip
+    return {**reply, "started": job.id in report.started}
 
 
 def _place(found: store.Store, job: Waiting, args: Json) -> Waiting:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
+from mlbox.core.lab import Lab
 from mlbox.host import files, lab, ready, store, view
 from mlbox.host.serve import Call
 
@@ -15,24 +17,29 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     lab.identify(found.root)
     rules = lab.rules(found)
+    queues, paused = rules.lab, view.marks(found.root / "paused")
     name, what = str(call.args.get("queue", "")), str(call.args.get("do", "list"))
     if what == "create":
-        _create(found, rules, name)
+        edit = _new(found, rules, name)
+        queues = edit.lab
+        if not found.dry:
+            edit.write()
     elif what in ("pause", "resume"):
-        if name not in rules.lab.queues:
-            raise errors.NotFound(f"there is no queue {text.safe(name)}", "there are: " + ", ".join(rules.lab.queues))
-        _pause(found, name, what == "pause", str(call.args.get("why", "")))
-    return {"host": found.host, "queues": _list(found, lab.rules(found)), "trouble": rules.trouble}
+        if name not in queues.queues:
+            raise errors.NotFound(f"there is no queue {text.safe(name)}", "there are: " + ", ".join(queues.queues))
+        paused = {**paused, name: found.user if what == "pause" else ""}
+        if not found.dry:
+            _pause(found, name, what == "pause", str(call.args.get("why", "")))
+    return {"host": found.host, "queues": _list(found, queues, paused), "trouble": rules.trouble}
 
 
-def _list(found: store.Store, rules: lab.Rules) -> list[Json]:
+def _list(found: store.Store, rules: Lab, paused: Mapping[str, str]) -> list[Json]:
     users = list(view.known_users(found))
     running = [run for user in users for run in view.running_of(found, user)]
-    hosts = view.published(found, rules.lab, users)
-    paused = view.marks(found.root / "paused")
+    hosts = view.published(found, rules, users)
     return [
         {
             "name": name, "waiting": sum(ready.count(found, user, name) for user in users),
@@ -40,7 +47,7 @@ def _list(found: store.Store, rules: lab.Rules) -> list[Json]:
             "hosts": [host.name for host in hosts if name in host.queues],
             "time_limit": queue.time_limit, "max_running": queue.max_running,
         }
-        for name, queue in rules.lab.queues.items()
+        for name, queue in rules.queues.items()
     ]  # fmt: skip
 
 
@@ -54,12 +61,12 @@ def _pause(found: store.Store, name: str, pause: bool, why: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _create(found: store.Store, rules: lab.Rules, name: str) -> None:
-    """A line in lab.yaml, which keeps its comments; what would break the file is not written."""
+def _new(found: store.Store, rules: lab.Rules, name: str) -> lab.Edit:
+    """A line in lab.yaml, which keeps its comments."""
     if not text.is_name(name):
         raise errors.Usage(f"{text.safe(name)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
     if rules.trouble:
         raise errors.Refused(f"lab.yaml is broken: {rules.trouble}", "mend it first")
     if name in rules.lab.queues:
         raise errors.Refused(f"there is a queue {name} already")
-    lab.add(found.root, "queues", name, "{}", "" if name == "default" else "  default: {}\n")
+    return lab.adding(found.root, "queues", name, "{}", "" if name == "default" else "  default: {}\n")

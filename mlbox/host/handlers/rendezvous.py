@@ -28,14 +28,20 @@ def run(call: Call) -> Json:
         raise errors.Usage(f"{text.safe(name)!r} can't be a host's name")
     path = Path.home() / ".ssh/authorized_keys"
     if do == "remove":
-        removed = _write(path, name, "")
-        return {"removed": removed, "ended": _end(name), "file": str(path)}
+        removed, tunnels = _put(path, name, "", call.dry), _tunnels(name)
+        for process in () if call.dry else tunnels:
+            with suppress(OSError):
+                os.kill(process, signal.SIGTERM)
+        return {"removed": removed, "ended": len(tunnels), "file": str(path)}
     # The program is the one that answers this call: planted by content, so it stays what it is.
     program = (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "rendezvous", name)
-    line = reverse.authorized(name, str(call.args.get("key", "")), program)
-    changed = do == "add" and _write(path, name, line)
-    folder = files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
-    return {"line": line, "file": str(path), "changed": changed, "folder": str(folder), "known": line in _lines(path)}
+    key = str(call.args.get("key", ""))
+    line = "" if call.dry and not key else reverse.authorized(name, key, program)  # it may not have shown one yet
+    changed = do == "add" and _put(path, name, line, call.dry)
+    folder, known = Path(f"/tmp/mlbox-{os.getuid()}"), bool(line) and line in _lines(path)
+    if not call.dry:
+        files.private_folder(folder)
+    return {"line": line, "file": str(path), "changed": changed, "folder": str(folder), "known": known}
 
 
 def _lines(path: Path) -> list[str]:
@@ -45,13 +51,14 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _write(path: Path, name: str, line: str) -> bool:
-    """The file with this host's line, or without any; all the rest stays as it was. A link to it stays one."""
+def _put(path: Path, name: str, line: str, dry: bool) -> bool:
+    """The file with this host's line, or without any; all the rest stays as it was. A link to it stays one. Whether
+    that is (`dry`: would be) a change."""
     path = Path(os.path.realpath(path))
     old = _lines(path)
     new = [*reverse.without(old, name), *([line] if line else [])]
-    if sorted(new) == sorted(old):
-        return False
+    if dry or sorted(new) == sorted(old):
+        return sorted(new) != sorted(old)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     content = "".join(f"{one}\n" for one in new).encode(errors="surrogateescape")
@@ -59,13 +66,12 @@ def _write(path: Path, name: str, line: str) -> bool:
     return True
 
 
-def _end(name: str) -> int:
-    """SIGTERM to what the line's key has running: without it, its sockets have no names any more."""
-    ended = 0
+def _tunnels(name: str) -> list[int]:
+    """What the line's key has running, to be ended with it: without the line its sockets have no names any more."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if words[-3:-1] == [b"rendezvous", name.encode()] and folder.stat().st_uid == os.getuid():
-                os.kill(int(folder.name), signal.SIGTERM)
-                ended += 1
-    return ended
+                found.append(int(folder.name))
+    return found

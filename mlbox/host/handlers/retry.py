@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
+from mlbox.core.job import JobSpec
 from mlbox.core.log import said
 from mlbox.host import code, lab, lookup, store, tick
 from mlbox.host.handlers.submit import submit
@@ -15,7 +16,7 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
     spec, state = job.whole(), job.state()
@@ -23,11 +24,18 @@ def run(call: Call) -> Json:
         raise errors.Usage(f"{spec.name} is a session", "mlbox session HOST starts another")
     if state.live:
         raise errors.Refused(f"job {spec.name} has not ended: it is {said(state.name)}", f"mlbox cancel {job.id} first")
+    if found.dry:
+        _check_code(found, spec)
+        return {"id": "", "name": spec.name, "of": job.id, "started": False, "waits": ""}
     with code.keeping(found):
-        if spec.code and spec.code not in dict(code.kept(found)):
-            raise errors.Refused(f"the code of job {spec.name} is not kept any more", "mlbox submit sends it anew")
+        _check_code(found, spec)
         again = submit(found, replace(spec, after=(), array="", array_index=0))
     report = tick.run(found)
     started = again.id in report.started
     return {"id": again.id, "name": spec.name, "of": job.id, "started": started,
             "waits": (report.waits or {}).get(again.id, "")}  # fmt: skip
+
+
+def _check_code(found: store.Store, spec: JobSpec) -> None:
+    if spec.code and spec.code not in dict(code.kept(found)):
+        raise errors.Refused(f"the code of job {spec.name} is not kept any more", "mlbox submit sends it anew")

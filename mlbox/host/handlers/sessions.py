@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     live = [job for job in sweep(found) if is_session(job)]
     wanted = call.args.get("session")
     if wanted is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
-from mlbox.host import files, here, keeping, peer, store
+from mlbox.host import colleague, files, here, keeping, peer, store
 from mlbox.host.handlers.logs import pause
 from mlbox.host.handlers.sessions import describe, is_session, pick_own
 from mlbox.host.job import Job
@@ -23,15 +23,18 @@ _TRIES = 50  # pauses that a keeper which has just taken over gets to listen
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     wanted, user, lets = str(call.args.get("session", "")), str(call.args.get("user", "")), bool(call.args.get("lets"))
     job = pick_own([job for job in sweep(found) if is_session(job)], wanted, found)
     name = describe(job)["name"]
     uid = _uid(user, lets)
     _check(job, name)
-    reply = _tell(job, name, {"op": "share" if lets else "unshare", "uid": uid})
+    if found.dry:
+        reply, session = _foreseen(job, name, uid, lets)
+    else:
+        reply, session = _tell(job, name, {"op": "share" if lets else "unshare", "uid": uid}), describe(job)
     return {
-        "host": found.host, "session": describe(job), "user": peer.name(uid), "changed": bool(reply.get("changed")),
+        "host": found.host, "session": session, "user": peer.name(uid), "changed": bool(reply.get("changed")),
         "ended": int(reply.get("ended", 0)), "trouble": str(reply.get("trouble", "")),
     }  # fmt: skip
 
@@ -83,8 +86,28 @@ def _tell(job: Job, name: str, word: Json) -> Json:
                 raise errors.MlboxError(f"the keeper of {name} does not answer: {error}", "try again") from None
         if "error" in said or not said:
             why = said.get("error", "it said nothing")
-            raise errors.Refused(f"{name} can't be shared: {why}", f"see {job.attempt(1)}/keeper.log on the host")
+            raise _refused(job, name, why)
         return dict(said)
-    raise errors.HostUnready(
+    raise _deaf(name)
+
+
+def _refused(job: Job, name: str, why: str) -> errors.Refused:
+    return errors.Refused(f"{name} can't be shared: {why}", f"see {job.attempt(1)}/keeper.log on the host")
+
+
+def _deaf(name: str) -> errors.HostUnready:
+    return errors.HostUnready(
         f"the keeper of {name} does not listen for it", "one that an older mlbox started can't share; start it anew"
     )
+
+
+def _foreseen(job: Job, name: str, uid: int, lets: bool) -> tuple[Json, Json]:
+    """What the keeper would say to that, and the session behind it. It is not asked: an older one would do it."""
+    if not job.control.exists():
+        raise _deaf(name)
+    people = [person.uid for person in colleague.recorded(job)]
+    changed = (uid in people) != lets
+    if changed and lets and len(people) >= colleague.MOST:
+        raise _refused(job, name, colleague.TOO_MANY)
+    left = {*people, uid} if lets else {*people} - {uid}
+    return {"changed": changed}, {**describe(job), "shared": sorted(map(peer.name, left))}

@@ -22,7 +22,7 @@ _PATIENCE = 150.0  # s; an engine's stop and removal may take 70 s each
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, call.dry)
     wanted = str(call.args.get("session", ""))
     live = [job for job in sweep(found) if is_session(job)]
     if ids.is_ulid(wanted) and wanted not in [job.id for job in live]:
@@ -36,6 +36,8 @@ def run(call: Call) -> Json:
                 return _elsewhere(call, found, session)
     job = pick_own(live, wanted, found)
     described = describe(job)
+    if found.dry:
+        return {"session": described, "freed": described["gpus"]}
     call.progress(text=f"ending {described['name']}")
     with job.keeper_lock.open("rb") as held:
         keeping.tell(job)
@@ -50,6 +52,8 @@ def run(call: Call) -> Json:
 
 def _elsewhere(call: Call, found: store.Store, session: Json) -> Json:
     """On a host that can't be asked: the word goes into the log, where that one's keeper finds it within seconds."""
+    if found.dry:
+        return {"session": session, "freed": session["gpus"]}
     job, deadline = found.job(session["id"]), time.monotonic() + _PATIENCE
     call.progress(text=f"ending {session['name']} on {session['host']}")
     cancel.request(found, job)

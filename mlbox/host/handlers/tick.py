@@ -11,8 +11,8 @@ Json = dict[str, Any]
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
-    report = tick.run(found)
+    found = store.Store(call.root, call.dry)
+    report = tick.foresee(found) if found.dry else tick.run(found)
     return {
         "host": found.host, "started": list(report.started), "preempted": list(report.preempted),
         "failed": list(report.failed), "waits": report.waits or {}, "trouble": report.trouble, "busy": report.busy,

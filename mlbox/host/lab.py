@@ -123,9 +123,8 @@ def _memo(found_: store.Store) -> Path:
 def _remember(found_: store.Store, content: Json) -> None:
     """Where it can't be written, the YAML is parsed again the next time."""
     with suppress(OSError, errors.HostUnready):
-        found_.open_users()
         found_.own_place()
-        found_.on().mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(found_.on())
         files.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
 
 

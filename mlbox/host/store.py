@@ -56,9 +56,14 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or here.data_home()
         self.user, self.host = here.user_name(), here.host_name()
+        self._is_ours = False
 
     def own(self, user: str = "") -> Path:
-        return self.root / "users" / (user or self.user)
+        """A user's place. Raises HostUnready where this user's is another's: what stands there would be run as us."""
+        place = self.root / "users" / (user or self.user)
+        if place.name == self.user and not self._is_ours:
+            self._is_ours = _is_ours(place)
+        return place
 
     def on(self, host: str = "", user: str = "") -> Path:
         """What a user's ticks on a host write."""
@@ -97,11 +102,9 @@ class Store:
 
     def create(self, job: Job, spec: JobSpec, queued: bool) -> None:
         """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now."""
-        self.open_users()
-        self.own_place()
         mode = 0o755 if queued else 0o700  # a colleague may look at what waits; its secrets and output are 0600, 0700
         for folder in (job.folder / "ev", job.folder / "attempts"):
-            folder.mkdir(mode=0o700, parents=True)
+            files.make_folder(folder, 0o700)
         (job.folder / "ev").chmod(mode)
         job.folder.chmod(mode)
         # Not the content of .vsix files: they are large, and a file above files.MAX_FILE is not read back.
@@ -114,16 +117,13 @@ class Store:
             files.sync_folder(folder)
 
     def own_place(self) -> None:
-        """This user's folder in ROOT is this user's, or somebody else was there first."""
+        """This user's folder in ROOT is there, and this user's. Raises HostUnready where somebody else was first."""
+        self.open_users()
         own = self.own()
         with suppress(FileExistsError):
             own.mkdir(mode=0o755)
             files.sync_folder(own.parent)
-        found = own.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise errors.HostUnready(
-                f"{own} is not a folder of yours", "ask its owner, or an administrator, to remove it"
-            )
+        self.own()
 
     # ---- hints, all of this user's on this host: found again by the next sweep of it after a crash
 
@@ -133,7 +133,8 @@ class Store:
 
     def mark_making(self, job: Job) -> None:
         """It is about to be made; should this process die on the way, the next sweep does the rest."""
-        self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.own_place()
+        files.make_folder(self.making)
         writer = here.this_writer()
         files.write_whole(
             self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode()
@@ -167,7 +168,7 @@ class Store:
 
     def mark_live(self, job: Job, record: Json) -> None:
         """The hint that this host runs it: what a sweep, a status and other users' schedulers look for."""
-        self.live.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(self.live)
         files.write_whole(self.live / job.id, json.dumps(record).encode(), 0o644)
 
     def is_live(self, job: Job) -> bool:
@@ -228,6 +229,18 @@ class Store:
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""
         return [self.job(n) for n in _names(self.live) if ids.is_ulid(n)]
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether this user's place is there. Raises HostUnready where it is another's."""
+    try:
+        found = place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        hint = "somebody else made it: ask its owner, or an administrator, to remove it"
+        raise errors.HostUnready(f"{place} is not a folder of yours, so nothing in it is believed", hint)
+    return True
 
 
 def clear_shares(job: Job) -> None:

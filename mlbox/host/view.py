@@ -87,12 +87,9 @@ def known_users(found: store.Store) -> Iterable[str]:
     except OSError:
         return
     for name in names:
-        try:
-            owner = os.stat(found.own(name), follow_symlinks=False).st_uid
-            if name == found.user or pwd.getpwnam(name).pw_uid == owner:
+        with suppress(KeyError, ValueError):
+            if files.is_own(found.own(name), os.getuid() if name == found.user else pwd.getpwnam(name).pw_uid):
                 yield name
-        except (OSError, KeyError, ValueError):
-            continue
 
 
 def facts(found: store.Store, rules: Lab, gpus: tuple[Gpu, ...]) -> HostFacts:

@@ -25,6 +25,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make ano
 
 def create(found: Store, spec: Spec) -> Job:
     made = found.job(ids.ulid(1, secrets.token_bytes(10)))
+    found.own_place()
     found.reserve(made)
     found.create(made, JobSpec(work=spec), queued=False)
     found.mark_live(made, {"kind": "session"})
@@ -356,3 +357,27 @@ def test_a_lab_s_root_serves_a_second_user(tmp_path: Path) -> None:
                 (shared.root / "users" / shared.user).rename(shared.root / "users/stolen")
     finally:
         shared.forget(made)
+
+
+@needs_root
+def test_a_place_that_somebody_else_made_for_us_is_not_ours(tmp_path: Path) -> None:
+    found = Store(tmp_path)
+    found.own_place()
+    os.chown(found.own(), 65534, 65534)
+    for use in (lambda: Store(tmp_path).live, Store(tmp_path).own_place, lambda: sweep.sweep(Store(tmp_path))):
+        with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+            use()
+    assert Store(tmp_path).own("ada") == tmp_path / "users/ada"
+
+
+def test_whatever_the_umask_nobody_else_may_write_to_a_place(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        found = Store(tmp_path)
+        made = found.job(ids.ulid(1, secrets.token_bytes(10)))
+        found.mark_making(made)
+        found.create(made, JobSpec(work=SPEC), queued=True)
+        found.mark_live(made, {})
+    finally:
+        os.umask(before)
+    assert not [folder for folder, _, _ in os.walk(found.own()) if mode(Path(folder)) & 0o022]

@@ -750,7 +750,6 @@ def test_a_submitter_that_died_on_the_way(box: Box) -> None:
     acknowledged = box.found.job(ids.ulid(1, b"0123456789"))
     nothing = box.found.job(ids.ulid(2, b"0123456789"))
     for job in (acknowledged, nothing):
-        box.found.open_users()
         box.found.mark_making(job)
         box.found.create(job, TRUE, queued=True)
         (box.found.making / job.id).write_text(writer)
@@ -829,11 +828,18 @@ def test_a_tick_that_is_at_work_takes_the_newcomer_s_word(box: Box, monkeypatch:
 # ---- hostile neighbours --------------------------------------------------------------------------
 
 
+class _Theirs(store.Store):
+    """Of another user, and used by root."""
+
+    def own(self, user: str = "") -> Path:
+        return self.root / "users" / (user or self.user)
+
+
 def other(box: Box, name: str = "nobody") -> store.Store:
     """Another user's place in the same ROOT."""
     let_in(box.root)
     box.found.open_users()
-    theirs = store.Store(box.root)
+    theirs = _Theirs(box.root)
     theirs.user = name
     (box.root / "users" / name).mkdir()
     os.chown(box.root / "users" / name, 65534, 65534)
@@ -879,6 +885,35 @@ def _fifos(theirs: store.Store) -> None:
         os.mkfifo(theirs.on() / name)
     (theirs.own() / "archive").mkdir()
     os.mkfifo(theirs.own() / "archive/2026-01-01.x.jsonl")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+def test_what_waits_in_a_place_that_somebody_else_made_is_not_run(box: Box) -> None:
+    """Before this user had one, a stranger made it, with a job in it, on a host that was idle since."""
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    box.call(queue, do="resume", queue="default")
+    for planted in ("whole", "idle"):
+        if planted == "idle":
+            shutil.rmtree(box.root / "users" / box.found.user / "ready/default")
+        own = box.root / "users" / box.found.user
+        for folder, _, names in os.walk(own):
+            for path in (Path(folder), *(Path(folder) / name for name in names)):
+                os.chown(path, 65534, 65534, follow_symlinks=False)
+        box.found = store.Store(box.root)
+        with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+            box.tick()
+    assert job.state().name == "submitted"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+def test_a_job_whose_spec_is_another_s_is_not_run(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    os.chown(job.folder / "spec.json", 65534, 65534)
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    assert (box.end(job).name, job.state().facts["reason"]) == ("failed", "start")
 
 
 HUGE = "1" + "0" * 400

@@ -78,7 +78,7 @@ def _add(call: Call, found: store.Store, name: str) -> Json:
         hint = f"in {found.root}/lab.yaml, under {name}: tunnel: {tunnel}, via: {via}"
         raise errors.Refused(f"lab.yaml has {name} already, and not with {tunnel} tunnels and via {via}", hint)
     if name == found.host:
-        found.on().mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(found.on())
         reverse.publish(found, lab.rules(found).lab)
     return {"key": _await_key(call, found, name)}
 
@@ -102,7 +102,7 @@ def _await_key(call: Call, found: store.Store, name: str) -> str:
 def _meet(call: Call, found: store.Store, name: str) -> Json:
     place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
     path = reverse.meeting_file(found, name)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_folder(path.parent, 0o700)
     files.write_whole(path, json.dumps(place.to_wire()).encode())
     return {"via": place.via}
 

@@ -109,6 +109,7 @@ def _archive(spec: JobSpec, packed: str) -> bytes:
 
 
 def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: bytes) -> list[Job]:
+    found.own_place()
     if not archive:
         return _submit_all(found, spec, count)
     with code.keeping(found):
@@ -133,7 +134,6 @@ def _ulid() -> str:
 def submit(found: store.Store, spec: JobSpec, id_: str = "") -> Job:
     """One job in line, acknowledged: on return a crash of anything loses nothing of it."""
     job = found.job(id_ or _ulid())
-    found.open_users()
     found.mark_making(job)
     try:
         found.create(job, spec, queued=True)

@@ -6,6 +6,7 @@ import os
 import pwd
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
@@ -118,6 +119,26 @@ def _read(path: str) -> bytes:
         return b""
     finally:
         os.close(descriptor)
+
+
+def holders(lock: Path) -> list[int]:
+    """This user's processes that have an exclusive lock (flock) on this file. Empty without /proc."""
+    return [pid for pid in (_pids() if os.path.isdir("/proc/self") else []) if _locks(pid, str(lock))]
+
+
+def _locks(pid: int, path: str) -> bool:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:  # another user's, or gone
+        return False
+    for name in names:
+        with suppress(OSError):  # closed meanwhile
+            # By its name: a look at each file itself would wait for a hung mount.
+            if os.readlink(f"/proc/{pid}/fd/{name}") == path:
+                told = _read(f"/proc/{pid}/fdinfo/{name}").splitlines()
+                if any(b"FLOCK" in line and b" WRITE " in line for line in told):
+                    return True
+    return False
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

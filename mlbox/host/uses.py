@@ -36,6 +36,11 @@ def begin(key: str) -> None:
         (FOLDER / f"{key}.{os.getuid()}").touch(mode=0o644)
 
 
+def held() -> list[str]:
+    """The locks that this process has, by their names among the leases."""
+    return [f"layer-{key}" for key in _HELD]
+
+
 def last(key: str) -> float:
     """Seconds since 1970; 0 where no use is known."""
     times = [0.0]

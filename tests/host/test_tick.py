@@ -212,6 +212,20 @@ def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
     assert box.end(job).facts["reason"] == "timeout"
 
 
+def test_who_signed_what_was_removed_from_tmp_is_told_all_the_same(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "PATIENCE", 0.0)
+    cancelled = box.sh("sleep 60")
+    box.started(cancelled)
+    limited = box.sh("sleep 60", resources={"time_limit": 4})
+    box.started(limited)
+    (limited.boot_folder / "attempt.pid").unlink()
+    cancelled.keeper_pid.unlink()
+    box.cancel(cancelled)
+    assert box.end(cancelled).name == "cancelled"
+    assert box.end(limited).facts["reason"] == "timeout"
+    box.assert_nothing_leaks()
+
+
 # ---- again, in numbers, in order -----------------------------------------------------------------
 
 
@@ -1218,6 +1232,26 @@ def test_a_gpu_that_an_outsider_uses_is_left_alone(gpus: Gpus) -> None:
     gpus.box.tick()
     assert gpus.has(second) == ["GPU-0"]
     gpus.go.touch()
+
+
+def test_what_a_long_job_has_in_tmp_stays_young(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock files and its pids, which systems that clean /tmp by age would remove; under a new keeper, too."""
+    monkeypatch.setattr(keeping, "_YOUNG", 0.05)
+    gpus.show(GPUS[0])
+    job = gpus.job(gpus="auto", gpu_share=1024)
+    gpus.has(job)
+    locks = [lease.FOLDER / name for name in ("GPU-0", f"GPU-0.share.{job.id}")]
+    for _ in range(2):
+        paths = [*locks, *job.boot_folder.rglob("*")]
+        assert {job.keeper_lock, job.keeper_pid, job.boot_folder / "attempt.lock"} <= set(paths)
+        for path in paths:
+            os.utime(path, (1, 1))
+        for path in paths:
+            until(lambda path=path: path.stat().st_mtime > 1)  # type: ignore[misc]
+        gpus.box.kill_keeper(job)
+        gpus.box.tick()
+    gpus.go.touch()
+    assert gpus.box.end(job).name == "finished"
 
 
 def test_a_lost_gpu_is_taken_out_and_said(gpus: Gpus) -> None:

@@ -12,6 +12,7 @@
       users/<user>/ready/<queue>/…         hints: waiting jobs in their order (host/ready.py)
       users/<user>/on/<host>/              one writer: this user's ticks on that host
           live/<ulid>                      hint: a job or session that the host runs, as others need to know it
+          live/<ulid>.ending               beside it, by any host: it was told to end
           host.json                        inventory, and the beat
           reverse.json                     the key it dials out with, where nobody dials it (host/reverse.py)
           usage.json, waits.json           GPU time used; why jobs wait
@@ -48,6 +49,7 @@ from mlbox.host.idle import name_of_ticks
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
+ENDING = ".ending"
 
 
 class Store:
@@ -154,12 +156,16 @@ class Store:
         return left
 
     def sweep_torn(self) -> None:
-        """Halves of files that a process of this host's was writing when it was killed."""
+        """Halves of files that a process of this host's was writing when it was killed; words to what has ended."""
         for folder in (self.on(), self.live, self.making, self.parts):
             for name in _names(folder):
                 pid = name.rpartition(".")[2]
                 if name[0] == "." and pid.isdigit() and not processes.started(int(pid)):
                     (folder / name).unlink(missing_ok=True)
+        live = _names(self.live)
+        for name in live:
+            if name.endswith(ENDING) and name[: -len(ENDING)] not in live:
+                (self.live / name).unlink(missing_ok=True)
 
     @property
     def parts(self) -> Path:
@@ -175,16 +181,20 @@ class Store:
         return (self.live / job.id).exists()
 
     def mark_ending(self, job: Job, host: str) -> None:
-        """It was told to end: schedulers reckon with its room."""
-        record = self.live_record(job, host)
-        if record is not None:
-            files.write_whole(self.on(host) / "live" / job.id, json.dumps({**record, "ending": True}).encode(), 0o644)
+        """It was told to end, as is on record: schedulers reckon with its room.
+
+        A file of its own, for the hint is its host's to write and to remove."""
+        hint = self.on(host) / "live" / job.id
+        with suppress(OSError):
+            if hint.exists():
+                hint.with_name(job.id + ENDING).touch(mode=0o644)
 
     def mark_fenced(self, job: Job, host: str) -> None:
         """A person said that the host is gone: nobody reckons with this any more, and should the host come back, its
         next sweep ends what is left of it."""
         record = {**(self.live_record(job, host) or {}), "fenced": True}
-        files.write_whole(self.on(host) / "live" / job.id, json.dumps(record).encode(), 0o644)
+        files.make_folder(self.parts)  # in the other's folder its sweep would take the half of a file for a dead one's
+        files.write_whole(self.on(host) / "live" / job.id, json.dumps(record).encode(), 0o644, self.parts)
 
     def is_fenced(self, job: Job, host: str = "") -> bool:
         return bool((self.live_record(job, host) or {}).get("fenced"))
@@ -212,7 +222,8 @@ class Store:
     def end(self, job: Job) -> None:
         """It is over here, and on record as such: nothing needs to find it among the live ones any more."""
         self.clear(job)
-        (self.live / job.id).unlink(missing_ok=True)
+        for name in (job.id, job.id + ENDING):
+            (self.live / name).unlink(missing_ok=True)
 
     def clear(self, job: Job) -> None:
         """Nothing runs for it any more: its logs are kept, its tokens and sockets are not."""

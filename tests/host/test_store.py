@@ -16,7 +16,7 @@ from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Mount, Spec
-from mlbox.host import files, keeping, sweep
+from mlbox.host import files, keeping, sweep, view
 from mlbox.host.job import Job
 from mlbox.host.store import Store
 
@@ -334,6 +334,41 @@ def test_torn_files_of_dead_processes_are_swept_and_those_of_living_ones_are_not
     found.sweep_torn()
     for folder in (found.on(), found.live):
         assert [n for n in os.listdir(folder) if n[0] == "."] == [f".host.json.{os.getpid()}"]
+
+
+def test_another_host_s_words_about_a_job_are_no_halves_among_its_own(
+    found: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sweep knows no process of another host's, and would remove them."""
+    elsewhere = Store(found.root)
+    elsewhere.host = "gpu2"
+    real, seen = os.fsync, list[str]()
+
+    def look(descriptor: int) -> None:
+        seen.extend(n for n in os.listdir(found.live) if n[0] == ".")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    before = found.live_record(job)
+    elsewhere.mark_ending(job, found.host)
+    assert found.live_record(job) == before
+    assert [run.ending for run in view.running_of(found, found.user)] == [True]
+    elsewhere.mark_fenced(job, found.host)
+    assert found.is_fenced(job) and not seen
+
+
+def test_a_word_to_what_has_ended_makes_nothing_of_it_and_goes(found: Store, job: Job) -> None:
+    elsewhere = Store(found.root)
+    elsewhere.host = "gpu2"
+    elsewhere.mark_ending(job, found.host)
+    found.end(job)
+    assert os.listdir(found.live) == []
+    elsewhere.mark_ending(job, found.host)
+    elsewhere.mark_ending(job, "gpu3")  # where there is no folder of it at all
+    assert os.listdir(found.live) == []
+    (found.live / f"{job.id}.ending").touch()  # written while it ended
+    found.sweep_torn()
+    assert os.listdir(found.live) == []
 
 
 def test_a_job_without_a_spec_is_said(tmp_path: Path) -> None:

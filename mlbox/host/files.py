@@ -49,6 +49,20 @@ def is_own(path: Path, uid: int | None = None) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == (os.getuid() if uid is None else uid)
 
 
+def now(folder: Path) -> float:
+    """The time by the clock that dates what is written to a folder (s since 1970): another machine's, on a share."""
+    make_folder(folder)
+    path = folder / f".now.{os.getpid()}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, b"\n")
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+
+
 def keep_young(folder: Path) -> None:
     """Systems that remove old files from /tmp leave these alone."""
     for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,13 @@ def started(pid: int) -> str:
         return str(psutil.Process(pid).create_time())
     except Exception:  # psutil absent, or its own NoSuchProcess, which can't be named without it
         return ""
+
+
+def uptime() -> float:
+    """Seconds since this system came up, asleep or not: of a container its own, by the start of its first process."""
+    since = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    first = started(1)  # in ticks of the kernel's clock; not to be seen where /proc hides others' processes
+    return since - int(first) / os.sysconf("SC_CLK_TCK") if first.isdigit() else since
 
 
 def describe(pid: int) -> tuple[str, str]:

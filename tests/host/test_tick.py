@@ -30,7 +30,7 @@ from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
-from mlbox.host.handlers import init, move, queue, retry, show
+from mlbox.host.handlers import init, move, queue, retry, show, status
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
 
@@ -400,6 +400,29 @@ def test_on_host_loss_hold_is_a_failure(box: Box) -> None:
     box.assert_nothing_leaks()
 
 
+def another_boot(monkeypatch: pytest.MonkeyPatch, folder: Path, uptime: float) -> None:
+    """Here, and of this age (s)."""
+    (folder / "boot").write_text("another-boot\n")
+    monkeypatch.setattr(processes, "BOOT_ID", folder / "boot")
+    monkeypatch.setattr(processes, "uptime", lambda: uptime)
+
+
+def test_another_machine_of_this_name_takes_no_job_for_its_own(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = box.sh("sleep 60")
+    box.started(job)
+    with monkeypatch.context() as elsewhere:
+        another_boot(elsewhere, tmp_path, uptime=3600)
+        for act in (box.tick, lambda: box.submit("true"), lambda: box.call(init), lambda: box.call(status)):
+            with pytest.raises(errors.HostUnready, match="another machine that is called"):
+                act()
+        assert box.claims(job) == [1] and keeping.lives(job) and not box.hints()
+        os.utime(box.found.on() / "host.json", (1, 1))  # that one has been gone for long
+        box.tick()
+        assert os.listdir(box.found.parts) == []
+
+
 @pytest.mark.parametrize(("policy", "end"), [("requeue", "finished"), ("hold", "failed")])
 def test_a_reboot(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, end: str) -> None:
     job = box.sh("test $MLBOX_ATTEMPT = 2 || exec sleep 60", on_host_loss=policy)
@@ -409,8 +432,7 @@ def test_a_reboot(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pol
     for pid in processes.marked(job.id):
         kill(pid)
     shutil.rmtree(job.boot_folder)
-    (tmp_path / "boot").write_text("another-boot\n")
-    monkeypatch.setattr(processes, "BOOT_ID", tmp_path / "boot")
+    another_boot(monkeypatch, tmp_path, uptime=0)
     box.tick()
     state = box.end(job)
     assert state.name == end

@@ -21,6 +21,7 @@ from mlbox import errors
 from mlbox.core.slots import Writer
 from mlbox.host import files, lab, slots, store, tick
 from mlbox.host.serve import Call
+from mlbox.host.sweep import alone
 
 Json = dict[str, Any]
 _SLOTS, _WRITERS = 25, 4
@@ -40,6 +41,7 @@ def run(call: Call) -> Json:
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
     root_id = lab.found(found.root)
+    alone(found)
     openness = stat.S_IMODE(found.root.stat().st_mode)
     for name in ("users", "drained", "paused"):
         _open(found.root / name, openness)

@@ -18,6 +18,7 @@ from mlbox.core.resources import HostFacts, fits, would_fit
 from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
+from mlbox.host.sweep import alone
 
 Json = dict[str, Any]
 MOST_IN_ARRAY = 10_000
@@ -50,6 +51,7 @@ def _root(call: Call, found: store.Store) -> None:
     if call.root is None:
         lab.found(found.root)
     lab.identify(found.root)
+    alone(found)  # the tick will ask, too; by then the jobs are in line
 
 
 def _named(spec: JobSpec) -> JobSpec:

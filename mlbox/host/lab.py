@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def rules(found_: store.Store) -> Rules:
     known = known if isinstance(known, dict) else {}
     mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
     good, trouble = _still_good(known.get("document")), str(known.get("trouble", ""))
-    if known.get("mark") == mark and (trouble or good is not None):
+    program = Path(sys.argv[0]).name
+    if known.get("mark") == mark and (known.get("by") == program if trouble else good is not None):
         return _holding(good, trouble)
     try:
         document = _parsed(path)
@@ -94,9 +96,10 @@ def rules(found_: store.Store) -> Rules:
     except OSError as error:  # of the share, perhaps, and gone the next time: not remembered
         return _holding(good, f"{path} can't be read: {error.strerror}")
     except errors.Usage as error:
-        # Looked for again only when the file changes: the sentence is kept beside the last good document.
+        # Looked for again only when the file changes, or by another version of mlbox, which may know more: the sentence
+        # is kept beside the last good document.
         kept = known.get("document") if good is not None else None
-        _remember(found_, {"mark": mark, "document": kept, "trouble": error.message})
+        _remember(found_, {"mark": mark, "document": kept, "trouble": error.message, "by": program})
         return _holding(good, error.message)
     _remember(found_, {"mark": mark, "document": document})
     return Rules(checked)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,27 @@ def test_a_broken_lab_yaml_keeps_the_last_good_one(root: Path, found: Store, tex
     write(root, GOOD.replace("2", "3"))
     assert lab.rules(found).trouble == ""
     assert lab.rules(found).lab.queues["night"].max_running == 3
+
+
+def test_what_another_version_found_wrong_is_looked_for_again(
+    root: Path, found: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older one, of cron, does not know a key that this one knows."""
+    write(root, "queues: {default: {shiny: true}}")
+    monkeypatch.setattr(sys, "argv", ["mlbox-old.pyz"])
+    assert "shiny is unknown" in lab.rules(found).trouble
+    real, parsed = lab._parsed, list[Path]()
+
+    def parse(path: Path) -> object:
+        parsed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(lab, "_parsed", parse)
+    assert lab.rules(found).trouble and parsed == []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["mlbox-new.pyz"])
+        assert lab.rules(found).trouble
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "link", "large"])

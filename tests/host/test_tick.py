@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from labkit import gpus as false
-from queuebox import Box, hint, kill, until
+from queuebox import Box, Call, hint, kill, until
 from users import let_in, nobody
 
 from mlbox import entry, errors
@@ -30,7 +30,7 @@ from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
-from mlbox.host.handlers import init, move, queue, retry, show, status
+from mlbox.host.handlers import init, logs, move, queue, retry, show, status
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
 
@@ -224,6 +224,19 @@ def test_who_signed_what_was_removed_from_tmp_is_told_all_the_same(box: Box, mon
     assert box.end(cancelled).name == "cancelled"
     assert box.end(limited).facts["reason"] == "timeout"
     box.assert_nothing_leaks()
+
+
+def test_output_is_read_where_nothing_can_be_written(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = box.sh("echo hello")
+    box.end(job)
+
+    def read_only(descriptor: int, mode: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fchmod", read_only)
+    call: Any = Call(box.root, job=job.id)
+    assert logs.run(call)["state"] == "finished"
+    assert call.said == [{"output": "hello\n"}]
 
 
 # ---- again, in numbers, in order -----------------------------------------------------------------

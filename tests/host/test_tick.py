@@ -29,11 +29,12 @@ from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status
 from mlbox.host.handlers import host as host_handler
-from mlbox.host.handlers import init, logs, move, queue, retry, show, status
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
 
+Json = dict[str, Any]
 TRUE = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
 
 # ---- the main path -------------------------------------------------------------------------------
@@ -1111,6 +1112,16 @@ def test_a_broken_lab_yaml_changes_nothing_meanwhile(box: Box) -> None:
     assert "line 2, column 1" in report.trouble
     assert first.state().running and second.state().waiting
     assert box.end(second).name == "finished"
+
+
+def test_that_lab_yaml_is_broken_is_said_to_whoever_asks(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    box.lab("queues: {default: {}}\n")
+    job = box.submit("true")
+    box.lab("queues: {default: {max_running: 5\n")
+    asked: list[tuple[Any, Json]] = [(jobs_handler, {}), (status, {}), (move, {"where": "top"}), (cancel, {})]
+    for handler, words in asked:
+        assert "line 2, column 1" in box.call(handler, job=job.id, **words)["trouble"]
 
 
 def test_without_any_good_lab_yaml_nothing_is_started(box: Box) -> None:

@@ -39,6 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(reply)
         return 0
+    lab.trouble(reply)
     place = {"top": ", before your others", "bottom": ", behind your others"}.get(arguments.where, "")
     state = "; it has started" if reply["started"] else place
     print(f"{text.safe(reply['name'])}  {reply['id']}  in queue {reply['queue']}, priority {reply['priority']}{state}")

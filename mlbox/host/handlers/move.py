@@ -43,7 +43,7 @@ def run(call: Call) -> Json:
         ready.withdraw(found, now)
     report = tick.run(found)
     return {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority,
-            "started": job.id in report.started}  # fmt: skip
+            "started": job.id in report.started, "trouble": rules.trouble}  # fmt: skip
 
 
 def _place(found: store.Store, job: Waiting, args: Json) -> Waiting:

@@ -51,7 +51,8 @@ def _knows(reply: Json, job: str) -> bool:
     return job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 
 
-def trouble(reply: Json) -> None:
-    """lab.yaml's, which concerns everybody."""
-    if reply.get("trouble"):
-        output.warn(text.safe(reply["trouble"]))
+def trouble(*replies: Json) -> None:
+    """lab.yaml's, which concerns everybody; what several hosts say of it, once."""
+    for said in dict.fromkeys(str(reply.get("trouble", "")) for reply in replies):
+        if said:
+            output.warn(text.safe(said))

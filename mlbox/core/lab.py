@@ -9,15 +9,16 @@ queue, `default`, that every host serves.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Callable
+from typing import Any
 
 from mlbox.core import resources, text
 from mlbox.core.resources import Resources
 from mlbox.core.session import TUNNELS
 from mlbox.errors import Usage
 
+Place = Callable[[Sequence[object]], str]
 ON_HOST_LOSS = ("requeue", "hold")
 EVERYONE = "*"
 
@@ -120,9 +121,10 @@ def _nearest(word: str, known: Collection[str]) -> str:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def from_document(document: object, where: str = "lab.yaml") -> Lab:
-    """`document` is what a YAML parser returned for the file `where`. Raises Usage."""
-    top = _Section(where, "", document)
+def from_document(document: object, where: str = "lab.yaml", place: Place = lambda keys: "") -> Lab:
+    """`document` is what a YAML parser returned for the file `where`. Raises Usage; `place` says where in the file the
+    value of these keys is, as its words begin."""
+    top = _Section(where, place, (), document)
     top.knows("hosts", "queues", "users", "fair_share", "allow", "on_host_loss")
     queues = {part.name: _queue(part) for part in top.part("queues").parts(text.is_name)} or Lab().queues
     fair, allow = top.part("fair_share"), top.part("allow")
@@ -196,15 +198,18 @@ def _user(part: _Section) -> UserLimits:
 class _Section:
     """A mapping of the document, and its path in it; an empty section is one without keys."""
 
-    def __init__(self, where: str, path: str, data: object, name: str = "") -> None:
-        self.where, self.path, self.name = where, path, name
+    def __init__(self, where: str, place: Place, path: tuple[object, ...], data: object) -> None:
+        self.where, self.place, self.path, self.name = where, place, path, str(path[-1]) if path else ""
         if data is not None and not isinstance(data, dict):
-            raise Usage(f"{where}: {path or 'the file'} must map names to values", "see conf/lab.yaml for an example")
+            raise self._wrong(path, "must map names to values", "see conf/lab.yaml for an example")
         self.data: dict[Any, Any] = data or {}
 
     def wrong(self, key: object, problem: str) -> Usage:
-        path = f"{self.path}.{key}" if self.path else str(key)
-        return Usage(f"{self.where}: {text.safe(path)} {problem}")
+        return self._wrong((*self.path, key), problem)
+
+    def _wrong(self, path: tuple[object, ...], problem: str, hint: str = "") -> Usage:
+        name = text.safe(".".join(map(str, path))) or "the file"
+        return Usage(f"{self.where}: {self.place(path)}{name} {problem}", hint)
 
     def knows(self, *keys: str) -> None:
         for key in self.data:
@@ -212,13 +217,13 @@ class _Section:
                 raise self.wrong(key, "is unknown" + (_nearest(str(key), keys) or f"; there are: {', '.join(keys)}"))
 
     def part(self, key: str) -> _Section:
-        return _Section(self.where, f"{self.path}.{key}" if self.path else key, self.data.get(key))
+        return _Section(self.where, self.place, (*self.path, key), self.data.get(key))
 
     def parts(self, is_name: Callable[[str], bool]) -> list[_Section]:
         for key in self.data:
             if not isinstance(key, str) or not is_name(key):
                 raise self.wrong(key, "can't be a name here; quote it if it is a number or a word of YAML's")
-        return [_Section(self.where, f"{self.path}.{key}", value, key) for key, value in self.data.items()]
+        return [_Section(self.where, self.place, (*self.path, key), value) for key, value in self.data.items()]
 
     def number(self, key: str, least: int = 1, most: int = 10**6) -> int:
         value = self.data.get(key)

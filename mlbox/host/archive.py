@@ -18,7 +18,7 @@ from typing import Any
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.host import store
+from mlbox.host import files, store
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -27,7 +27,7 @@ _MOST = 64 * 1024 * 1024  # bytes read of one day's file
 
 def add(found: store.Store, job: Job, spec: JobSpec, state: State) -> None:
     folder = found.own() / "archive"
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    files.make_folder(folder)
     line = json.dumps(summary(job, spec, state)).encode() + b"\n"
     day = time.strftime("%Y-%m-%d", time.gmtime())
     name = f"{day}.{found.host}.jsonl"

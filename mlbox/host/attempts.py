@@ -49,6 +49,11 @@ class Attempt:
     def runner_pid(self) -> Path:
         return self.job.boot_folder / runner.PID
 
+    @property
+    def leases(self) -> tuple[str, ...]:
+        """The names of its GPUs' locks; its runner has them, whoever its keeper is (host/lease.py)."""
+        return (*self.gpus, *(f"{uuid}.share.{self.job.id}" for uuid in self.gpus if self.share))
+
     def runs(self) -> bool:
         return keeping.is_held(self.runner_lock)
 

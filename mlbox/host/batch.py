@@ -44,6 +44,7 @@ class Batch:
         self.engine = engines.by_name(self.spec.work.runtime, attempt.found)
         self.signals = Signals()
         keeping.sign(self.job.keeper_pid)
+        keeping.stay_young(self.job, lambda: attempt.leases)
         if lab.rules(attempt.found).lab.host(attempt.found.host).reverse:
             keeping.listen(self.job)
 
@@ -158,7 +159,7 @@ class Batch:
         timeout = False
         if not Cancel((done_r,)).wait(0):
             timeout = not Cancel((self.signals.stop_r,)).wait(0)
-            keeping.tell_process(self.attempt.runs, self.attempt.runner_pid, "runner")
+            keeping.tell_process(self.attempt.runner_lock, self.attempt.runner_pid, "runner")
             Cancel((done_r,)).wait(None)
         outcome = self._patiently(lambda: attempts.outcome(self.attempt, self.engine))
         self._end(replace(outcome, timeout=timeout))

@@ -21,7 +21,7 @@ from mlbox.core.gpu import Holder
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
-from mlbox.host import archive, batch, engines, keeping, lease, limits, processes, ready, store
+from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, store
 from mlbox.host.attempts import Attempt
 from mlbox.host.job import Job
 
@@ -147,7 +147,7 @@ def _claim(
         found, made, spec, number, chosen.gpus, chosen.share, chosen.time_limit, lambda: after(found),
         engine.identity or "",
     )  # fmt: skip
-    attempt.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_folder(attempt.folder, 0o700)
     return attempt
 
 

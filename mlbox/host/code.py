@@ -37,7 +37,7 @@ def keep(found: store.Store, archive: bytes) -> str:
     if path.exists():
         os.utime(path)
     else:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_folder(path.parent, 0o700)
         files.write_whole(path, archive)
     return digest
 

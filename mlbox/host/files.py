@@ -28,6 +28,18 @@ def private_folder(path: Path, mode: int = 0o700) -> Path:
     return path
 
 
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """With those above it that are missing: whatever the umask, nobody else may write to what is made."""
+    try:
+        path.mkdir(mode=mode & ~0o022)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        make_folder(path, mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
 def is_own(path: Path, uid: int | None = None) -> bool:
     """Whether it is a folder, not a link to one, of this user's (or of `uid`'s): then only that one can replace it."""
     try:
@@ -35,6 +47,20 @@ def is_own(path: Path, uid: int | None = None) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == (os.getuid() if uid is None else uid)
+
+
+def now(folder: Path) -> float:
+    """The time by the clock that dates what is written to a folder (s since 1970): another machine's, on a share."""
+    make_folder(folder)
+    path = folder / f".now.{os.getpid()}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, b"\n")
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
 
 
 def keep_young(folder: Path) -> None:
@@ -84,15 +110,15 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None =
         raise
 
 
-def read_json(path: Path) -> Any:
-    """A small regular file of JSON; None where it is absent, torn, too large or something else.
+def read_json(path: Path, owner: int | None = None) -> Any:
+    """A small regular file of JSON; None where it is absent, torn, too large, something else, or not `owner`'s (uid).
 
     On a shared filesystem another host may replace or remove it between two calls of ours: these then fail with ESTALE
     or ENOENT, even close. Asked again, its name is looked up anew; what is never to be had counts as absent."""
     content: bytes | None = None
     for pause in (0.01, 0.05, 0.2, 0.0):
         try:
-            content = _content(path)
+            content = _content(path, owner)
             break
         except OSError as error:
             if error.errno not in (errno.ESTALE, errno.ENOENT):
@@ -106,7 +132,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _content(path: Path) -> bytes | None:
+def _content(path: Path, owner: int | None) -> bytes | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -114,7 +140,8 @@ def _content(path: Path) -> bytes | None:
             return None
         raise
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or owner not in (None, found.st_uid):
             return None
         content = b""
         while len(content) <= MAX_FILE and (data := os.read(descriptor, MAX_FILE + 1 - len(content))):

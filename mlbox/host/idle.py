@@ -19,6 +19,8 @@ def idle(root: str, user: str, host: str) -> bool:
     own = f"{root}/users/{user}"
     try:
         os.stat(f"{root}/mlbox.json")
+        if os.lstat(own).st_uid != os.getuid():
+            return False
         told = os.stat(f"{own}/on/{host}/host.json").st_mtime
         here = f"{own}/on/{host}"
         if os.path.exists(f"{here}/reverse.json"):  # a host that nobody can ask: others see by it that it is there

@@ -64,9 +64,9 @@ class Job:
     def door(self) -> Path:
         return Path(f"/tmp/mlbox-{os.getuid()}.shared") / self.id
 
-    def spec(self) -> JobSpec:
-        """Raises NotFound where there is none that can be read."""
-        document = files.read_json(self.folder / "spec.json")
+    def spec(self, owner: int | None = None) -> JobSpec:
+        """Raises NotFound where there is none that can be read (and is of the uid `owner`)."""
+        document = files.read_json(self.folder / "spec.json", owner)
         if not isinstance(document, dict):
             raise errors.NotFound(f"{self.id} has no readable spec.json")
         try:
@@ -82,10 +82,10 @@ class Job:
             return JobSpec()
 
     def whole(self) -> JobSpec:
-        """The spec with its secrets, which only its owner can read. Raises NotFound."""
+        """The spec, as it is to be run: ours, with its secrets, which only its owner can read. Raises NotFound."""
         kept = files.read_json(self.folder / "secret.json")
         try:
-            return self.spec().with_secrets(kept if isinstance(kept, dict) else {})
+            return self.spec(os.getuid()).with_secrets(kept if isinstance(kept, dict) else {})
         except errors.Usage as error:
             raise errors.NotFound(f"{self.id} has a damaged secret.json: {error.message}") from None
 

@@ -42,7 +42,6 @@ from mlbox.host.run import Cancel, Signals
 Json = dict[str, Any]
 _STOP_GRACE = 10.0  # s a guest gets to end its services
 _RETURN = 15.0  # s an adopted guest gets to come back
-_KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Keeper:
         self.caller = Caller(out, caller, self.signals.stop_r)
         self.guest = GuestLink(leases, self.job.id)
         keeping.sign(self.job.keeper_pid)
+        keeping.stay_young(self.job, lambda: list(leases))
         self._trouble: Json = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._tunnel: reverse.Tunnel | None = None
@@ -208,9 +208,7 @@ class Keeper:
         """Until the guest is gone or the owner says stop; the log's facts of how it ended."""
         while True:
             self._note_trouble()
-            self._turn(_KEEP_YOUNG)
-            files.keep_young(self.job.boot_folder)
-            lease.keep_young(self.leases)
+            self._turn(None)
             if Cancel((self.signals.stop_r,)).wait(0):
                 return {"why": "shut down"}
             if not self.guest.connected:

@@ -13,13 +13,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable
 
 from mlbox import errors
-from mlbox.host import files, processes
+from mlbox.host import files, lease, processes, uses
 from mlbox.host.job import Job
 
 
@@ -103,6 +102,7 @@ def _close_all_but(keep: set[int]) -> None:
 
 _LOOK_EVERY = 3.0  # s
 PATIENCE = 5.0  # s between taking a lock and signing
+_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
 
 
 def listen(job: Job) -> None:
@@ -120,6 +120,19 @@ def listen(job: Job) -> None:
     threading.Thread(target=look, name="listen", daemon=True).start()
 
 
+def stay_young(job: Job, leases: Callable[[], Iterable[str]]) -> None:
+    """What this keeper has in /tmp is not taken for forgotten, however long it stays: its job's folder of this boot,
+    the locks of these leases, and of the layer. Ends with the process."""
+
+    def touch() -> None:
+        while True:
+            time.sleep(_YOUNG)
+            files.keep_young(job.boot_folder)
+            lease.keep_young([*leases(), *uses.held()])
+
+    threading.Thread(target=touch, name="young", daemon=True).start()
+
+
 def sign(path: Path) -> None:
     """Say in this boot's file `path` which process this is, for whoever has to signal it."""
     identity = {"pid": os.getpid(), "started": processes.started(os.getpid())}
@@ -128,20 +141,25 @@ def sign(path: Path) -> None:
 
 def tell(job: Job) -> None:
     """SIGTERM to the keeper, if one lives. Raises MlboxError where it lives and can't be found."""
-    tell_process(lambda: lives(job), job.keeper_pid, "keeper")
+    tell_process(job.keeper_lock, job.keeper_pid, "keeper")
 
 
-def tell_process(alive: Callable[[], bool], signed: Path, what: str) -> None:
-    """SIGTERM to the process that signed there, if it is alive. Raises MlboxError where it is and can't be found.
+def tell_process(lock: Path, signed: Path, what: str) -> None:
+    """SIGTERM to the process that has this lock and signed there. Raises MlboxError where there is one and can't be
+    found.
 
-    A pid alone could be a killed one's, given to another process since: its start time must match."""
+    A pid alone could be a killed one's, given to another process since: its start time must match. Where something has
+    removed what it signed, the kernel is asked who has the lock."""
     deadline = time.monotonic() + PATIENCE
-    while alive():
+    while is_held(lock):
         known = files.read_json(signed) or {}
         pid = known.get("pid", 0)
         if pid and processes.started(pid) == known.get("started"):
             os.kill(pid, signal.SIGTERM)
             return
         if time.monotonic() > deadline:
+            if not signed.exists() and (holders := processes.holders(lock)):
+                processes.send(holders, signal.SIGTERM)
+                return
             raise errors.MlboxError(f"the {what} can't be found", f"{signed} on {os.uname().nodename} does not tell")
         time.sleep(0.02)  # it has taken its lock and not signed yet

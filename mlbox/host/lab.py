@@ -14,7 +14,9 @@ import json
 import os
 import re
 import stat
+import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +88,20 @@ def rules(found_: store.Store) -> Rules:
     known = known if isinstance(known, dict) else {}
     mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
     good, trouble = _still_good(known.get("document")), str(known.get("trouble", ""))
-    if known.get("mark") == mark and (trouble or good is not None):
+    program = Path(sys.argv[0]).name
+    if known.get("mark") == mark and (known.get("by") == program if trouble else good is not None):
         return _holding(good, trouble)
     try:
-        document = _parsed(path)
-        checked = lab.from_document(document, str(path))
+        content = _content(path)
+        document = _document(content, str(path))
+        checked = lab.from_document(document, str(path), lambda keys: _place(content, keys))
     except OSError as error:  # of the share, perhaps, and gone the next time: not remembered
         return _holding(good, f"{path} can't be read: {error.strerror}")
     except errors.Usage as error:
-        # Looked for again only when the file changes: the sentence is kept beside the last good document.
+        # Looked for again only when the file changes, or by another version of mlbox, which may know more: the sentence
+        # is kept beside the last good document.
         kept = known.get("document") if good is not None else None
-        _remember(found_, {"mark": mark, "document": kept, "trouble": error.message})
+        _remember(found_, {"mark": mark, "document": kept, "trouble": error.message, "by": program})
         return _holding(good, error.message)
     _remember(found_, {"mark": mark, "document": document})
     return Rules(checked)
@@ -125,9 +130,8 @@ def _remember(found_: store.Store, content: Json) -> None:
     if found_.dry:
         return
     with suppress(OSError, errors.HostUnready):
-        found_.open_users()
         found_.own_place()
-        found_.on().mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(found_.on())
         files.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
 
 
@@ -189,8 +193,8 @@ def _names_in(document: Any, section: str) -> Any:
     return (document.get(section) or {}) if isinstance(document, dict) else {}
 
 
-def _parsed(path: Path) -> Any:
-    """Raises Usage with line and column, and OSError."""
+def _content(path: Path) -> bytes:
+    """Raises Usage, and OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -199,10 +203,30 @@ def _parsed(path: Path) -> Any:
         content = file.read(files.MAX_FILE + 1)
     if len(content) > files.MAX_FILE:
         raise errors.Usage(f"{path} is larger than {files.MAX_FILE >> 10} KiB")
-    return _document(content, str(path))
+    return content
+
+
+def _place(content: bytes, keys: Sequence[object]) -> str:
+    """Where in a file that could be read the last of these keys is, or the last that is there."""
+    import yaml
+
+    node, mark = yaml.compose(content, Loader=yaml.SafeLoader), None
+    for key in keys:
+        for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if name.value == key:
+                node, mark = value, name.start_mark
+                break
+        else:
+            break
+    return _words(mark)
+
+
+def _words(mark: Any) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
 def _document(content: bytes, where: str) -> Any:
+    """Raises Usage with line and column."""
     import yaml
 
     try:
@@ -212,8 +236,7 @@ def _document(content: bytes, where: str) -> Any:
         return json.loads(json.dumps(document or {}, allow_nan=False))  # dates and such are not meant
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise errors.Usage(f"{where}: {at}{problem}") from None
+        raise errors.Usage(f"{where}: {_words(mark)}{problem}") from None
 
 
 def _is_small(document: Any) -> bool:

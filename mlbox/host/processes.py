@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
@@ -38,6 +40,13 @@ def started(pid: int) -> str:
         return str(psutil.Process(pid).create_time())
     except Exception:  # psutil absent, or its own NoSuchProcess, which can't be named without it
         return ""
+
+
+def uptime() -> float:
+    """Seconds since this system came up, asleep or not: of a container its own, by the start of its first process."""
+    since = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    first = started(1)  # in ticks of the kernel's clock; not to be seen where /proc hides others' processes
+    return since - int(first) / os.sysconf("SC_CLK_TCK") if first.isdigit() else since
 
 
 def describe(pid: int) -> tuple[str, str]:
@@ -118,6 +127,26 @@ def _read(path: str) -> bytes:
         return b""
     finally:
         os.close(descriptor)
+
+
+def holders(lock: Path) -> list[int]:
+    """This user's processes that have an exclusive lock (flock) on this file. Empty without /proc."""
+    return [pid for pid in (_pids() if os.path.isdir("/proc/self") else []) if _locks(pid, str(lock))]
+
+
+def _locks(pid: int, path: str) -> bool:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:  # another user's, or gone
+        return False
+    for name in names:
+        with suppress(OSError):  # closed meanwhile
+            # By its name: a look at each file itself would wait for a hung mount.
+            if os.readlink(f"/proc/{pid}/fd/{name}") == path:
+                told = _read(f"/proc/{pid}/fdinfo/{name}").splitlines()
+                if any(b"FLOCK" in line and b" WRITE " in line for line in told):
+                    return True
+    return False
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

@@ -46,10 +46,10 @@ def folder(found: store.Store, job: Waiting) -> Path:
 def publish(found: store.Store, job: Waiting) -> None:
     """Make a waiting job of this user's findable; flushed on return."""
     place = folder(found, job)
-    found.parts.mkdir(mode=0o755, parents=True, exist_ok=True)
+    files.make_folder(found.parts)
     for pause in (0.0, *_AGAIN, None):
         try:
-            place.mkdir(mode=0o755, parents=True, exist_ok=True)
+            files.make_folder(place)
             files.write_whole(place / job.id, json.dumps(waiting_to_wire(job)).encode(), 0o644, found.parts)
             break
         except OSError as error:  # somebody withdrew the last other job of this folder meanwhile, perhaps elsewhere

@@ -12,6 +12,7 @@
       users/<user>/ready/<queue>/…         hints: waiting jobs in their order (host/ready.py)
       users/<user>/on/<host>/              one writer: this user's ticks on that host
           live/<ulid>                      hint: a job or session that the host runs, as others need to know it
+          live/<ulid>.ending               beside it, by any host: it was told to end
           host.json                        inventory, and the beat
           reverse.json                     the key it dials out with, where nobody dials it (host/reverse.py)
           usage.json, waits.json           GPU time used; why jobs wait
@@ -48,6 +49,7 @@ from mlbox.host.idle import name_of_ticks
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
+ENDING = ".ending"
 
 
 class Store:
@@ -57,9 +59,14 @@ class Store:
     def __init__(self, root: Path | None = None, dry: bool = False) -> None:
         self.root, self.dry = root or here.data_home(), dry
         self.user, self.host = here.user_name(), here.host_name()
+        self._is_ours = False
 
     def own(self, user: str = "") -> Path:
-        return self.root / "users" / (user or self.user)
+        """A user's place. Raises HostUnready where this user's is another's: what stands there would be run as us."""
+        place = self.root / "users" / (user or self.user)
+        if place.name == self.user and not self._is_ours:
+            self._is_ours = _is_ours(place)
+        return place
 
     def on(self, host: str = "", user: str = "") -> Path:
         """What a user's ticks on a host write."""
@@ -98,11 +105,9 @@ class Store:
 
     def create(self, job: Job, spec: JobSpec, queued: bool) -> None:
         """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now."""
-        self.open_users()
-        self.own_place()
         mode = 0o755 if queued else 0o700  # a colleague may look at what waits; its secrets and output are 0600, 0700
         for folder in (job.folder / "ev", job.folder / "attempts"):
-            folder.mkdir(mode=0o700, parents=True)
+            files.make_folder(folder, 0o700)
         (job.folder / "ev").chmod(mode)
         job.folder.chmod(mode)
         # Not the content of .vsix files: they are large, and a file above files.MAX_FILE is not read back.
@@ -115,16 +120,13 @@ class Store:
             files.sync_folder(folder)
 
     def own_place(self) -> None:
-        """This user's folder in ROOT is this user's, or somebody else was there first."""
+        """This user's folder in ROOT is there, and this user's. Raises HostUnready where somebody else was first."""
+        self.open_users()
         own = self.own()
         with suppress(FileExistsError):
             own.mkdir(mode=0o755)
             files.sync_folder(own.parent)
-        found = own.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise errors.HostUnready(
-                f"{own} is not a folder of yours", "ask its owner, or an administrator, to remove it"
-            )
+        self.own()
 
     # ---- hints, all of this user's on this host: found again by the next sweep of it after a crash
 
@@ -134,7 +136,8 @@ class Store:
 
     def mark_making(self, job: Job) -> None:
         """It is about to be made; should this process die on the way, the next sweep does the rest."""
-        self.making.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.own_place()
+        files.make_folder(self.making)
         writer = here.this_writer()
         files.write_whole(
             self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode()
@@ -154,12 +157,16 @@ class Store:
         return left
 
     def sweep_torn(self) -> None:
-        """Halves of files that a process of this host's was writing when it was killed."""
+        """Halves of files that a process of this host's was writing when it was killed; words to what has ended."""
         for folder in (self.on(), self.live, self.making, self.parts):
             for name in _names(folder):
                 pid = name.rpartition(".")[2]
                 if name[0] == "." and pid.isdigit() and not processes.started(int(pid)):
                     (folder / name).unlink(missing_ok=True)
+        live = _names(self.live)
+        for name in live:
+            if name.endswith(ENDING) and name[: -len(ENDING)] not in live:
+                (self.live / name).unlink(missing_ok=True)
 
     @property
     def parts(self) -> Path:
@@ -168,23 +175,27 @@ class Store:
 
     def mark_live(self, job: Job, record: Json) -> None:
         """The hint that this host runs it: what a sweep, a status and other users' schedulers look for."""
-        self.live.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(self.live)
         files.write_whole(self.live / job.id, json.dumps(record).encode(), 0o644)
 
     def is_live(self, job: Job) -> bool:
         return (self.live / job.id).exists()
 
     def mark_ending(self, job: Job, host: str) -> None:
-        """It was told to end: schedulers reckon with its room."""
-        record = self.live_record(job, host)
-        if record is not None:
-            files.write_whole(self.on(host) / "live" / job.id, json.dumps({**record, "ending": True}).encode(), 0o644)
+        """It was told to end, as is on record: schedulers reckon with its room.
+
+        A file of its own, for the hint is its host's to write and to remove."""
+        hint = self.on(host) / "live" / job.id
+        with suppress(OSError):
+            if hint.exists():
+                hint.with_name(job.id + ENDING).touch(mode=0o644)
 
     def mark_fenced(self, job: Job, host: str) -> None:
         """A person said that the host is gone: nobody reckons with this any more, and should the host come back, its
         next sweep ends what is left of it."""
         record = {**(self.live_record(job, host) or {}), "fenced": True}
-        files.write_whole(self.on(host) / "live" / job.id, json.dumps(record).encode(), 0o644)
+        files.make_folder(self.parts)  # in the other's folder its sweep would take the half of a file for a dead one's
+        files.write_whole(self.on(host) / "live" / job.id, json.dumps(record).encode(), 0o644, self.parts)
 
     def is_fenced(self, job: Job, host: str = "") -> bool:
         return bool((self.live_record(job, host) or {}).get("fenced"))
@@ -212,7 +223,8 @@ class Store:
     def end(self, job: Job) -> None:
         """It is over here, and on record as such: nothing needs to find it among the live ones any more."""
         self.clear(job)
-        (self.live / job.id).unlink(missing_ok=True)
+        for name in (job.id, job.id + ENDING):
+            (self.live / name).unlink(missing_ok=True)
 
     def clear(self, job: Job) -> None:
         """Nothing runs for it any more: its logs are kept, its tokens and sockets are not."""
@@ -229,6 +241,18 @@ class Store:
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""
         return [self.job(n) for n in _names(self.live) if ids.is_ulid(n)]
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether this user's place is there. Raises HostUnready where it is another's."""
+    try:
+        found = place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        hint = "somebody else made it: ask its owner, or an administrator, to remove it"
+        raise errors.HostUnready(f"{place} is not a folder of yours, so nothing in it is believed", hint)
+    return True
 
 
 def clear_shares(job: Job) -> None:

@@ -11,15 +11,18 @@ from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.host import archive, batch, here, keeping, ready, store
+from mlbox.host import archive, batch, files, here, keeping, processes, ready, store
 from mlbox.host.job import Job
+
+_WORKS = 1200.0  # s within which the ticks of a host that is at work have published, even where nothing happens
 
 
 def sweep(found: store.Store) -> list[Job]:
     """Adopt, end or requeue what has lost its keeper; the jobs and sessions that live here. For a dry run, those that
-    seem to: one that has lost its keeper is left, and is what its log says."""
+    seem to: one that has lost its keeper is left, and is what its log says. Raises HostUnready."""
     if found.dry:
         return [job for job in found.live_jobs() if not found.is_fenced(job) and _seems_alive(job)]
+    alone(found)
     found.sweep_torn()
     for job in found.left_in_making():
         _guarded(_make, found, job)
@@ -28,6 +31,25 @@ def sweep(found: store.Store) -> list[Job]:
 
 def _seems_alive(job: Job) -> bool:
     return keeping.lives(job) or job.state().running
+
+
+def alone(found: store.Store) -> None:
+    """Raises HostUnready where another machine of this name is at work in ROOT: either would take the other's jobs for
+    its own before a reboot, and start them once more.
+
+    An inventory of another boot is one from before this one, unless it was written since. Both times are the share's:
+    a wall clock may have been set on the way."""
+    path, boot = found.on() / "host.json", processes.boot_id()
+    told = files.read_json(path)
+    if not boot or not isinstance(told, dict) or told.get("boot") in (None, boot):
+        return
+    with suppress(OSError):  # it is gone, or nothing can be written there: nor is anything started then
+        age = files.now(found.parts) - path.stat().st_mtime
+        if age < min(processes.uptime() - 1, _WORKS):
+            raise errors.HostUnready(
+                f"another machine that is called {found.host} works in {found.root}",
+                f"give one of them another name; if that one is gone, wait {_WORKS / 60:.0f} minutes",
+            )
 
 
 def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: Job) -> bool:

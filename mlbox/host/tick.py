@@ -113,6 +113,7 @@ def _acts(earlier: Report, later: Report) -> Report:
 def _pass(found: store.Store) -> Report:
     if idle(str(found.root), found.user, found.host):
         return Report()
+    found.own_place()
     claim.undo_starts(found)
     sweep(found)
     rules = lab.rules(found)
@@ -261,10 +262,9 @@ def again(found: store.Store) -> None:
 
 def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
     host = seen.view.host
-    found.open_users()
     # There from the first tick on: an idle one looks into each.
     for folder in (found.live, found.making, found.own() / "ready"):
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(folder)
     facts = {
         "at": time.time(), "boot": processes.boot_id(), "driver": seen.driver, "cpus": host.cpus,
         "memory": host.memory, "gpus": [asdict(gpu) for gpu in seen.gpus],

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlbox.host import lease
+from mlbox.host import files, lease
 
 FOLDER = Path("/var/tmp/mlbox-uses")
 _HELD: dict[str, int] = {}  # for as long as this process lives: a keeper keeps what its session runs in
@@ -34,6 +34,11 @@ def begin(key: str) -> None:
             os.mkdir(FOLDER)
             FOLDER.chmod(0o1777)
         (FOLDER / f"{key}.{os.getuid()}").touch(mode=0o644)
+
+
+def held() -> list[str]:
+    """The locks that this process has, by their names among the leases."""
+    return [f"layer-{key}" for key in _HELD]
 
 
 def last(key: str) -> float:
@@ -72,7 +77,7 @@ def forget(key: str) -> None:
 def of_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
     """While what a folder keeps is used, or about to be, none of it is removed; and the other way round (not `wait`:
     False where somebody is at it). Hosts may share it: where its filesystem knows no such lock, nothing is removed."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_folder(folder, 0o700)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         yield _locked(descriptor, wait)

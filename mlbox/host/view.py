@@ -87,12 +87,9 @@ def known_users(found: store.Store) -> Iterable[str]:
     except OSError:
         return
     for name in names:
-        try:
-            owner = os.stat(found.own(name), follow_symlinks=False).st_uid
-            if name == found.user or pwd.getpwnam(name).pw_uid == owner:
+        with suppress(KeyError, ValueError):
+            if files.is_own(found.own(name), os.getuid() if name == found.user else pwd.getpwnam(name).pw_uid):
                 yield name
-        except (OSError, KeyError, ValueError):
-            continue
 
 
 def facts(found: store.Store, rules: Lab, gpus: tuple[Gpu, ...]) -> HostFacts:
@@ -152,14 +149,15 @@ def _number(value: Any) -> float:
 
 def running_of(found: store.Store, user: str) -> Iterable[Running]:
     for host in names(found.own(user) / "on"):
-        for name in names(found.on(host, user) / "live"):
+        live = names(found.on(host, user) / "live")
+        told = {name for name in live if name.endswith(store.ENDING)}
+        for name in filter(ids.is_ulid, live):
             document = files.read_json(found.on(host, user) / "live" / name)
-            if not ids.is_ulid(name) or not isinstance(document, dict) or document.get("fenced"):
+            if not isinstance(document, dict) or document.get("fenced"):
                 continue
-            try:
-                yield running_from_wire(name, user, host, document)
-            except errors.Usage:
-                continue
+            with suppress(errors.Usage):
+                run = running_from_wire(name, user, host, document)
+                yield replace(run, ending=True) if name + store.ENDING in told else run
 
 
 def names(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,12 @@ def test_no_file_is_a_lab_with_one_queue(found: Store) -> None:
         ("a: &a [1]\nb: *c\n", "undefined alias"),
         ("\x00", "special characters"),
         ("- a\n", "must map names"),
+        ("queues:\n  default:\n    max_runing: 5\n", "line 3, column 5: queues.default.max_runing is unknown"),
+        ("hosts:\n  gpu1.lab: {labels: [a, a]}\n", "line 2, column 14: hosts.gpu1.lab.labels has a word twice"),
+        ("hosts:\n  gpu1: {tunnel: reverse}\n", "line 2, column 3: hosts.gpu1.via must name"),
+        ("a: &a {x: 1}\nqueues: {default: {<<: *a}}\n", "line 1, column 1: a is unknown"),
+        ("queues: {default: {<<: {shiny: 1}}}\n", "line 1, column 10: queues.default.shiny is unknown"),
+        ("on: {}\n", "lab.yaml: true is unknown"),
         ("[" * 10_000, ""),
     ],
 )
@@ -137,6 +144,27 @@ def test_a_broken_lab_yaml_keeps_the_last_good_one(root: Path, found: Store, tex
     write(root, GOOD.replace("2", "3"))
     assert lab.rules(found).trouble == ""
     assert lab.rules(found).lab.queues["night"].max_running == 3
+
+
+def test_what_another_version_found_wrong_is_looked_for_again(
+    root: Path, found: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older one, of cron, does not know a key that this one knows."""
+    write(root, "queues: {default: {shiny: true}}")
+    monkeypatch.setattr(sys, "argv", ["mlbox-old.pyz"])
+    assert "shiny is unknown" in lab.rules(found).trouble
+    real, parsed = lab._content, list[Path]()
+
+    def parse(path: Path) -> bytes:
+        parsed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(lab, "_content", parse)
+    assert lab.rules(found).trouble and parsed == []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["mlbox-new.pyz"])
+        assert lab.rules(found).trouble
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "link", "large"])
@@ -276,14 +304,14 @@ def test_mounts_are_of_the_allowed_folders(root: Path, tmp_path: Path) -> None:
 def test_an_error_of_the_share_is_not_the_files(found: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked again, though the file has not changed."""
     (found.root / "lab.yaml").write_text("queues: {night: {}}\n")
-    real, failing = lab._parsed, [True]
+    real, failing = lab._content, [True]
 
     def parsed(path: Path) -> Any:
         if failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path)
 
-    monkeypatch.setattr(lab, "_parsed", parsed)
+    monkeypatch.setattr(lab, "_content", parsed)
     assert not lab.rules(found).usable and "Input/output error" in lab.rules(found).trouble
     failing.clear()
     assert lab.rules(found).usable and lab.rules(found).trouble == ""

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,3 +182,10 @@ def test_boot_id_stays() -> None:
 def test_boot_id_where_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processes, "BOOT_ID", tmp_path / "none")
     assert processes.boot_id() == ""
+
+
+def test_this_system_is_as_old_as_its_first_process() -> None:
+    """A container that was restarted is young on an old machine."""
+    first, now = processes.started(1), time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert 0 < processes.uptime() < now + 1
+    assert not first or processes.uptime() == pytest.approx(now - int(first) / os.sysconf("SC_CLK_TCK"), abs=60)

@@ -16,7 +16,7 @@ from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Mount, Spec
-from mlbox.host import files, keeping, sweep
+from mlbox.host import files, keeping, sweep, view
 from mlbox.host.job import Job
 from mlbox.host.store import Store
 
@@ -25,6 +25,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make ano
 
 def create(found: Store, spec: Spec) -> Job:
     made = found.job(ids.ulid(1, secrets.token_bytes(10)))
+    found.own_place()
     found.reserve(made)
     found.create(made, JobSpec(work=spec), queued=False)
     found.mark_live(made, {"kind": "session"})
@@ -335,6 +336,41 @@ def test_torn_files_of_dead_processes_are_swept_and_those_of_living_ones_are_not
         assert [n for n in os.listdir(folder) if n[0] == "."] == [f".host.json.{os.getpid()}"]
 
 
+def test_another_host_s_words_about_a_job_are_no_halves_among_its_own(
+    found: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sweep knows no process of another host's, and would remove them."""
+    elsewhere = Store(found.root)
+    elsewhere.host = "gpu2"
+    real, seen = os.fsync, list[str]()
+
+    def look(descriptor: int) -> None:
+        seen.extend(n for n in os.listdir(found.live) if n[0] == ".")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    before = found.live_record(job)
+    elsewhere.mark_ending(job, found.host)
+    assert found.live_record(job) == before
+    assert [run.ending for run in view.running_of(found, found.user)] == [True]
+    elsewhere.mark_fenced(job, found.host)
+    assert found.is_fenced(job) and not seen
+
+
+def test_a_word_to_what_has_ended_makes_nothing_of_it_and_goes(found: Store, job: Job) -> None:
+    elsewhere = Store(found.root)
+    elsewhere.host = "gpu2"
+    elsewhere.mark_ending(job, found.host)
+    found.end(job)
+    assert os.listdir(found.live) == []
+    elsewhere.mark_ending(job, found.host)
+    elsewhere.mark_ending(job, "gpu3")  # where there is no folder of it at all
+    assert os.listdir(found.live) == []
+    (found.live / f"{job.id}.ending").touch()  # written while it ended
+    found.sweep_torn()
+    assert os.listdir(found.live) == []
+
+
 def test_a_job_without_a_spec_is_said(tmp_path: Path) -> None:
     with pytest.raises(errors.NotFound, match="no readable spec"):
         Job("01ARYZ6S41TSV4RRFFQ69G5FAV", "ada", tmp_path, tmp_path).spec()
@@ -356,3 +392,27 @@ def test_a_lab_s_root_serves_a_second_user(tmp_path: Path) -> None:
                 (shared.root / "users" / shared.user).rename(shared.root / "users/stolen")
     finally:
         shared.forget(made)
+
+
+@needs_root
+def test_a_place_that_somebody_else_made_for_us_is_not_ours(tmp_path: Path) -> None:
+    found = Store(tmp_path)
+    found.own_place()
+    os.chown(found.own(), 65534, 65534)
+    for use in (lambda: Store(tmp_path).live, Store(tmp_path).own_place, lambda: sweep.sweep(Store(tmp_path))):
+        with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+            use()
+    assert Store(tmp_path).own("ada") == tmp_path / "users/ada"
+
+
+def test_whatever_the_umask_nobody_else_may_write_to_a_place(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        found = Store(tmp_path)
+        made = found.job(ids.ulid(1, secrets.token_bytes(10)))
+        found.mark_making(made)
+        found.create(made, JobSpec(work=SPEC), queued=True)
+        found.mark_live(made, {})
+    finally:
+        os.umask(before)
+    assert not [folder for folder, _, _ in os.walk(found.own()) if mode(Path(folder)) & 0o022]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from labkit import gpus as false
-from queuebox import Box, hint, kill, until
+from queuebox import Box, Call, hint, kill, until
 from users import let_in, nobody
 
 from mlbox import entry, errors
@@ -29,11 +29,12 @@ from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status
 from mlbox.host.handlers import host as host_handler
-from mlbox.host.handlers import init, move, queue, retry, show
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
 
+Json = dict[str, Any]
 TRUE = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
 
 # ---- the main path -------------------------------------------------------------------------------
@@ -212,6 +213,33 @@ def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
     assert box.end(job).facts["reason"] == "timeout"
 
 
+def test_who_signed_what_was_removed_from_tmp_is_told_all_the_same(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "PATIENCE", 0.0)
+    cancelled = box.sh("sleep 60")
+    box.started(cancelled)
+    limited = box.sh("sleep 60", resources={"time_limit": 4})
+    box.started(limited)
+    (limited.boot_folder / "attempt.pid").unlink()
+    cancelled.keeper_pid.unlink()
+    box.cancel(cancelled)
+    assert box.end(cancelled).name == "cancelled"
+    assert box.end(limited).facts["reason"] == "timeout"
+    box.assert_nothing_leaks()
+
+
+def test_output_is_read_where_nothing_can_be_written(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = box.sh("echo hello")
+    box.end(job)
+
+    def read_only(descriptor: int, mode: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fchmod", read_only)
+    call: Any = Call(box.root, job=job.id)
+    assert logs.run(call)["state"] == "finished"
+    assert call.said == [{"output": "hello\n"}]
+
+
 # ---- again, in numbers, in order -----------------------------------------------------------------
 
 
@@ -386,6 +414,29 @@ def test_on_host_loss_hold_is_a_failure(box: Box) -> None:
     box.assert_nothing_leaks()
 
 
+def another_boot(monkeypatch: pytest.MonkeyPatch, folder: Path, uptime: float) -> None:
+    """Here, and of this age (s)."""
+    (folder / "boot").write_text("another-boot\n")
+    monkeypatch.setattr(processes, "BOOT_ID", folder / "boot")
+    monkeypatch.setattr(processes, "uptime", lambda: uptime)
+
+
+def test_another_machine_of_this_name_takes_no_job_for_its_own(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = box.sh("sleep 60")
+    box.started(job)
+    with monkeypatch.context() as elsewhere:
+        another_boot(elsewhere, tmp_path, uptime=3600)
+        for act in (box.tick, lambda: box.submit("true"), lambda: box.call(init), lambda: box.call(status)):
+            with pytest.raises(errors.HostUnready, match="another machine that is called"):
+                act()
+        assert box.claims(job) == [1] and keeping.lives(job) and not box.hints()
+        os.utime(box.found.on() / "host.json", (1, 1))  # that one has been gone for long
+        box.tick()
+        assert os.listdir(box.found.parts) == []
+
+
 @pytest.mark.parametrize(("policy", "end"), [("requeue", "finished"), ("hold", "failed")])
 def test_a_reboot(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, end: str) -> None:
     job = box.sh("test $MLBOX_ATTEMPT = 2 || exec sleep 60", on_host_loss=policy)
@@ -395,8 +446,7 @@ def test_a_reboot(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pol
     for pid in processes.marked(job.id):
         kill(pid)
     shutil.rmtree(job.boot_folder)
-    (tmp_path / "boot").write_text("another-boot\n")
-    monkeypatch.setattr(processes, "BOOT_ID", tmp_path / "boot")
+    another_boot(monkeypatch, tmp_path, uptime=0)
     box.tick()
     state = box.end(job)
     assert state.name == end
@@ -750,7 +800,6 @@ def test_a_submitter_that_died_on_the_way(box: Box) -> None:
     acknowledged = box.found.job(ids.ulid(1, b"0123456789"))
     nothing = box.found.job(ids.ulid(2, b"0123456789"))
     for job in (acknowledged, nothing):
-        box.found.open_users()
         box.found.mark_making(job)
         box.found.create(job, TRUE, queued=True)
         (box.found.making / job.id).write_text(writer)
@@ -829,11 +878,18 @@ def test_a_tick_that_is_at_work_takes_the_newcomer_s_word(box: Box, monkeypatch:
 # ---- hostile neighbours --------------------------------------------------------------------------
 
 
+class _Theirs(store.Store):
+    """Of another user, and used by root."""
+
+    def own(self, user: str = "") -> Path:
+        return self.root / "users" / (user or self.user)
+
+
 def other(box: Box, name: str = "nobody") -> store.Store:
     """Another user's place in the same ROOT."""
     let_in(box.root)
     box.found.open_users()
-    theirs = store.Store(box.root)
+    theirs = _Theirs(box.root)
     theirs.user = name
     (box.root / "users" / name).mkdir()
     os.chown(box.root / "users" / name, 65534, 65534)
@@ -879,6 +935,35 @@ def _fifos(theirs: store.Store) -> None:
         os.mkfifo(theirs.on() / name)
     (theirs.own() / "archive").mkdir()
     os.mkfifo(theirs.own() / "archive/2026-01-01.x.jsonl")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+def test_what_waits_in_a_place_that_somebody_else_made_is_not_run(box: Box) -> None:
+    """Before this user had one, a stranger made it, with a job in it, on a host that was idle since."""
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    box.call(queue, do="resume", queue="default")
+    for planted in ("whole", "idle"):
+        if planted == "idle":
+            shutil.rmtree(box.root / "users" / box.found.user / "ready/default")
+        own = box.root / "users" / box.found.user
+        for folder, _, names in os.walk(own):
+            for path in (Path(folder), *(Path(folder) / name for name in names)):
+                os.chown(path, 65534, 65534, follow_symlinks=False)
+        box.found = store.Store(box.root)
+        with pytest.raises(errors.HostUnready, match="not a folder of yours"):
+            box.tick()
+    assert job.state().name == "submitted"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+def test_a_job_whose_spec_is_another_s_is_not_run(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("true")
+    os.chown(job.folder / "spec.json", 65534, 65534)
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    assert (box.end(job).name, job.state().facts["reason"]) == ("failed", "start")
 
 
 HUGE = "1" + "0" * 400
@@ -1027,6 +1112,16 @@ def test_a_broken_lab_yaml_changes_nothing_meanwhile(box: Box) -> None:
     assert "line 2, column 1" in report.trouble
     assert first.state().running and second.state().waiting
     assert box.end(second).name == "finished"
+
+
+def test_that_lab_yaml_is_broken_is_said_to_whoever_asks(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    box.lab("queues: {default: {}}\n")
+    job = box.submit("true")
+    box.lab("queues: {default: {max_running: 5\n")
+    asked: list[tuple[Any, Json]] = [(jobs_handler, {}), (status, {}), (move, {"where": "top"}), (cancel, {})]
+    for handler, words in asked:
+        assert "line 2, column 1" in box.call(handler, job=job.id, **words)["trouble"]
 
 
 def test_without_any_good_lab_yaml_nothing_is_started(box: Box) -> None:
@@ -1183,6 +1278,26 @@ def test_a_gpu_that_an_outsider_uses_is_left_alone(gpus: Gpus) -> None:
     gpus.box.tick()
     assert gpus.has(second) == ["GPU-0"]
     gpus.go.touch()
+
+
+def test_what_a_long_job_has_in_tmp_stays_young(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock files and its pids, which systems that clean /tmp by age would remove; under a new keeper, too."""
+    monkeypatch.setattr(keeping, "_YOUNG", 0.05)
+    gpus.show(GPUS[0])
+    job = gpus.job(gpus="auto", gpu_share=1024)
+    gpus.has(job)
+    locks = [lease.FOLDER / name for name in ("GPU-0", f"GPU-0.share.{job.id}")]
+    for _ in range(2):
+        paths = [*locks, *job.boot_folder.rglob("*")]
+        assert {job.keeper_lock, job.keeper_pid, job.boot_folder / "attempt.lock"} <= set(paths)
+        for path in paths:
+            os.utime(path, (1, 1))
+        for path in paths:
+            until(lambda path=path: path.stat().st_mtime > 1)  # type: ignore[misc]
+        gpus.box.kill_keeper(job)
+        gpus.box.tick()
+    gpus.go.touch()
+    assert gpus.box.end(job).name == "finished"
 
 
 def test_a_lost_gpu_is_taken_out_and_said(gpus: Gpus) -> None:

@@ -26,10 +26,11 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     host = lab.entry(arguments, settings)
-    replies, failed = [], None
+    replies, troubles, failed = [], [], None
     for job in arguments.jobs:
         try:
             reply = host.call("cancel", {"job": job})
+            troubles.append({"trouble": reply.pop("trouble")})
             replies += [reply, *reply.pop("more")]
         except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
             output.failure(error.message, error.hint)
@@ -39,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(replies, arguments.dry_run)
     else:
+        lab.trouble(*troubles)
         for reply in replies[:_TOLD]:
             print(_told(reply, arguments.dry_run))
         if len(replies) > _TOLD:

@@ -30,6 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(reply["jobs"])
         return 0
+    lab.trouble(reply)
     if not reply["jobs"]:
         output.note("no jobs; mlbox submit -- COMMAND makes one")
         return 0

@@ -40,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(reply, arguments.dry_run)
         return 0
+    lab.trouble(reply)
     place = {"top": ", before your others", "bottom": ", behind your others"}.get(arguments.where, "")
     state = "; it has started" if reply["started"] else place
     where = f"{'would be ' if arguments.dry_run else ''}in queue {reply['queue']}, priority {reply['priority']}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import options, output, state
+from mlbox.client import lab, options, output, state
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
@@ -41,7 +41,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         for unasked in _out_of_reach(found):
             print()
             _print(unasked["host"], unasked)
-        _print_queues([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
+        answers = [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
+        _print_queues(answers)
+        lab.trouble(*answers)
     return failed[0].exit_code if len(failed) == len(found) else 0
 
 

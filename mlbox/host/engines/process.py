@@ -66,7 +66,7 @@ class Process:
 
         context, folder = work.context, self._folder(work.layer)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True)
+        files.make_folder(folder, 0o700)
         (folder / _HOST).write_text(here.host_name())  # hosts may share this folder; none uses another's
         environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}
         image.write_environment(context, environment, "", str(context / "pip.conf"))

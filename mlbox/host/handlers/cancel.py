@@ -22,7 +22,7 @@ def run(call: Call) -> Json:
     lab.identify(found.root)
     wanted = str(call.args.get("job", ""))
     ended = [_cancel(call, found, rules, job) for job in lookup.array(found, wanted) or [lookup.mine(found, wanted)]]
-    return {**ended[0], "more": ended[1:]}
+    return {**ended[0], "more": ended[1:], "trouble": rules.trouble}
 
 
 def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job) -> Json:

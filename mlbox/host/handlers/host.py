@@ -92,7 +92,7 @@ def _add(call: Call, found: store.Store, name: str) -> Json:
     if found.dry:
         return {"key": _shown_key(found, name), "line": line}
     if name == found.host:
-        found.on().mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.make_folder(found.on())
         reverse.publish(found, lab.rules(found).lab)
     return {"key": _await_key(call, found, name)}
 
@@ -122,7 +122,7 @@ def _meet(call: Call, found: store.Store, name: str) -> Json:
     place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
     if not found.dry:
         path = reverse.meeting_file(found, name)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_folder(path.parent, 0o700)
         files.write_whole(path, json.dumps(place.to_wire()).encode())
     return {"via": place.via}
 

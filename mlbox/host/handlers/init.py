@@ -22,6 +22,7 @@ from mlbox import errors
 from mlbox.core.slots import Writer
 from mlbox.host import files, lab, slots, store, tick
 from mlbox.host.serve import Call
+from mlbox.host.sweep import alone
 
 Json = dict[str, Any]
 _SLOTS, _WRITERS = 25, 4
@@ -41,6 +42,8 @@ def run(call: Call) -> Json:
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
     root_id = _root_id(found, made)
+    if not found.dry:
+        alone(found)
     openness = stat.S_IMODE(found.root.stat().st_mode) if found.root.exists() else 0o700
     for name in () if found.dry else ("users", "drained", "paused"):
         _open(found.root / name, openness)

@@ -31,7 +31,8 @@ def run(call: Call) -> Json:
     for row in rows:  # those behind the first of an array that waits are not looked at one by one
         if row.get("state") in WAITING and row.get("array") and not row.get("waits"):
             row["waits"] = of_array.get(row["array"], "")
-    return {"host": found.host, "jobs": [row for row in rows if not wanted or row["queue"] == wanted]}
+    jobs = [row for row in rows if not wanted or row["queue"] == wanted]
+    return {"host": found.host, "jobs": jobs, "trouble": reasons.trouble}
 
 
 def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[Json]:
@@ -60,8 +61,9 @@ class Reasons:
     """Why jobs wait, as the hosts last said; where some could run the job, theirs alone."""
 
     def __init__(self, found: store.Store, users: list[str]) -> None:
-        self._here = found.host
-        self._hosts = {host.name: host for host in view.published(found, lab.rules(found).lab, users)}
+        self._here, rules = found.host, lab.rules(found)
+        self.trouble = rules.trouble  # lab.yaml's
+        self._hosts = {host.name: host for host in view.published(found, rules.lab, users)}
         self._told: dict[str, dict[str, str]] = {}
         for user in users:
             for host in view.names(found.own(user) / "on"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _send(call: Call, path: Path, place: _Place, tail: int) -> None:
         return
     with os.fdopen(descriptor, "rb") as file:
         # Asks the server: GlusterFS goes on showing what it knew for up to a second after another host has written.
-        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
+        with suppress(OSError):  # a share that is read-only now is no reason not to read
+            os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
         size = os.fstat(descriptor).st_size
         if tail and not place.offset:
             place.offset = _start_of_tail(file, size, tail)

@@ -35,7 +35,8 @@ def run(call: Call) -> Json:
     if refusal:
         raise errors.Refused(refusal)
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for
-    reply = {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority, "started": False}
+    reply = {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority, "started": False,
+             "trouble": rules.trouble}  # fmt: skip
     if found.dry:
         return reply
     facts = {"at": time.time(), "queue": to.queue, "priority": to.priority, "rank": to.rank}

@@ -205,7 +205,6 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
     job = found.job(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)))
     keeper_lock = None
     try:
-        found.open_users()
         found.mark_making(job)
         found.reserve(job)
         keeper_lock = keeping.lock(job)

@@ -18,6 +18,7 @@ from mlbox.core.resources import HostFacts, fits, would_fit
 from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
+from mlbox.host.sweep import alone
 
 Json = dict[str, Any]
 MOST_IN_ARRAY = 10_000
@@ -50,6 +51,7 @@ def _root(call: Call, found: store.Store) -> None:
     if call.root is None:
         lab.found(found.root)
     lab.identify(found.root)
+    alone(found)  # the tick will ask, too; by then the jobs are in line
 
 
 def _named(spec: JobSpec) -> JobSpec:
@@ -109,6 +111,7 @@ def _archive(spec: JobSpec, packed: str) -> bytes:
 
 
 def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: bytes) -> list[Job]:
+    found.own_place()
     if not archive:
         return _submit_all(found, spec, count)
     with code.keeping(found):
@@ -133,7 +136,6 @@ def _ulid() -> str:
 def submit(found: store.Store, spec: JobSpec, id_: str = "") -> Job:
     """One job in line, acknowledged: on return a crash of anything loses nothing of it."""
     job = found.job(id_ or _ulid())
-    found.open_users()
     found.mark_making(job)
     try:
         found.create(job, spec, queued=True)

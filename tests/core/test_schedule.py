@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from mlbox.core.schedule import (
     reserved_on,
     short,
 )
+from mlbox.core.schedule.room import GRACE
 
 NOW = 1_000_000.0
 A100, RTX = ("NVIDIA A100-SXM4-80GB", 81920), ("NVIDIA GeForce RTX 4090", 24564)
@@ -485,7 +487,7 @@ HOUR = 3600
     ("seen", "start", "waits"),
     [
         case("short enough", view(job("a1", "4"), job("a2", time_limit=HOUR), run("b1", "0", HOUR)), "a2:1",
-             a1=FIRST + "asks for 4 GPUs, 3 are free on gpu1 (GPU 0 held by bob's job b1); room is expected in 1h"),
+             a1=FIRST + "asks for 4 GPUs, 3 are free on gpu1 (GPU 0 held by bob's job b1); room is expected in 1h 1m"),
         case("too long", view(job("a1", "4"), job("a2", time_limit=HOUR + 1), run("b1", "0", HOUR)), "",
              a2=KEPT + "4 GPUs; with a time limit of at most 1h it could go first"),
         case("endless", view(job("a1", "4"), job("a2"), run("b1", "0", HOUR)), "", a2=KEPT + "4 GPUs; …"),
@@ -508,7 +510,7 @@ HOUR = 3600
              run("b2", "1", 2 * HOUR), run("b3", "2", 3 * HOUR)), "a2:3",
              a1=FIRST + "asks for 3 GPUs, 1 is free on gpu1 "
              "(GPU 0 held by bob's job b1; GPU 1 held by bob's job b2; GPU 2 held by bob's job b3); "
-             "room is expected in 2h"),
+             "room is expected in 2h 1m"),
         case("ends after that", view(job("a1", "3"), job("a2", time_limit=2 * HOUR + 1), run("b1", "0", HOUR),
              run("b2", "1", 2 * HOUR), run("b3", "2", 3 * HOUR)), "", a2=KEPT + "3 GPUs; …"),
         case("another kind is free", view(job("a1", "A100:2"), job("a2", "4090:2"), run("b1", "0", HOUR), gpus=MIXED),
@@ -536,15 +538,15 @@ HOUR = 3600
              reserved_here=frozenset({"a2"})), "a3:3", a2=SECOND + "asks for 3 GPUs, 2 are free…"),
         case("over its time: about to end", view(job("a1", "4"), job("a2", time_limit=61), run("b1", "0", -500)), "",
              a1=FIRST + "asks for 4 GPUs, 3 are free on gpu1 (GPU 0 held by bob's job b1); room is expected in 1m"),
-        case("over its time: very short jobs go", view(job("a1", "4"), job("a2", time_limit=60), run("b1", "0", -500)),
-             "a2:1"),
-        case("told to end", view(job("a1", "4"), job("a2", time_limit=60), run("b1", "0", ending=True)), "a2:1",
+        case("over its time: very short jobs wait too", view(job("a1", "4"), job("a2", time_limit=1),
+             run("b1", "0", -500)), "", a2=KEPT + "4 GPUs"),
+        case("told to end", view(job("a1", "4"), job("a2", time_limit=1), run("b1", "0", ending=True)), "",
              a1=FIRST + "asks for 4 GPUs, 3 are free on gpu1 (GPU 0 held by bob's job b1, which is ending); "
              "room is expected in 1m"),
         case("a planned job's end", view(job("a1", time_limit=HOUR), job("a2", "4"), job("a3", time_limit=HOUR)),
              "a1:0 a3:1",
              a2=FIRST + "asks for 4 GPUs, 3 are free on gpu1 (GPU 0 kept for ann's job a1, which is ahead); "
-             "room is expected in 1h"),
+             "room is expected in 1h 1m"),
         case("another's big job is kept room for", view(job("a1", "4"), job("b2"), run("c1", "0", HOUR), acting="bob"),
              "",
              b2=KEPT + "4 GPUs; …"),
@@ -555,7 +557,7 @@ HOUR = 3600
              "(GPU 0 held by cat's job c1; GPU 1 kept for bob's job b2, …"),
         case("CPUs are kept", view(job("a1", "0", cpus=8), job("a2", "0", cpus=1), run("b1", ends=HOUR, cpus=4),
              cpus=8), "",
-             a1=FIRST + "asks for 8 CPUs, 4 are free on gpu1; room is expected in 1h",
+             a1=FIRST + "asks for 8 CPUs, 4 are free on gpu1; room is expected in 1h 1m",
              a2=KEPT + "8 CPUs; with a time limit of at most 1h it could go first"),
         case("CPUs that are left over then", view(job("a1", "0", cpus=6), job("a2", "0", cpus=2), job("a3", "0",
              cpus=1),
@@ -1063,7 +1065,10 @@ class Days:
         return made
 
     def minute(self) -> None:
-        self.now += 60
+        self.later(60)
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
         for run_ in list(self.running.values()):
             if run_.ending or self.now >= run_.started + self.length[run_.id]:
                 del self.running[run_.id]
@@ -1097,6 +1102,27 @@ def test_a_big_job_starts_for_all_the_small_ones(hosts: int, known: str, seed: i
             break
     waited = (days.started["b_big"] - NOW) / 60 - 20
     assert waited <= BOUND[known] * longest
+
+
+@pytest.mark.parametrize("limit", [1, 10, 59, 60, 61, 300])
+@pytest.mark.parametrize("ticks", [1, 3, 40])
+@pytest.mark.parametrize("over", [0.0, 0.9])
+def test_a_big_job_starts_however_short_the_small_ones_are(limit: int, ticks: int, over: float) -> None:
+    """`ticks` in the time of one of them; they end at different times, and there are always more. `over`: how long
+    each takes to be gone, of the grace that it may take."""
+    days, lasts, numbers = Days(1, Lab()), limit + over * GRACE, itertools.count()
+    for at in range(4):
+        days.running[f"a{at}"] = Running(f"a{at}", "ann", "gpu1", gpus=(f"gpu1-{at}",), time_limit=limit,
+                                         started=NOW - limit * at / 4)  # fmt: skip
+        days.length[f"a{at}"] = lasts
+    days.submit(job("b_big", "4"), 600)
+    for _ in range(ticks + 2):
+        while len(days.waiting) < 5:
+            days.submit(job(f"c{next(numbers):05}", time_limit=limit), lasts)
+        days.later(lasts / ticks)
+        if "b_big" in days.started:
+            return
+    raise AssertionError(f"it waits for ever: {days.tick('gpu1', 'bob').waits['b_big']}")
 
 
 def test_small_jobs_behind_it_do_not_make_a_big_job_later() -> None:

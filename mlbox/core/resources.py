@@ -167,6 +167,14 @@ class HostFacts:
     labels: tuple[str, ...] = ()
     queues: tuple[str, ...] = ("default",)  # that it serves, in their order
     drained: bool = False
+    silent: float = 0.0  # s for which nothing has been heard of it, where that is too long (host/heard.py)
+
+    @property
+    def away(self) -> str:
+        """Why nothing starts there now, whatever is free; empty where something may."""
+        if self.silent:
+            return f"has been silent for {text.duration(self.silent)}"
+        return "is drained" if self.drained else ""
 
 
 def size(card: Gpu) -> int:
@@ -198,6 +206,16 @@ def fits(asked: Resources, host: HostFacts) -> str:
 def _floor(memory: int) -> str:
     """Never rounded up: "asks for 16 GiB, and has 16 GiB" helps nobody."""
     return text.mebibytes(memory if memory < GIB else memory // GIB * GIB)
+
+
+def away(asked: Resources, hosts: Iterable[HostFacts]) -> str:
+    """Why none of `hosts` that could run this starts anything now; empty where one may, or none could ever."""
+    able = [host for host in hosts if not fits(asked, host)]
+    if not able or not all(host.away for host in able):
+        return ""
+    if len(able) == 1:
+        return f"only {able[0].name} could run it, and it {able[0].away}"
+    return "of those that could run it, " + ", and ".join(f"{host.name} {host.away}" for host in able)
 
 
 def would_fit(asked: Resources, hosts: Iterable[HostFacts]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def boot_id() -> str:
         return BOOT_ID.read_text().strip()
     except OSError:
         return ""
+
+
+def uptime() -> float:
+    """Seconds of this boot, asleep or not: a wall clock may be set meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def started(pid: int) -> str:

@@ -21,7 +21,7 @@ from mlbox.core.hints import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
-from mlbox.host import files, inventory, lease, look, store, usage
+from mlbox.host import files, heard, inventory, lease, look, store, usage
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -192,14 +192,20 @@ def _usage(found: store.Store, users: Iterable[str], now: float, half_life: int)
 
 
 def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[HostFacts]:
-    """All hosts as they last told of themselves, whoever's tick it was."""
+    """All hosts as they last told of themselves, whoever's tick it was; `users` are all that are known."""
     newest: dict[str, Json] = {}
+    told: dict[str, str] = {}
     for user in users:
         for name in names(found.own(user) / "on"):
             document = files.read_json(found.on(name, user) / "host.json")
-            if isinstance(document, dict) and _number(document.get("at")) >= _number(newest.get(name, {}).get("at")):
-                newest[name] = document
-    return [host for name, document in sorted(newest.items()) if (host := _host(found, rules, name, document))]
+            if isinstance(document, dict):
+                at = _number(document.get("at"))
+                told[name] = f"{told.get(name, '')}{user} {at} "
+                if at >= _number(newest.get(name, {}).get("at")):
+                    newest[name] = document
+    silent = heard.silent(found, told)
+    known = (_host(found, rules, name, document) for name, document in sorted(newest.items()))
+    return [replace(host, silent=silent.get(host.name, 0.0)) for host in known if host]
 
 
 def report(found: store.Store, name: str, user: str) -> tuple[Json, float] | None:

@@ -761,6 +761,8 @@ HALF = (*map(used, cards(2)), *cards(2, first=2))
         (job("a1", "4"), [host("a", (broken(cards(1)[0]), *cards(3, first=1))), host("b", HALF)], "b"),
         (job("a1", "4"), [host("a", (broken(cards(1)[0]), *cards(3, first=1)))], ""),
         (job("a1", "4"), [host("a", cards(4), drained=True), host("b", HALF)], "b"),
+        (job("a1", "4"), [host("a", cards(4), silent=1300.0), host("b", HALF)], "b"),
+        (job("a1", "4"), [host("a", cards(4), silent=1300.0)], ""),
         (job("a1", "4"), [host("a", cards(4), queues=("night",)), host("b", HALF)], "b"),
         (job("a1", "4", hosts=("b",)), [host("a", cards(4)), host("b", HALF)], "b"),
         (job("a1", "4", labels=("x",)), [host("a", cards(4)), host("b", HALF, labels=("x",))], "b"),

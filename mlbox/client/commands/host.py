@@ -19,7 +19,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (
         ("drain", "start nothing new there; what runs goes on"), ("resume", "start again"),
-        ("fence", "it is gone for good: requeue what it ran"),
+        ("fence", "it is gone for good: requeue what it ran, and start nothing there until resume"),
         ("add", "let one that can't be dialled bring its sessions to one that can"), ("remove", "undo add"),
     ):  # fmt: skip
         one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
@@ -54,9 +54,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(reply)
     elif arguments.do == "fence":
-        print(
-            f"{text.safe(reply['host'])} is fenced; {text.count(len(reply['requeued']), 'job')} of yours in line again"
-        )
+        name, requeued = text.safe(reply["host"]), text.count(len(reply["requeued"]), "job")
+        print(f"{name} is fenced; {requeued} of yours in line again; it starts nothing until mlbox host resume {name}")
     else:
         state = "starts nothing new" if reply["drained"] else "starts jobs"
         print(f"{text.safe(reply['host'])} {state}; {text.count(len(reply['running']), 'job')} running there")

@@ -31,9 +31,7 @@ def run(call: Call) -> Json:
     if what in ("drain", "fence"):
         _known(found, name)
     if what == "drain":
-        path.parent.mkdir(exist_ok=True)
-        said = {"by": found.user, "at": time.time(), "why": str(call.args.get("why", ""))}
-        files.write_whole(path, json.dumps(said).encode(), 0o644)
+        _drain(found, name, str(call.args.get("why", "")))
     elif what == "resume":
         path.unlink(missing_ok=True)
     elif what in _OTHERS:
@@ -56,8 +54,19 @@ def _known(found: store.Store, name: str) -> None:
         raise errors.NotFound(f"there is no host {name} in the lab", "hosts: " + ", ".join(sorted(names)))
 
 
+def _drain(found: store.Store, name: str, why: str) -> None:
+    path = found.root / "drained" / name
+    path.parent.mkdir(exist_ok=True)
+    said = {"by": found.user, "at": time.time(), "why": why}
+    files.write_whole(path, json.dumps(said).encode(), 0o644)
+
+
 def _requeue(call: Call, found: store.Store, name: str) -> Json:
-    return {"requeued": _fence(found, name)}
+    """What it has counts for nothing from here on: nobody's job waits for it, and should it be back, it starts nothing
+    until a person says so."""
+    requeued = _fence(found, name)
+    _drain(found, name, "fenced")
+    return {"requeued": requeued}
 
 
 # ---- reverse tunnels ------------------------------------------------------------------------------------------

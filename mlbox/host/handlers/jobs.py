@@ -61,7 +61,8 @@ class Reasons:
 
     def __init__(self, found: store.Store, users: list[str]) -> None:
         self._here = found.host
-        self._hosts = {host.name: host for host in view.published(found, lab.rules(found).lab, users)}
+        everybody = view.known_users(found)
+        self._hosts = {host.name: host for host in view.published(found, lab.rules(found).lab, everybody)}
         self._told: dict[str, dict[str, str]] = {}
         for user in users:
             for host in view.names(found.own(user) / "on"):

@@ -208,6 +208,11 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
     return [replace(host, silent=silent.get(host.name, 0.0)) for host in known if host]
 
 
+def silent(found: store.Store, rules: Lab) -> dict[str, float]:
+    """Host -> s for which nothing has been heard of it, where that is too long."""
+    return {host.name: host.silent for host in published(found, rules, known_users(found)) if host.silent}
+
+
 def report(found: store.Store, name: str, user: str) -> tuple[Json, float] | None:
     """What this user's ticks on another host last told of it, checked; and when they were last at work (our clock's
     time, as far as the share has it). None where they have told nothing."""

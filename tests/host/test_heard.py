@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from queuebox import Box
 
-from mlbox.host import files, heard, lab, processes, view
-from mlbox.host.handlers import host, queue, submit
+from mlbox.core.hints import waiting
+from mlbox.host import files, heard, lab, processes, ready, view
+from mlbox.host.handlers import cancel, host, jobs, queue, show, status, submit
 from mlbox.host.idle import FRESH
+from mlbox.host.job import Job
 
 HOUR = 3600.0
 GPUS = [{"index": n, "uuid": f"GPU-{n}", "name": "A100", "memory": 40960} for n in range(8)]
@@ -137,3 +139,39 @@ def test_a_fenced_host_is_drained_until_a_person_says_so(box: Box) -> None:
     assert asks_for_eight(box) == "only aaa could run it, and it is drained"
     box.call(host, do="resume", name="aaa")
     assert not is_reserved_here(box, job, 1.0)
+
+
+def runs_on(box: Box, name: str) -> Job:
+    """A job that another host has claimed."""
+    job = box.found.job(in_line(box))
+    ready.withdraw(box.found, waiting(job.id, job.owner, job.spec(), job.state()))
+    assert job.append("claimed", {"at": 1.0, "host": name, "boot": "b", "attempt": 1, "gpus": []})
+    assert job.append("started", {"at": 1.0}, 1)
+    (box.found.on(name) / "live").mkdir(parents=True)
+    (box.found.on(name) / "live" / job.id).write_text(json.dumps({"queue": "default", "started": 1.0}))
+    tells(box, name, 5.0)
+    return job
+
+
+def test_what_runs_on_a_silent_host_says_so(box: Box, clock: Clock) -> None:
+    job = runs_on(box, "gpu9")
+
+    def told() -> list[Any]:
+        [row] = box.call(jobs)["jobs"]
+        return [row["silent"], box.call(show, job=job.id)["silent"], box.call(status)["silent"]]
+
+    assert told() == [0.0, 0.0, []]
+    clock.now += HOUR
+    silent = {"host": "gpu9", "silent": HOUR, "jobs": [view_of(box, job)]}
+    assert told() == [HOUR, HOUR, [silent]]
+    reply = box.call(cancel, job=job.id)
+    assert (reply["requested"], reply["nudge"], reply["silent"]) == ("cancel_requested", "gpu9", HOUR)
+    box.call(host, do="fence", name="gpu9")
+    assert [row["state"] for row in box.call(jobs)["jobs"]] == ["cancelled"]
+    assert box.call(status)["silent"] == []  # nothing is there, and lab.yaml does not name it
+    box.lab("hosts: {gpu9: {}}\n")
+    assert [h["host"] for h in box.call(status)["silent"]] == ["gpu9"]
+
+
+def view_of(box: Box, job: Job) -> Any:
+    return {"id": job.id, "owner": box.found.user, "queue": "default", "gpus": [], "since": 1.0}

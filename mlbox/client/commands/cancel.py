@@ -33,7 +33,9 @@ def main(arguments: argparse.Namespace) -> int:
         except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
             output.failure(error.message, error.hint)
             failed = failed or error
-    lab.nudge([reply["nudge"] for reply in replies if reply["nudge"]], settings)
+    heard = lab.nudge([reply["nudge"] for reply in replies if reply["nudge"]], settings)
+    for reply in replies:  # one that can't be dialled finds the word by itself
+        reply["heard"] = reply["nudge"] in heard if reply["nudge"] else not reply["silent"]
     if arguments.json:
         output.facts(replies)
     else:
@@ -49,5 +51,8 @@ def _told(reply: Json) -> str:
     if reply["already"]:
         return f"{name}had ended already: {reply['state']}"
     if reply["requested"]:
-        return f"{name}is being ended on {text.safe(reply['host'])}"
+        host = text.safe(reply["host"])
+        if reply["heard"]:
+            return f"{name}is being ended on {host}"
+        return f"{name}{host} can't be told: it ends when {host} is back; gone for good: mlbox host fence {host}"
     return name + str(reply["state"])

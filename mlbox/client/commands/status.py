@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlbox import errors
@@ -31,8 +31,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = list(dict.fromkeys(hosts)) or known_hosts(config)
     found = ask_all(names, "status", {}, config)
     failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
+    silent = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     if as_json:
-        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found))
+        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found) + silent)
     else:
         for number, (name, reply) in enumerate(found.items()):
             if number:
@@ -41,6 +42,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         for unasked in _out_of_reach(found):
             print()
             _print(unasked["host"], unasked)
+        for host in silent:
+            print(f"\n{output.bold(text.safe(host['host']))}  unreachable, silent for {text.duration(host['silent'])}")
+            _print_jobs(host, {})
         _print_queues([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     return failed[0].exit_code if len(failed) == len(found) else 0
 
@@ -54,6 +58,15 @@ def _out_of_reach(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
             if host["age"] is not None and (known["age"] is None or host["age"] < known["age"]):
                 told[host["host"]] = host
     return list(told.values())
+
+
+def _silent(replies: Sequence[Json]) -> list[Json]:
+    """Hosts that others have not heard of, and that did not answer here: each once, by whoever heard last."""
+    told: dict[str, Json] = {}
+    for host in (host for reply in replies for host in reply.get("silent", [])):
+        if host["silent"] < told.setdefault(host["host"], host)["silent"]:
+            told[host["host"]] = host
+    return [host for name, host in told.items() if all(reply["host"] != name for reply in replies)]
 
 
 def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
@@ -82,7 +95,11 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     for session in reply["sessions"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
         print(f"session {text.safe(session['name'])}  {said(session['state'])}" + (f" on GPU {where}" if where else ""))
+    _print_jobs(reply, ids)
 
+
+def _print_jobs(reply: Json, ids: Mapping[str, str]) -> None:
+    """`ids`: the numbers of its GPUs."""
     for job in reply["jobs"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])
         age = text.duration(time.time() - job["since"])

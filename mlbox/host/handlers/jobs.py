@@ -7,7 +7,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import text
 from mlbox.core.job import JobSpec
-from mlbox.core.log import WAITING
+from mlbox.core.log import WAITING, State
 from mlbox.core.resources import fits
 from mlbox.host import archive, files, lab, ready, store, view
 from mlbox.host.serve import Call
@@ -38,20 +38,19 @@ def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[J
     rows: dict[str, Json] = {}
     for row in reversed(archive.latest(found, user, ended)):
         rows[str(row.get("id"))] = row
-    for run in view.running_of(found, user):
-        if run.kind == "job":
-            rows.update(_row(found, run.id, user, None))
-    for queue in ready.queues(found, user):
-        for job in ready.heads(found, user, queue, _WAITING):
-            rows.update(_row(found, job.id, user, reasons))
+    running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
+    waiting = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
+    for job in (*running, *waiting):
+        rows.update(_row(found, job, user, reasons))
     return [rows[id_] for id_ in sorted(rows)]
 
 
-def _row(found: store.Store, job: str, user: str, reasons: Reasons | None) -> dict[str, Json]:
+def _row(found: store.Store, job: str, user: str, reasons: Reasons) -> dict[str, Json]:
     made = found.job(job, user)
     try:
-        spec = made.shown()
-        return {job: {**archive.summary(made, spec, made.state()), "waits": reasons.of(job, spec) if reasons else ""}}
+        spec, state = made.shown(), made.state()
+        waits = reasons.of(job, spec) if state.waiting else ""
+        return {job: {**archive.summary(made, spec, state), "waits": waits, "silent": reasons.silent(state)}}
     except OSError:
         return {}
 
@@ -69,6 +68,11 @@ class Reasons:
                 told = files.read_json(found.on(host, user) / "waits.json")
                 for job, why in (told if isinstance(told, dict) else {}).items():
                     self._told.setdefault(str(job), {})[host] = str(why)
+
+    def silent(self, state: State) -> float:
+        """s for which nothing has been heard of the host that runs it, where that is too long."""
+        host = self._hosts.get(str(state.facts.get("host", ""))) if state.running else None
+        return host.silent if host else 0.0
 
     def by_host(self, job: str, spec: JobSpec) -> dict[str, str]:
         told = self._told.get(job, {})

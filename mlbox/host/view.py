@@ -41,7 +41,7 @@ class Seen:
 
 def read(found: store.Store, rules: Lab, now: float) -> Seen:
     users = list(known_users(found))
-    gpus, driver = inventory.gpus()
+    gpus, driver = inventory.gpus(found)
     running = [run for user in users for run in running_of(found, user)]
     shares = lease.shares()
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
@@ -231,16 +231,10 @@ def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFact
     entry = rules.host(name)
     if not resources.is_label(name):
         return None
-    try:
-        gpus = tuple(Gpu.from_wire(gpu) for gpu in document.get("gpus", ()))
-        cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    gpus = inventory.from_wire(document)
+    if gpus is None or "cpus" not in document or "memory" not in document:
         return None
-    for gpu in gpus:  # what is reckoned with and shown; the rest of it is nobody's business
-        if not all(isinstance(word, str) for word in (gpu.uuid, gpu.name, gpu.error)):
-            return None
-        if type(gpu.index) is not int or type(gpu.memory) is not int:
-            return None
+    cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
     return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, (found.root / "drained" / name).exists())
 
 

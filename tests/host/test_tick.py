@@ -30,7 +30,7 @@ from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
 from mlbox.host.handlers import host as host_handler
-from mlbox.host.handlers import init, move, queue, retry, show
+from mlbox.host.handlers import init, move, queue, retry, show, status
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
 
@@ -1193,6 +1193,30 @@ def test_a_lost_gpu_is_taken_out_and_said(gpus: Gpus) -> None:
     gpus.box.tick()
     gpus.has(job)
     gpus.go.touch()
+
+
+def test_a_driver_that_fails_makes_no_host_without_gpus(gpus: Gpus) -> None:
+    gpus.box.tick()
+    gpus.file.write_text(false.render(GPUS, fail=18))
+    jobs = [gpus.job(gpus="auto"), gpus.job(gpus="2")]
+    for _ in range(2):
+        for job in jobs:
+            assert "(GPU 0, 1 out of order: RM has detected an NVML/RM version mismatch.)" in gpus.why(job)
+    shown = gpus.box.call(status)
+    assert [(gpu["uuid"], gpu["error"]) for gpu in shown["gpus"]] == [(g.uuid, shown["driver"]) for g in GPUS]
+    free = gpus.box.sh("true")  # which asks for none
+    assert gpus.box.end(free).name == "finished"
+    gpus.show(*GPUS)
+    gpus.box.tick()
+    gpus.has(jobs[0])
+    gpus.go.touch()
+    assert [gpus.box.end(job).name for job in jobs] == ["finished"] * 2
+
+
+def test_a_driver_that_never_told_anything_is_one_without_gpus(gpus: Gpus) -> None:
+    gpus.file.write_text(false.render(GPUS, fail=18))
+    gpus.go.touch()
+    assert gpus.box.end(gpus.job(gpus="auto")).name == "finished"
 
 
 def test_a_killed_keeper_frees_no_gpu(gpus: Gpus) -> None:

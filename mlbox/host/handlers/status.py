@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 def run(call: Call) -> Json:
     found = store.Store(call.root)
-    gpus, driver = inventory.gpus()
+    gpus, driver = inventory.gpus(found)
     sessions = [describe(job) for job in sweep(found) if is_session(job)]
     reply: Json = {
         "host": found.host, "driver": driver, "gpus": [inventory.to_wire(g) for g in gpus],

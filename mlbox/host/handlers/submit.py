@@ -72,7 +72,7 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     for after in spec.after:
         if not view.state_of(found, view.known_users(found), after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
-    gpus, _ = inventory.gpus()
+    gpus, _ = inventory.gpus(found)
     here = view.facts(found, rules.lab, tuple(gpus))
     others = view.published(found, rules.lab, view.known_users(found))
     hosts = [here, *(host for host in others if host.name != found.host)]

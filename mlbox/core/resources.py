@@ -7,7 +7,7 @@ wire). Everything here ignores what is busy: that is core/schedule's question.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -83,6 +83,9 @@ class Resources:
         if request.uuids and card.uuid not in request.uuids:
             return False
         return size(card) >= max(self.gpu_memory, self.gpu_share) and _is_named(card.name, request.name)
+
+    def may_be_on(self, host: str, labels: Collection[str]) -> bool:
+        return (not self.hosts or host in self.hosts) and set(self.labels) <= set(labels)
 
     def gpu_words(self, count: int) -> str:
         """`4 A100 GPUs`, `1 GPU of 40 GiB`, `10 GiB of a GPU`, or the UUIDs."""
@@ -206,16 +209,6 @@ def fits(asked: Resources, host: HostFacts) -> str:
 def _floor(memory: int) -> str:
     """Never rounded up: "asks for 16 GiB, and has 16 GiB" helps nobody."""
     return text.mebibytes(memory if memory < GIB else memory // GIB * GIB)
-
-
-def away(asked: Resources, hosts: Iterable[HostFacts]) -> str:
-    """Why none of `hosts` that could run this starts anything now; empty where one may, or none could ever."""
-    able = [host for host in hosts if not fits(asked, host)]
-    if not able or not all(host.away for host in able):
-        return ""
-    if len(able) == 1:
-        return f"only {able[0].name} could run it, and it {able[0].away}"
-    return "of those that could run it, " + ", and ".join(f"{host.name} {host.away}" for host in able)
 
 
 def would_fit(asked: Resources, hosts: Iterable[HostFacts]) -> str:

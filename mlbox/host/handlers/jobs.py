@@ -6,10 +6,13 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
+from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import WAITING, State
 from mlbox.core.resources import fits
+from mlbox.core.schedule import stuck
 from mlbox.host import archive, files, lab, ready, store, view
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -39,8 +42,8 @@ def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[J
     for row in reversed(archive.latest(found, user, ended)):
         rows[str(row.get("id"))] = row
     running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
-    waiting = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
-    for job in (*running, *waiting):
+    in_line = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
+    for job in (*running, *in_line):
         rows.update(_row(found, job, user, reasons))
     return [rows[id_] for id_ in sorted(rows)]
 
@@ -49,7 +52,7 @@ def _row(found: store.Store, job: str, user: str, reasons: Reasons) -> dict[str,
     made = found.job(job, user)
     try:
         spec, state = made.shown(), made.state()
-        waits = reasons.of(job, spec) if state.waiting else ""
+        waits = reasons.of(made, spec, state) if state.waiting else ""
         return {job: {**archive.summary(made, spec, state), "waits": waits, "silent": reasons.silent(state)}}
     except OSError:
         return {}
@@ -59,9 +62,9 @@ class Reasons:
     """Why jobs wait, as the hosts last said; where some could run the job, theirs alone."""
 
     def __init__(self, found: store.Store, users: list[str]) -> None:
-        self._here = found.host
+        self._here, self._rules = found.host, lab.rules(found)
         everybody = view.known_users(found)
-        self._hosts = {host.name: host for host in view.published(found, lab.rules(found).lab, everybody)}
+        self._hosts = {host.name: host for host in view.published(found, self._rules.lab, everybody)}
         self._told: dict[str, dict[str, str]] = {}
         for user in users:
             for host in view.names(found.own(user) / "on"):
@@ -74,10 +77,15 @@ class Reasons:
         host = self._hosts.get(str(state.facts.get("host", ""))) if state.running else None
         return host.silent if host else 0.0
 
-    def by_host(self, job: str, spec: JobSpec) -> dict[str, str]:
-        told = self._told.get(job, {})
+    def by_host(self, job: Job, spec: JobSpec, state: State) -> dict[str, str]:
+        """By no host where it concerns all of them."""
+        queue = waiting(job.id, job.owner, spec, state).queue
+        why = stuck(queue, spec.resources, self._rules.lab, list(self._hosts.values()))
+        if why and self._rules.usable:
+            return {"": why}
+        told = self._told.get(job.id, {})
         fit = {host for host in told if host not in self._hosts or not fits(spec.resources, self._hosts[host])}
         return {host: told[host] for host in sorted(fit or told, key=lambda host: (host != self._here, host))}
 
-    def of(self, job: str, spec: JobSpec) -> str:
-        return next(iter(self.by_host(job, spec).values()), "")
+    def of(self, job: Job, spec: JobSpec, state: State) -> str:
+        return next(iter(self.by_host(job, spec, state).values()), "")

@@ -24,7 +24,7 @@ def run(call: Call) -> Json:
         reasons = Reasons(found, [job.owner])
         reply["silent"] = reasons.silent(state)
         if state.waiting:
-            reply["waits"] = reasons.by_host(job.id, spec)
+            reply["waits"] = reasons.by_host(job, spec, state)
     if state.name == "claimed" and job.owner == found.user:
         note = job.attempt(state.attempt) / "progress"
         reply["progress"] = note.read_text(errors="replace")[:200] if note.is_file() else ""

@@ -14,7 +14,8 @@ from mlbox.core import ids, text
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.core.resources import HostFacts, away, fits, would_fit
+from mlbox.core.resources import HostFacts, fits, would_fit
+from mlbox.core.schedule import stuck
 from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -36,8 +37,8 @@ def run(call: Call) -> Json:
     made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
     report = tick.run(found)
     started = [job.id for job in made if job.id in report.started]
-    stuck = away(spec.resources, [host for host in hosts if spec.queue in host.queues])
-    waits = {job.id: stuck or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
+    why = stuck(spec.queue, spec.resources, rules.lab, hosts)
+    waits = {job.id: why or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
     others = [h for h in hosts if h.name != found.host and spec.queue in h.queues and not fits(spec.resources, h)]
     elsewhere = [ssh for h in others if (ssh := rules.lab.ssh_name(h.name))]
     return {

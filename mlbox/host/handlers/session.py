@@ -215,7 +215,7 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
         found.mark_live(job, _record(spec, held))
         job.append("submitted", {"at": time.time(), "by": here.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
-        job.append("claimed", {"at": time.time(), **claim})
+        job.append("claimed", {"at": time.time(), "claimed_at": time.time(), **claim})
     except (OSError, slots.Unsettled) as error:
         found.forget(job)
         with contextlib.suppress(OSError):  # the next sweep finds nothing to be made

@@ -290,6 +290,34 @@ def test_move_and_priority_order_the_line(box: Box) -> None:
     box.assert_nothing_leaks()
 
 
+def test_a_job_moves_only_where_it_could_run(box: Box) -> None:
+    """As at submit, and in the same words."""
+    here = box.found.host
+    box.lab(f"""
+queues: {{default: {{}}, night: {{max_time_limit: 1h}}, nobody: {{}}, far: {{}}}}
+hosts: {{{here}: {{queues: [default, night], labels: [x]}}, gpu9: {{queues: [far]}}}}
+""")
+    box.call(queue, do="pause", queue="default")
+    (box.found.on("gpu9")).mkdir(parents=True)
+    (box.found.on("gpu9") / "host.json").write_text(json.dumps({"at": 1.0, "gpus": [], "cpus": 2, "memory": 1}))
+    job = box.sh("true", resources={"labels": ("x",), "time_limit": 7200})
+    for name, error, words in (
+        ("nobody", errors.Refused, "no host serves queue nobody"), ("far", errors.Refused, "gpu9 has no label x"),
+        ("night", errors.Refused, "queue night gives at most 1h"), ("no", errors.NotFound, "there is no queue no"),
+    ):  # fmt: skip
+        said = []
+        for act in (
+            lambda name=name: box.call(move, job=job.id, queue=name),
+            lambda name=name: box.sh("true", queue=name, resources={"labels": ("x",), "time_limit": 7200}),
+        ):
+            with pytest.raises(error, match=words) as caught:
+                act()
+            said.append((caught.value.message, caught.value.hint))
+        assert said[0] == said[1]
+    assert [w.queue for w in ready.heads(box.found, box.found.user, "default", 9)] == ["default"]
+    assert box.call(move, job=job.id, where="top")["queue"] == "default"
+
+
 def test_retry_makes_a_new_job_of_an_ended_one(box: Box) -> None:
     job = box.sh('test -n "$KEY" && exit 4', env={"KEY": "s3cret"})
     assert box.end(job).facts["exit"] == 4

@@ -14,9 +14,9 @@ from mlbox.core import ids, text
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.core.resources import HostFacts, fits, would_fit
+from mlbox.core.resources import HostFacts, fits
 from mlbox.core.schedule import stuck
-from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
+from mlbox.host import able, code, engines, lab, ready, store, tick, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -63,36 +63,12 @@ def _named(spec: JobSpec) -> JobSpec:
 
 def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
-    if not rules.usable:
-        raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
+    hosts = able.check(found, rules, spec.queue, spec.resources)
     lab.allowed(rules.lab, spec.work)
-    refusal = rules.lab.refusal(found.user, spec.queue, spec.resources)
-    if refusal:
-        kind = errors.Refused if spec.queue in rules.lab.queues else errors.NotFound
-        raise kind(refusal, "queues: " + ", ".join(rules.lab.queues))
     for after in spec.after:
         if not view.state_of(found, view.known_users(found), after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
-    gpus, _ = inventory.gpus(found)
-    here = view.facts(found, rules.lab, tuple(gpus))
-    others = view.published(found, rules.lab, view.known_users(found))
-    hosts = [here, *(host for host in others if host.name != found.host)]
-    names = {*rules.lab.hosts, *(host.name for host in hosts)}
-    for name in spec.resources.hosts:
-        if name not in names:
-            raise errors.NotFound(
-                f"there is no host {text.safe(name)} in the lab", "hosts: " + ", ".join(sorted(names))
-            )
-    serving = [host for host in hosts if spec.queue in host.queues]
-    if not serving and spec.queue not in {queue for host in rules.lab.hosts.values() for queue in host.queues}:
-        raise errors.Refused(f"no host serves queue {spec.queue}", "lab.yaml says who serves what")
-    hint = would_fit(spec.resources, serving)
-    unknown = set(rules.lab.hosts) - {host.name for host in hosts}  # no tick there yet: one of them may fit
-    if hint and not unknown:
-        reasons = list(dict.fromkeys(fits(spec.resources, host) for host in serving))
-        why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + "; ".join(reasons[:3])
-        raise errors.Refused(why, hint)
-    if not fits(spec.resources, here):
+    if not fits(spec.resources, hosts[0]):
         chosen = engines.choose(spec.work, found)
         if chosen.identity is None:
             engines.by_name(chosen.name, found).identify(spec.work)

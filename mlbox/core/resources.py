@@ -175,9 +175,8 @@ class HostFacts:
     @property
     def away(self) -> str:
         """Why nothing starts there now, whatever is free; empty where something may."""
-        if self.silent:
-            return f"has been silent for {text.duration(self.silent)}"
-        return "is drained" if self.drained else ""
+        silent = [f"has been silent for {text.duration(self.silent)}"] if self.silent else []
+        return " and ".join((["is drained"] if self.drained else []) + silent)
 
 
 def size(card: Gpu) -> int:

@@ -793,6 +793,8 @@ DAY = 86400.0
          "no host serves queue night; mlbox move puts the job in another"),
         (job("a1"), lab_of(), [host("a", cards(1), silent=DAY)], "only a could run it, and it has been silent for 1d"),
         (job("a1"), lab_of(), [host("a", cards(1), drained=True)], "only a could run it, and it is drained"),
+        (job("a1"), lab_of(), [host("a", cards(1), drained=True, silent=DAY)],
+         "only a could run it, and it is drained and has been silent for 1d"),
         (job("a1"), lab_of(), [host("a", cards(1), silent=DAY), host("b", cards(1))], ""),
         (job("a1", "2"), lab_of(), [host("a", cards(2), silent=DAY), host("b", cards(1))],
          "only a could run it, and it has been silent for 1d"),

@@ -162,7 +162,7 @@ def test_what_runs_on_a_silent_host_says_so(box: Box, clock: Clock) -> None:
 
     assert told() == [0.0, 0.0, []]
     clock.now += HOUR
-    silent = {"host": "gpu9", "silent": HOUR, "jobs": [view_of(box, job)]}
+    silent = {"host": "gpu9", "silent": HOUR, "jobs": [view_of(box, job)], "drained": ""}
     assert told() == [HOUR, HOUR, [silent]]
     reply = box.call(cancel, job=job.id)
     assert (reply["requested"], reply["nudge"], reply["silent"]) == ("cancel_requested", "gpu9", HOUR)
@@ -170,7 +170,7 @@ def test_what_runs_on_a_silent_host_says_so(box: Box, clock: Clock) -> None:
     assert [row["state"] for row in box.call(jobs)["jobs"]] == ["cancelled"]
     assert box.call(status)["silent"] == []  # nothing is there, and lab.yaml does not name it
     box.lab("hosts: {gpu9: {}}\n")
-    assert [h["host"] for h in box.call(status)["silent"]] == ["gpu9"]
+    assert [(h["host"], h["drained"]) for h in box.call(status)["silent"]] == [("gpu9", box.found.user)]
 
 
 def view_of(box: Box, job: Job) -> Any:

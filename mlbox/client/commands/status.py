@@ -31,9 +31,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = list(dict.fromkeys(hosts)) or known_hosts(config)
     found = ask_all(names, "status", {}, config)
     failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
-    silent = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
+    unheard = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     if as_json:
-        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found) + silent)
+        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found) + unheard)
     else:
         for number, (name, reply) in enumerate(found.items()):
             if number:
@@ -42,8 +42,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         for unasked in _out_of_reach(found):
             print()
             _print(unasked["host"], unasked)
-        for host in silent:
-            print(f"\n{output.bold(text.safe(host['host']))}  unreachable, silent for {text.duration(host['silent'])}")
+        for host in unheard:
+            words = f"unreachable, silent for {text.duration(host['silent'])}"
+            print(f"\n{output.bold(text.safe(host['host']))}  {words}{_drained(host)}")
             _print_jobs(host, {})
         _print_queues([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     return failed[0].exit_code if len(failed) == len(found) else 0
@@ -82,13 +83,12 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     free = sum(not g.obstacle for g in gpus)
     summary = f"{free} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
-    drained = f" · drained by {text.safe(reply['drained'])}" if reply.get("drained") else ""
     if "via" in reply:
         ago = "never seen yet" if reply["age"] is None else f"seen {text.duration(reply['age'])} ago"
         load = f"{ago}, by reverse tunnel through {text.safe(reply['via'])}"
     else:
         load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
-    print(f"{output.bold(name)}  {summary} · {load}{drained}")
+    print(f"{output.bold(name)}  {summary} · {load}{_drained(reply)}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
@@ -96,6 +96,10 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
         where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
         print(f"session {text.safe(session['name'])}  {said(session['state'])}" + (f" on GPU {where}" if where else ""))
     _print_jobs(reply, ids)
+
+
+def _drained(reply: Json) -> str:
+    return f" · drained by {text.safe(reply['drained'])}" if reply.get("drained") else ""
 
 
 def _print_jobs(reply: Json, ids: Mapping[str, str]) -> None:

@@ -50,13 +50,13 @@ def _out_of_reach(found: store.Store, rules: Lab, running: list[Running], draine
     return told
 
 
-def _silent(found: store.Store, rules: Lab, running: list[Running]) -> list[Json]:
+def _silent(found: store.Store, rules: Lab, running: list[Running], drained: Mapping[str, str]) -> list[Json]:
     """Hosts of which nothing was heard, for how long (s), if lab.yaml names them or they run jobs."""
     told = []
     for name, silent in view.silent(found, rules).items():
         jobs = [_job(run) for run in running if run.host == name]
         if not rules.host(name).reverse and (jobs or name in rules.hosts):
-            told.append({"host": name, "silent": silent, "jobs": jobs})
+            told.append({"host": name, "silent": silent, "jobs": jobs, "drained": drained.get(name, "")})
     return told
 
 
@@ -82,5 +82,5 @@ def _queue(found: store.Store, rules: Lab) -> Json:
                     "running": sum(run.queue == name for run in running), "paused": paused.get(name, "")}
                    for name in rules.queues],
         "drained": drained.get(found.host, ""), "out_of_reach": _out_of_reach(found, rules, everything, drained),
-        "silent": _silent(found, rules, running),
+        "silent": _silent(found, rules, running, drained),
     }  # fmt: skip

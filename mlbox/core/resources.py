@@ -7,7 +7,7 @@ wire). Everything here ignores what is busy: that is core/schedule's question.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -83,6 +83,9 @@ class Resources:
         if request.uuids and card.uuid not in request.uuids:
             return False
         return size(card) >= max(self.gpu_memory, self.gpu_share) and _is_named(card.name, request.name)
+
+    def may_be_on(self, host: str, labels: Collection[str]) -> bool:
+        return (not self.hosts or host in self.hosts) and set(self.labels) <= set(labels)
 
     def gpu_words(self, count: int) -> str:
         """`4 A100 GPUs`, `1 GPU of 40 GiB`, `10 GiB of a GPU`, or the UUIDs."""
@@ -167,6 +170,13 @@ class HostFacts:
     labels: tuple[str, ...] = ()
     queues: tuple[str, ...] = ("default",)  # that it serves, in their order
     drained: bool = False
+    silent: float = 0.0  # s for which nothing has been heard of it, where that is too long (host/heard.py)
+
+    @property
+    def away(self) -> str:
+        """Why nothing starts there now, whatever is free; empty where something may."""
+        silent = [f"has been silent for {text.duration(self.silent)}"] if self.silent else []
+        return " and ".join((["is drained"] if self.drained else []) + silent)
 
 
 def size(card: Gpu) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import sys
@@ -95,12 +94,12 @@ def record(attempt: Attempt, outcome: Outcome) -> None:
     _say_what_was_dropped(attempt)
     state = job.state()
     event = verdict(attempt.spec, state, outcome, time.time())
-    job.append(str(event.pop("event")), event, attempt.number)
+    ended = job.append(str(event.pop("event")), event, attempt.number)
     state = _seen(job)
     if state.running or state.attempt != attempt.number:
         found.end(job)  # a later claim, somewhere: this attempt counts for nothing
         return
-    with contextlib.suppress(OSError):  # a fraction of fairness
+    if ended:
         usage.add(found, state)
     settle(found, job, attempt.spec)
 

@@ -90,7 +90,8 @@ class Batch:
     def _say_started(self) -> None:
         """The share may be away or slow: that does not end what runs already."""
         with contextlib.suppress(OSError, slots.Unsettled):
-            self.job.append("started", {"at": time.time(), "uptime": _uptime()}, self.attempt.number, patience=1)
+            facts = {"at": time.time(), "uptime": processes.uptime()}
+            self.job.append("started", facts, self.attempt.number, patience=1)
 
     def _say(self, note: Path) -> engines.Say:
         said = [""]
@@ -192,11 +193,6 @@ class Batch:
                 time.sleep(_PAUSE)
 
 
-def _uptime() -> float:
-    """Seconds of this boot, asleep or not: a wall clock may be set meanwhile."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_lock: int) -> bool:
     """Adopt a running job without a keeper, or record its end; True when it lives on, and its new keeper has the
     lock. -1: the folder of this boot is gone, and the lock with it."""
@@ -207,7 +203,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
     )  # fmt: skip
     same_boot = facts.get("boot") == processes.boot_id() and facts.get("host") == found.host
     if same_boot and keeper_lock >= 0 and attempt.runs():
-        elapsed = max(0.0, _uptime() - float(facts.get("uptime", _uptime())))
+        elapsed = max(0.0, processes.uptime() - float(facts.get("uptime", processes.uptime())))
         log = attempt.folder / "keeper.log"
         keeping.detach(lambda: Batch(attempt, {}).adopt(state, elapsed), log, (keeper_lock,))
         return True

@@ -6,15 +6,35 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mlbox.core.gpu import Gpu
-from mlbox.host import lease, nvml
+from mlbox.host import files, lease, nvml, store
 
 
-def gpus() -> tuple[list[Gpu], str]:
-    """The GPUs and the driver's version, or the reason why there are none."""
-    found, driver = nvml.gpus()
-    holders = lease.held_by([g.uuid for g in found if g.uuid])
-    return [replace(g, holder=holders.get(g.uuid)) for g in found], driver
+def gpus(found: store.Store) -> tuple[list[Gpu], str]:
+    """The GPUs and the driver's version, or the reason why there are none. While the driver fails they are those that
+    this user's ticks last told of, out of order: a host whose GPUs are gone from sight is not one without any."""
+    try:
+        there, driver = nvml.gpus()
+    except nvml.Failed as failed:
+        driver = str(failed)
+        known = from_wire(files.read_json(found.on() / "host.json")) or ()
+        there = [Gpu(g.index, g.uuid, g.name, g.memory, error=driver) for g in known]
+    holders = lease.held_by([g.uuid for g in there if g.uuid])
+    return [replace(g, holder=holders.get(g.uuid)) for g in there], driver
 
 
 def to_wire(gpu: Gpu) -> dict[str, Any]:
     return asdict(gpu)
+
+
+def from_wire(document: Any) -> tuple[Gpu, ...] | None:
+    """Of a host.json, which may be anybody's; None where it can't be believed."""
+    try:
+        gpus = tuple(Gpu.from_wire(gpu) for gpu in document.get("gpus", ()))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    for gpu in gpus:  # what is reckoned with and shown; the rest of it is nobody's business
+        if not all(isinstance(word, str) for word in (gpu.uuid, gpu.name, gpu.error)):
+            return None
+        if type(gpu.index) is not int or type(gpu.memory) is not int:
+            return None
+    return gpus

@@ -38,6 +38,7 @@ from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
 from mlbox.host.prepare import Ready, prepare, write_accounts
 from mlbox.host.run import Cancel, Signals
+from mlbox.host.usage import add as add_usage
 
 Json = dict[str, Any]
 _STOP_GRACE = 10.0  # s a guest gets to end its services
@@ -244,16 +245,17 @@ class Keeper:
         self._remove(grace)
         over = self.claim.found.end
         try:
-            self._append(event, facts)
+            if self._append(event, facts):
+                add_usage(self.claim.found, self.job.state())
         except OSError as error:
             print(f"{event} is not on record: {error}", file=sys.stderr)
             over = self.claim.found.clear
         lease.drop(self.leases)
         over(self.job)
 
-    def _append(self, event: str, facts: Json) -> None:
-        """Refused where this attempt has ended for the log: its host was declared gone."""
-        self.job.append(event, {"at": time.time(), **facts}, self.claim.number)
+    def _append(self, event: str, facts: Json) -> bool:
+        """False where this attempt has ended for the log: its host was declared gone."""
+        return self.job.append(event, {"at": time.time(), **facts}, self.claim.number)
 
     def _remove(self, grace: float) -> None:
         """Again while the engine's command runs: one that has just begun makes its container only now."""
@@ -306,6 +308,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: 
     engines.by_name(spec.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())
     why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
-    job.append("failed", {"at": time.time(), "reason": "lost", "why": why}, state.attempt)
+    if job.append("failed", {"at": time.time(), "reason": "lost", "why": why}, state.attempt):
+        add_usage(found, job.state())
     found.end(job)
     return False

@@ -3,8 +3,9 @@
     nvmlInit; for each index: handle, then every fact on its own, because old cards, vGPUs and unified
     memory answer some questions with "not supported"; nvmlShutdown.
 
-Assumes nothing when there is no driver: no library, no GPUs. A GPU that fails to answer at all (fallen off
-the bus, lost) is listed with its error and never chosen. Unified-memory GPUs report no memory of their own.
+Assumes nothing when there is no driver: no library, no GPUs. A library that does not tell (after an upgrade it may
+not be the kernel's any more) says nothing of what there is. A GPU that fails to answer at all (fallen off the bus,
+lost) is listed with its error and never chosen. Unified-memory GPUs report no memory of their own.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ DISPLAY_SERVERS = frozenset(
 _T = TypeVar("_T")
 
 
+class Failed(Exception):
+    """There is a driver, or was, and it tells nothing."""
+
+
 def gpus() -> tuple[list[Gpu], str]:
-    """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver."""
+    """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver. Raises Failed."""
     import ctypes
 
     try:
@@ -32,16 +37,16 @@ def gpus() -> tuple[list[Gpu], str]:
     try:
         import pynvml
     except ImportError:
-        return [], "the nvidia-ml-py package is missing"
+        raise Failed("the nvidia-ml-py package is missing") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return [], _reason(error)
+        raise Failed(_reason(error)) from None
     try:
         driver = _text(_ask(pynvml.nvmlSystemGetDriverVersion, ""))
         return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())], driver
     except pynvml.NVMLError as error:
-        return [], _reason(error)
+        raise Failed(_reason(error)) from None
     finally:
         pynvml.nvmlShutdown()
 

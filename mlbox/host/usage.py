@@ -1,4 +1,4 @@
-"""GPU time that a user's jobs have used on this host: what fair share is computed from.
+"""GPU time that a user's jobs and sessions have used on this host: what fair share is computed from.
 
     users/<user>/on/<host>/usage.json    {"seconds": GPU-seconds, decayed to "at", "at": this host's clock}
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 from mlbox.core.log import State
@@ -21,16 +22,20 @@ _MOST = 1e12  # s
 
 
 def add(found: store.Store, state: State) -> None:
-    """Count the attempt that has just ended."""
+    """Count the attempt that the caller has just ended: whoever wrote its end counts it, and so it is counted once."""
     gpus, claimed = state.facts.get("gpus", ()), state.facts.get("claimed_at")
     if not gpus or state.facts.get("host") != found.host or not isinstance(claimed, (int, float)):
         return
-    now = time.time()
+    with suppress(OSError):  # a fraction of fairness
+        _add(found, len(gpus), claimed, time.time())
+
+
+def _add(found: store.Store, gpus: int, claimed: float, now: float) -> None:
     half_life = lab.rules(found).lab.half_life
     with (found.boot_folder() / "usage.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = found.on() / "usage.json"
-        used = decayed(files.read_json(path), now, half_life) + len(gpus) * max(0.0, now - claimed)
+        used = decayed(files.read_json(path), now, half_life) + gpus * max(0.0, now - claimed)
         files.write_whole(path, json.dumps({"seconds": used, "at": now}).encode(), 0o644)
 
 

@@ -21,7 +21,7 @@ from mlbox.core.hints import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
-from mlbox.host import files, inventory, lease, look, store, usage
+from mlbox.host import files, heard, inventory, lease, look, store, usage
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -41,7 +41,7 @@ class Seen:
 
 def read(found: store.Store, rules: Lab, now: float) -> Seen:
     users = list(known_users(found))
-    gpus, driver = inventory.gpus()
+    gpus, driver = inventory.gpus(found)
     running = [run for user in users for run in running_of(found, user)]
     shares = lease.shares()
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
@@ -190,14 +190,25 @@ def _usage(found: store.Store, users: Iterable[str], now: float, half_life: int)
 
 
 def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[HostFacts]:
-    """All hosts as they last told of themselves, whoever's tick it was."""
+    """All hosts as they last told of themselves, whoever's tick it was; `users` are all that are known."""
     newest: dict[str, Json] = {}
+    told: dict[str, str] = {}
     for user in users:
         for name in names(found.own(user) / "on"):
             document = files.read_json(found.on(name, user) / "host.json")
-            if isinstance(document, dict) and _number(document.get("at")) >= _number(newest.get(name, {}).get("at")):
-                newest[name] = document
-    return [host for name, document in sorted(newest.items()) if (host := _host(found, rules, name, document))]
+            if isinstance(document, dict):
+                at = _number(document.get("at"))
+                told[name] = f"{told.get(name, '')}{user} {at} "
+                if at >= _number(newest.get(name, {}).get("at")):
+                    newest[name] = document
+    silent = heard.silent(found, told)
+    known = (_host(found, rules, name, document) for name, document in sorted(newest.items()))
+    return [replace(host, silent=silent.get(host.name, 0.0)) for host in known if host]
+
+
+def silent(found: store.Store, rules: Lab) -> dict[str, float]:
+    """Host -> s for which nothing has been heard of it, where that is too long."""
+    return {host.name: host.silent for host in published(found, rules, known_users(found)) if host.silent}
 
 
 def report(found: store.Store, name: str, user: str) -> tuple[Json, float] | None:
@@ -218,16 +229,10 @@ def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFact
     entry = rules.host(name)
     if not resources.is_label(name):
         return None
-    try:
-        gpus = tuple(Gpu.from_wire(gpu) for gpu in document.get("gpus", ()))
-        cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    gpus = inventory.from_wire(document)
+    if gpus is None or "cpus" not in document or "memory" not in document:
         return None
-    for gpu in gpus:  # what is reckoned with and shown; the rest of it is nobody's business
-        if not all(isinstance(word, str) for word in (gpu.uuid, gpu.name, gpu.error)):
-            return None
-        if type(gpu.index) is not int or type(gpu.memory) is not int:
-            return None
+    cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
     return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, (found.root / "drained" / name).exists())
 
 

@@ -1,16 +1,20 @@
-"""How an attempt ended: by its runner's record, and where that is not enough by what its engine saw."""
+"""How an attempt ended, by its runner's record and what its engine saw; and how that is put on record."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from queuebox import Box
 
+from mlbox.core.gpu import Gpu
 from mlbox.core.verdict import Outcome
-from mlbox.host import attempts
+from mlbox.host import attempts, nvml, usage
 
 LOST = Outcome(lost="docker did not start it, or failed while it ran (its output)")
 
@@ -40,3 +44,28 @@ def test_docker_run_s_own_failure_is_not_the_job_s(
 
     engine: Any = SimpleNamespace(ending=ending)
     assert attempts.outcome(attempt, engine) == outcome
+
+
+def test_gpu_time_is_counted_once_though_the_end_is_recorded_again(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = attempts.settle, usage._add
+    tries = tmp_path / "tries"
+
+    def settle(*arguments: Any) -> None:
+        with tries.open("a") as file:
+            file.write("x")
+        if tries.read_text() == "x":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(*arguments)
+
+    def counted(*arguments: Any) -> None:
+        with (tmp_path / "counted").open("a") as file:
+            file.write("x")
+        count(*arguments)
+
+    monkeypatch.setattr(attempts, "settle", settle)
+    monkeypatch.setattr(usage, "_add", counted)
+    monkeypatch.setattr(nvml, "gpus", lambda: ([Gpu(0, "GPU-1", "A100", 40960)], "550"))
+    assert box.end(box.sh("true", resources={"gpus": "1"})).name == "finished"
+    assert (tries.read_text(), (tmp_path / "counted").read_text()) == ("xx", "x")

@@ -227,7 +227,8 @@ CASES: dict[str, tuple[Callable[[Lab], object], str, str]] = {
     "cron remove, none": (nothing, "cron remove", "local: no line of mlbox's\n"),
     "host drain": (nothing, f"host drain {HERE}", f"{HERE} would start nothing new; 0 jobs running there\n"),
     "host resume": (drained, f"host resume {HERE}", f"{HERE} would start jobs; 0 jobs running there\n"),
-    "host fence": (of(Lab.elsewhere, "a"), "host fence gpu9", "gpu9 would be fenced; 1 job of yours in line again\n"),
+    "host fence": (of(Lab.elsewhere, "a"), "host fence gpu9", "gpu9 would be fenced; 1 job of yours in line again; "
+                   "it would start nothing until mlbox host resume gpu9\n"),
     "host fence, held": (of(Lab.elsewhere, "a", on_host_loss="hold"), "host fence gpu9", "gpu9 would be fenced; 0"),
     "host add": (behind_nat, "host add desk7 --tunnel reverse --via local", "would bring all its sessions to local\n"),
     "host add, new": (newcomer, "host add desk7 --via local", "would bring sessions with --tunnel reverse to local\n"),
@@ -333,7 +334,7 @@ REFUSED: dict[str, tuple[Callable[[Lab], object], str, type[errors.MlboxError]]]
     "waits still": (of(Lab.waiting, "a"), "retry a", errors.Refused),
     "code is gone": (without_code, "retry ended", errors.Refused),
     "has ended": (ended, "move ended --top", errors.Refused),
-    "no such queue to go to": (of(Lab.waiting, "a"), "move a --queue day", errors.Refused),
+    "no such queue to go to": (of(Lab.waiting, "a"), "move a --queue day", errors.NotFound),
     "too high": (of(Lab.waiting, "a"), "move a --priority 100000", errors.Usage),
     "move, broken lab.yaml": (lawless, "move a --top", errors.HostUnready),
     "no such queue": (nothing, "queue pause day", errors.NotFound),

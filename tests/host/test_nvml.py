@@ -23,7 +23,10 @@ _ASK = """
 import json, sys
 from dataclasses import asdict
 from mlbox.host import nvml
-found, driver = nvml.gpus()
+try:
+    found, driver = nvml.gpus()
+except nvml.Failed as failed:
+    found, driver = [], f"failed: {failed}"
 json.dump([[asdict(g) for g in found], driver], sys.stdout)
 """
 IDLE = [false.Gpu(f"GPU-{n}", "NVIDIA A100-SXM4-80GB", f"00000000:{n:02}:00.0", 81920, 400, "8.0", n) for n in range(4)]
@@ -90,10 +93,11 @@ def test_a_process_of_the_sharing_server_does(driver: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "no NVIDIA driver"), (false.render([], fail=9), "no NVIDIA driver"), (false.render([], fail=4), "Perm")],
-    ids=["not loaded", "driver not loaded", "no permission"],
-)
-def test_no_gpus_and_why(driver: Path, tmp_path: Path, content: str | None, reason: str) -> None:
+    [(None, "failed: no NVIDIA driver"), (false.render([], fail=9), "failed: no NVIDIA driver"),
+     (false.render([], fail=4), "failed: Insufficient Perm"), (false.render([], fail=18), "failed: RM has detected")],
+    ids=["not loaded", "driver not loaded", "no permission", "another version's"],
+)  # fmt: skip
+def test_a_driver_that_does_not_tell(driver: Path, tmp_path: Path, content: str | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "gpus").write_text(content)
     found, why = ask(driver, tmp_path / "gpus")

@@ -10,10 +10,11 @@ import pytest
 from queuebox import Box
 
 from mlbox import errors
+from mlbox.core.gpu import Gpu
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import keeper, stored
+from mlbox.host import files, keeper, nvml, stored
 from mlbox.host.handlers import submit
 from mlbox.host.job import Job
 
@@ -35,9 +36,9 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def in_line(box: Box, files: dict[str, str]) -> Job:
-    work = Spec(runtime="process", gpus="0", extension_files=files)
-    spec = JobSpec(work=work, resources=Resources(gpus="0", cpus=0)).to_wire()
+def in_line(box: Box, files: dict[str, str], gpus: str = "0") -> Job:
+    work = Spec(runtime="process", gpus=gpus, extension_files=files)
+    spec = JobSpec(work=work, resources=Resources(gpus=gpus, cpus=0)).to_wire()
     job = box.found.job(box.call(submit, spec=json.loads(json.dumps(spec)))["jobs"][0]["id"])
     box.jobs.append(job)
     return job
@@ -72,3 +73,10 @@ def test_what_is_no_base64_is_refused(box: Box) -> None:
     with pytest.raises(errors.Usage, match="did not arrive as it was sent"):
         in_line(box, {"one.vsix": "x"})
     assert box.hints() == []
+
+
+def test_its_gpu_time_counts_when_it_ends(box: Box, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "gpus", lambda: ([Gpu(0, "GPU-1", "A100", 40960)], "550"))
+    job = in_line(box, {}, gpus="1")
+    assert box.wait(job, "failed").facts["gpus"] == ["GPU-1"]
+    assert files.read_json(box.found.on() / "usage.json")["seconds"] > 0

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from mlbox.core import ids
+from mlbox.core.gpu import Holder
 from mlbox.core.session import Spec
-from mlbox.host import keeping, store
+from mlbox.host import files, keeping, lease, store
 from mlbox.host.handlers import session
 from mlbox.host.job import Job
 from mlbox.host.sweep import sweep
@@ -91,3 +92,16 @@ def test_a_start_under_way_is_left_alone(found: store.Store, job: Job, monkeypat
         os.close(lock)
     assert not sweep(found)  # nobody keeps it
     assert not job.boot_folder.exists()
+
+
+def test_the_gpu_time_of_a_session_whose_keeper_was_killed_counts_once(found: store.Store, job: Job) -> None:
+    held = lease.take(["GPU-1"], Holder("me")) or {}
+    _, lock = session._create(found, SPEC, held)
+    lease.drop(held)
+    os.close(lock)
+    assert not sweep(found) and job.state().name == "failed"
+    used = files.read_json(found.on() / "usage.json")
+    assert used["seconds"] > 0
+    found.mark_live(job, {"gpus": ["GPU-1"], "kind": "session"})  # a crash came before its hint was gone
+    assert not sweep(found)
+    assert files.read_json(found.on() / "usage.json") == used

@@ -318,6 +318,34 @@ def test_move_and_priority_order_the_line(box: Box) -> None:
     box.assert_nothing_leaks()
 
 
+def test_a_job_moves_only_where_it_could_run(box: Box) -> None:
+    """As at submit, and in the same words."""
+    here = box.found.host
+    box.lab(f"""
+queues: {{default: {{}}, night: {{max_time_limit: 1h}}, nobody: {{}}, far: {{}}}}
+hosts: {{{here}: {{queues: [default, night], labels: [x]}}, gpu9: {{queues: [far]}}}}
+""")
+    box.call(queue, do="pause", queue="default")
+    (box.found.on("gpu9")).mkdir(parents=True)
+    (box.found.on("gpu9") / "host.json").write_text(json.dumps({"at": 1.0, "gpus": [], "cpus": 2, "memory": 1}))
+    job = box.sh("true", resources={"labels": ("x",), "time_limit": 7200})
+    for name, error, words in (
+        ("nobody", errors.Refused, "no host serves queue nobody"), ("far", errors.Refused, "gpu9 has no label x"),
+        ("night", errors.Refused, "queue night gives at most 1h"), ("no", errors.NotFound, "there is no queue no"),
+    ):  # fmt: skip
+        said = []
+        for act in (
+            lambda name=name: box.call(move, job=job.id, queue=name),
+            lambda name=name: box.sh("true", queue=name, resources={"labels": ("x",), "time_limit": 7200}),
+        ):
+            with pytest.raises(error, match=words) as caught:
+                act()
+            said.append((caught.value.message, caught.value.hint))
+        assert said[0] == said[1]
+    assert [w.queue for w in ready.heads(box.found, box.found.user, "default", 9)] == ["default"]
+    assert box.call(move, job=job.id, where="top")["queue"] == "default"
+
+
 def test_retry_makes_a_new_job_of_an_ended_one(box: Box) -> None:
     job = box.sh('test -n "$KEY" && exit 4', env={"KEY": "s3cret"})
     assert box.end(job).facts["exit"] == 4
@@ -1308,6 +1336,30 @@ def test_a_lost_gpu_is_taken_out_and_said(gpus: Gpus) -> None:
     gpus.box.tick()
     gpus.has(job)
     gpus.go.touch()
+
+
+def test_a_driver_that_fails_makes_no_host_without_gpus(gpus: Gpus) -> None:
+    gpus.box.tick()
+    gpus.file.write_text(false.render(GPUS, fail=18))
+    jobs = [gpus.job(gpus="auto"), gpus.job(gpus="2")]
+    for _ in range(2):
+        for job in jobs:
+            assert "(GPU 0, 1 out of order: RM has detected an NVML/RM version mismatch.)" in gpus.why(job)
+    shown = gpus.box.call(status)
+    assert [(gpu["uuid"], gpu["error"]) for gpu in shown["gpus"]] == [(g.uuid, shown["driver"]) for g in GPUS]
+    free = gpus.box.sh("true")  # which asks for none
+    assert gpus.box.end(free).name == "finished"
+    gpus.show(*GPUS)
+    gpus.box.tick()
+    gpus.has(jobs[0])
+    gpus.go.touch()
+    assert [gpus.box.end(job).name for job in jobs] == ["finished"] * 2
+
+
+def test_a_driver_that_never_told_anything_is_one_without_gpus(gpus: Gpus) -> None:
+    gpus.file.write_text(false.render(GPUS, fail=18))
+    gpus.go.touch()
+    assert gpus.box.end(gpus.job(gpus="auto")).name == "finished"
 
 
 def test_a_killed_keeper_frees_no_gpu(gpus: Gpus) -> None:

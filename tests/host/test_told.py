@@ -8,8 +8,9 @@ import pytest
 from queuebox import Box
 
 from mlbox import errors
-from mlbox.host import files
-from mlbox.host.handlers import cancel, host, jobs, show
+from mlbox.host import files, processes
+from mlbox.host.handlers import cancel, host, jobs, move, queue, show
+from mlbox.host.job import Job
 
 
 def told_by(box: Box, name: str, job: str, why: str) -> None:
@@ -29,6 +30,41 @@ def test_the_reason_is_of_a_host_that_could_run_it(box: Box) -> None:
     row = next(row for row in box.call(jobs)["jobs"] if row["id"] == job.id)
     assert row["waits"] == "asks for a GPU, 0 are free on gpu9"
     assert box.call(show, job=job.id)["waits"] == {"gpu9": "asks for a GPU, 0 are free on gpu9"}
+
+
+def why(box: Box, job: Job) -> str:
+    """By `jobs`, and the same by `show`, for all hosts."""
+    [row] = [row for row in box.call(jobs)["jobs"] if row["id"] == job.id]
+    assert box.call(show, job=job.id)["waits"] == {"": row["waits"]}
+    return str(row["waits"])
+
+
+def test_a_queue_that_is_no_more_or_that_nobody_serves(box: Box) -> None:
+    box.lab("queues: {default: {}, old: {}}\n")
+    box.call(queue, do="pause", queue="old")
+    job = box.submit("true", queue="old")
+    box.lab("queues: {default: {}}\n")
+    box.tick()
+    assert why(box, job) == "queue old is not in lab.yaml; mlbox move puts the job in another"
+    box.lab(f"queues: {{default: {{}}, old: {{}}}}\nhosts: {{{box.found.host}: {{queues: [default]}}}}\n")
+    box.tick()
+    assert why(box, job) == "no host serves queue old; mlbox move puts the job in another"
+    served = f"{{{box.found.host}: {{queues: [default]}}, gpu9: {{queues: [old]}}}}"
+    box.lab(f"queues: {{default: {{}}, old: {{}}}}\nhosts: {served}\n")
+    box.tick()
+    assert why(box, job) == "only gpu9 could run it, and it has never been heard of"
+    assert box.call(move, job=job.id, queue="default")["started"]
+    box.end(job)
+
+
+def test_the_only_host_that_could_run_it_is_silent(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.lab(f"hosts: {{{box.found.host}: {{}}, gpu9: {{}}}}\n")
+    job = box.submit("true", resources={"hosts": ("gpu9",)})
+    told_by(box, "gpu9", job.id, "asks for a GPU, 0 are free on gpu9")
+    box.tick()
+    later = processes.uptime() + 2 * 86400
+    monkeypatch.setattr(processes, "uptime", lambda: later)
+    assert why(box, job).startswith("only gpu9 could run it, and it has been silent for 2d")
 
 
 def test_all_of_an_array_that_waits_say_why(box: Box) -> None:

@@ -35,8 +35,10 @@ def main(arguments: argparse.Namespace) -> int:
         except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
             output.failure(error.message, error.hint)
             failed = failed or error
-    if not arguments.dry_run:
-        lab.nudge([reply["nudge"] for reply in replies if reply["nudge"]], settings)
+    nudges = [] if arguments.dry_run else [reply["nudge"] for reply in replies if reply["nudge"]]
+    heard = lab.nudge(nudges, settings)
+    for reply in replies:  # one that can't be dialled finds the word by itself
+        reply["heard"] = reply["nudge"] in heard if reply["nudge"] in nudges else not reply["silent"]
     if arguments.json:
         output.facts(replies, arguments.dry_run)
     else:
@@ -53,5 +55,10 @@ def _told(reply: Json, dry: bool) -> str:
     if reply["already"]:
         return f"{name}had ended already: {reply['state']}"
     if reply["requested"]:
-        return f"{name}{'would be' if dry else 'is being'} ended on {text.safe(reply['host'])}"
+        host = text.safe(reply["host"])
+        if dry:
+            return f"{name}would be ended on {host}"
+        if reply["heard"]:
+            return f"{name}is being ended on {host}"
+        return f"{name}{host} can't be told: it ends when {host} is back; gone for good: mlbox host fence {host}"
     return f"{name}{'would be ' if dry else ''}{reply['state']}"

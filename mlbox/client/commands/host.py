@@ -19,7 +19,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (
         ("drain", "start nothing new there; what runs goes on"), ("resume", "start again"),
-        ("fence", "it is gone for good: requeue what it ran"),
+        ("fence", "it is gone for good: requeue what it ran, and start nothing there until resume"),
         ("add", "let one that can't be dialled bring its sessions to one that can"), ("remove", "undo add"),
     ):  # fmt: skip
         one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
@@ -55,8 +55,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.facts(reply, settings.dry_run)
     elif arguments.do == "fence":
+        name, would = text.safe(reply["host"]), settings.dry_run
         again = f"{text.count(len(reply['requeued']), 'job')} of yours in line again"
-        print(f"{text.safe(reply['host'])} {'would be' if settings.dry_run else 'is'} fenced; {again}")
+        until = f"it {'would start' if would else 'starts'} nothing until mlbox host resume {name}"
+        print(f"{name} {'would be' if would else 'is'} fenced; {again}; {until}")
     else:
         starts = "would start" if settings.dry_run else "starts"
         state = f"{starts} {'nothing new' if reply['drained'] else 'jobs'}"

@@ -46,6 +46,8 @@ def _row(job: Json) -> tuple[str, ...]:
     shown = "ending" if job.get("requested") else said(state)
     index = f"[{job['array_index']}]" if job.get("array") else ""
     why = job.get("waits") or (job["why"] if state not in RUNNING and state != "finished" else "")
+    if job.get("silent"):
+        why = f"{job['host']} has been silent for {text.duration(job['silent'])}"
     gpus = str(len(job["gpus"])) if state not in WAITING else ""
     return (job["id"], job["name"] + index, shown, where or "-", gpus, _age(job), why)
 

@@ -29,9 +29,10 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"{output.bold(text.safe(job['name']))}  {job['id']}  {said(job['state'])}" + (
         f" (attempt {job['attempt']})" if job["attempt"] > 1 else ""))  # fmt: skip
     work = spec["work"]
+    silent = f", silent for {text.duration(reply['silent'])}" if reply["silent"] else ""
     facts = {
         "command": " ".join(spec["command"]), "image": work["image"] or "none (process)", "queue": job["queue"],
-        "host": job["host"], "gpus": ", ".join(job["gpus"]), "asked for": _resources(spec["resources"]),
+        "host": job["host"] + silent, "gpus": ", ".join(job["gpus"]), "asked for": _resources(spec["resources"]),
         "code": ", ".join(f"{k} {v}" for k, v in spec["provenance"].items() if k in ("repository", "commit")),
         "folder": reply["folder"], "doing": reply["progress"],
     }  # fmt: skip

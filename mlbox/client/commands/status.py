@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlbox import errors
@@ -31,8 +31,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = list(dict.fromkeys(hosts)) or known_hosts(config)
     found = ask_all(names, "status", {}, config)
     failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
+    unheard = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     if as_json:
-        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found))
+        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found) + unheard)
     else:
         for number, (name, reply) in enumerate(found.items()):
             if number:
@@ -41,6 +42,10 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         for unasked in _out_of_reach(found):
             print()
             _print(unasked["host"], unasked)
+        for host in unheard:
+            words = f"unreachable, silent for {text.duration(host['silent'])}"
+            print(f"\n{output.bold(text.safe(host['host']))}  {words}{_drained(host)}")
+            _print_jobs(host, {})
         answers = [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
         _print_queues(answers)
         lab.trouble(*answers)
@@ -58,6 +63,15 @@ def _out_of_reach(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
     return list(told.values())
 
 
+def _silent(replies: Sequence[Json]) -> list[Json]:
+    """Hosts that others have not heard of, and that did not answer here: each once, by whoever heard last."""
+    told: dict[str, Json] = {}
+    for host in (host for reply in replies for host in reply.get("silent", [])):
+        if host["silent"] < told.setdefault(host["host"], host)["silent"]:
+            told[host["host"]] = host
+    return [host for name, host in told.items() if all(reply["host"] != name for reply in replies)]
+
+
 def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
     if isinstance(reply, errors.MlboxError):
         return {"host": name, "error": {"kind": reply.kind, "message": reply.message}}
@@ -71,20 +85,27 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     free = sum(not g.obstacle for g in gpus)
     summary = f"{free} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
-    drained = f" · drained by {text.safe(reply['drained'])}" if reply.get("drained") else ""
     if "via" in reply:
         ago = "never seen yet" if reply["age"] is None else f"seen {text.duration(reply['age'])} ago"
         load = f"{ago}, by reverse tunnel through {text.safe(reply['via'])}"
     else:
         load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
-    print(f"{output.bold(name)}  {summary} · {load}{drained}")
+    print(f"{output.bold(name)}  {summary} · {load}{_drained(reply)}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
     for session in reply["sessions"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
         print(f"session {text.safe(session['name'])}  {said(session['state'])}" + (f" on GPU {where}" if where else ""))
+    _print_jobs(reply, ids)
 
+
+def _drained(reply: Json) -> str:
+    return f" · drained by {text.safe(reply['drained'])}" if reply.get("drained") else ""
+
+
+def _print_jobs(reply: Json, ids: Mapping[str, str]) -> None:
+    """`ids`: the numbers of its GPUs."""
     for job in reply["jobs"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])
         age = text.duration(time.time() - job["since"])

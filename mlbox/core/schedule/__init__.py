@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlbox.core.schedule.after import After
+    from mlbox.core.schedule.hindrance import stuck, unserved
     from mlbox.core.schedule.limits import exceeded, limited
     from mlbox.core.schedule.line import plan
     from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
@@ -46,11 +47,14 @@ __all__ = [
     "reserved_on",
     "running",
     "short",
+    "stuck",
+    "unserved",
 ]
 # Each is imported when it is asked for: whoever only names a job's place in line plans nothing.
 _HOME = {
     "After": "after", "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order",
     "reservation_host": "order", "reserved_on": "order", "Startable": "startable", "short": "words",
+    "stuck": "hindrance", "unserved": "hindrance",
 }  # fmt: skip
 
 

@@ -1,11 +1,12 @@
-"""What waits for something other than room: for other jobs, a time, its queue, its host."""
+"""What waits for something other than room: for other jobs, a time, its queue, its host, or for any host at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mlbox.core import text
-from mlbox.core.resources import fits
+from mlbox.core.lab import Lab
+from mlbox.core.resources import HostFacts, Resources, fits
 from mlbox.core.schedule.view import View, Waiting
 from mlbox.core.schedule.words import clock, short
 
@@ -27,12 +28,8 @@ _STATES = {"": "not found", "submitted": "waiting", "claimed": "starting", "star
 
 
 def hindrance(job: Waiting, view: View, now: float) -> str:
-    """Why the job is in no line on this host at all."""
+    """Why the job, in a queue that this host serves, is in no line on it at all."""
     host = view.host
-    if job.queue not in view.lab.queues:
-        return f"queue {job.queue} is not in lab.yaml; mlbox move puts the job in another"
-    if job.queue not in host.queues:
-        return f"{host.name} does not serve queue {job.queue}"
     for after in job.after:
         state = view.states.get(after.job, "")
         if state not in ENDED:
@@ -44,3 +41,29 @@ def hindrance(job: Waiting, view: View, now: float) -> str:
     if host.drained:
         return f"host {host.name} is being drained"
     return fits(job.resources, host)
+
+
+def unserved(queue: str, lab: Lab, hosts: Collection[HostFacts]) -> str:
+    """Why no host at all looks into the queue; `hosts`: all of the lab that have ever told of themselves."""
+    if queue not in lab.queues:
+        return f"queue {queue} is not in lab.yaml"
+    served = {name for host in hosts for name in host.queues}.union(*(host.queues for host in lab.hosts.values()))
+    return f"no host serves queue {queue}" if queue not in served and (hosts or lab.hosts) else ""
+
+
+def stuck(queue: str, asked: Resources, lab: Lab, hosts: Collection[HostFacts]) -> str:
+    """Why no host of the lab would start it now, which none of their ticks can say; empty where one may, or none could
+    ever."""
+    why = unserved(queue, lab, hosts)
+    if why:
+        return f"{why}; mlbox move puts the job in another"
+    able = {host.name: host.away for host in hosts if queue in host.queues and not fits(asked, host)}
+    known = {host.name for host in hosts}
+    for host in lab.hosts.values():
+        if host.name not in known and queue in host.queues and asked.may_be_on(host.name, host.labels):
+            able[host.name] = "has never been heard of"
+    if not able or not all(able.values()):
+        return ""
+    if len(able) == 1:
+        return "".join(f"only {name} could run it, and it {state}" for name, state in able.items())
+    return "of those that could run it, " + ", and ".join(f"{name} {state}" for name, state in sorted(able.items()))

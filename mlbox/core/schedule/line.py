@@ -13,7 +13,7 @@ from mlbox.core.resources import GIB, Resources
 from mlbox.core.schedule.hindrance import dead, hindrance
 from mlbox.core.schedule.limits import Tally
 from mlbox.core.schedule.order import in_order
-from mlbox.core.schedule.room import ENDLESS, GRACE, NOW, Claim, Kept, Room, reserve
+from mlbox.core.schedule.room import ENDLESS, GRACE, NOW, Claim, Kept, Room, end, reserve
 from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting
 from mlbox.core.schedule.words import are_free, ordinal, who
 
@@ -86,7 +86,7 @@ class _Work:
 
     def _until(self, job: Waiting) -> float:
         limit = self._rule(job).time_limit_for(job.resources.time_limit)
-        return self._now + limit if limit else ENDLESS
+        return end(self._now, limit, self._now)
 
     def _find(self, job: Waiting, barred: Set[str] = frozenset()) -> tuple[str, ...] | None:
         """GPUs to start on without delaying the job that room is kept for."""
@@ -223,9 +223,9 @@ class _Work:
     def _kept_words(self) -> str:
         """Why there is room, and the job may not have it."""
         assert self._kept  # nothing else keeps what is free
-        hint = ""
-        if self._kept.at < ENDLESS:
-            hint = f"; with a time limit of at most {text.duration(self._kept.at - self._now)} it could go first"
+        hint, left = "", self._kept.at - GRACE - self._now
+        if 1 <= left < ENDLESS:
+            hint = f"; with a time limit of at most {text.duration(left)} it could go first"
         return f"kept for {who(self._kept.job)}, which waits for {self._kept.lacks}{hint}"
 
     def _expected(self, kept: Kept) -> str:

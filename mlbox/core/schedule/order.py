@@ -41,7 +41,7 @@ def used(view: View, now: float) -> Mapping[str, float]:
 def reservation_host(job: Waiting, hosts: Iterable[HostFacts]) -> str:
     """The one host of the lab where the job waits for room: of those that can make it, the one with most
     matching GPUs free, ties by name. Every host computes the same from the published inventories."""
-    able = [h for h in hosts if job.queue in h.queues and not h.drained and not fits(job.resources, h)]
+    able = [h for h in hosts if job.queue in h.queues and not h.away and not fits(job.resources, h)]
     able = [h for h in able if _matching(job.resources, h, lambda g: g.error) >= job.resources.gpus_on(h)]
     return min(((-_matching(job.resources, h, lambda g: g.obstacle), h.name) for h in able), default=(0, ""))[1]
 

@@ -48,9 +48,13 @@ def _claims(view: View, now: float) -> Iterator[Claim]:
 
 
 def _end(run: Running, now: float) -> float:
-    if run.ending:
-        return now + GRACE
-    return max(run.started + run.time_limit, now + GRACE) if run.time_limit else ENDLESS
+    return now + GRACE if run.ending else end(run.started, run.time_limit, now)
+
+
+def end(started: float, limit: int, now: float) -> float:
+    """When a job with this time limit (s; 0: none) is gone. The grace is everybody's: given to those that run alone, it
+    moved on before the first in line, and whoever asked for less than it would always have ended by then."""
+    return max(started + limit, now) + GRACE if limit else ENDLESS
 
 
 class Room:

@@ -4,12 +4,13 @@ keeper is told, wherever it is."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.log import State
-from mlbox.host import attempts, keeping, lab, lookup, ready, store
+from mlbox.host import attempts, keeping, lab, lookup, ready, store, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -21,11 +22,13 @@ def run(call: Call) -> Json:
     rules = lab.rules(found)
     lab.identify(found.root)
     wanted = str(call.args.get("job", ""))
-    ended = [_cancel(call, found, rules, job) for job in lookup.array(found, wanted) or [lookup.mine(found, wanted)]]
+    jobs = lookup.array(found, wanted) or [lookup.mine(found, wanted)]
+    silent = view.silent(found, rules.lab)
+    ended = [_cancel(call, found, rules, job, silent) for job in jobs]
     return {**ended[0], "more": ended[1:], "trouble": rules.trouble}
 
 
-def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job) -> Json:
+def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job, silent: Mapping[str, float]) -> Json:
     if job.spec().session and job.state().running and not call.args.get("session"):
         raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
     already = not job.state().live
@@ -37,6 +40,7 @@ def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job) -> Json:
         "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested, "already": already,
         "why": str(state.facts.get("why", "")), "host": host,
         "nudge": rules.lab.ssh_name(host) if state.running and host != found.host else "",
+        "silent": silent.get(host, 0.0) if state.running else 0.0,
     }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from mlbox import errors
@@ -30,20 +29,21 @@ def run(call: Call) -> Json:
     name, what = str(call.args.get("name", "")) or found.host, str(call.args.get("do", ""))
     if not resources.is_label(name):
         raise errors.Usage(f"{text.safe(name)!r} can't be a host's name")
-    path = found.root / "drained" / name
     if what in ("drain", "fence"):
         _known(found, name)
     if what in _OTHERS:
         return {"host": name, **_OTHERS[what](call, found, name)}
     if what not in ("drain", "resume"):
         raise errors.Usage("a host is added, removed, drained, resumed or fenced")
-    if not found.dry:
-        _drain(found, path, what == "drain", str(call.args.get("why", "")))
+    _drain(found, name, what == "drain", str(call.args.get("why", "")))
     running = [run.id for user in view.known_users(found) for run in view.running_of(found, user) if run.host == name]
     return {"host": name, "drained": what == "drain", "running": running}
 
 
-def _drain(found: store.Store, path: Path, drain: bool, why: str) -> None:
+def _drain(found: store.Store, name: str, drain: bool, why: str) -> None:
+    path = found.root / "drained" / name
+    if found.dry:
+        return
     if not drain:
         path.unlink(missing_ok=True)
         return
@@ -64,7 +64,11 @@ def _known(found: store.Store, name: str) -> None:
 
 
 def _requeue(call: Call, found: store.Store, name: str) -> Json:
-    return {"requeued": _fence(found, name)}
+    """What it has counts for nothing from here on: nobody's job waits for it, and should it be back, it starts nothing
+    until a person says so."""
+    requeued = _fence(found, name)
+    _drain(found, name, True, "fenced")
+    return {"requeued": requeued}
 
 
 # ---- reverse tunnels ------------------------------------------------------------------------------------------

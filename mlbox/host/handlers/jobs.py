@@ -6,10 +6,13 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
+from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
-from mlbox.core.log import WAITING
+from mlbox.core.log import WAITING, State
 from mlbox.core.resources import fits
+from mlbox.core.schedule import stuck
 from mlbox.host import archive, files, lab, ready, store, view
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -39,20 +42,19 @@ def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[J
     rows: dict[str, Json] = {}
     for row in reversed(archive.latest(found, user, ended)):
         rows[str(row.get("id"))] = row
-    for run in view.running_of(found, user):
-        if run.kind == "job":
-            rows.update(_row(found, run.id, user, None))
-    for queue in ready.queues(found, user):
-        for job in ready.heads(found, user, queue, _WAITING):
-            rows.update(_row(found, job.id, user, reasons))
+    running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
+    in_line = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
+    for job in (*running, *in_line):
+        rows.update(_row(found, job, user, reasons))
     return [rows[id_] for id_ in sorted(rows)]
 
 
-def _row(found: store.Store, job: str, user: str, reasons: Reasons | None) -> dict[str, Json]:
+def _row(found: store.Store, job: str, user: str, reasons: Reasons) -> dict[str, Json]:
     made = found.job(job, user)
     try:
-        spec = made.shown()
-        return {job: {**archive.summary(made, spec, made.state()), "waits": reasons.of(job, spec) if reasons else ""}}
+        spec, state = made.shown(), made.state()
+        waits = reasons.of(made, spec, state) if state.waiting else ""
+        return {job: {**archive.summary(made, spec, state), "waits": waits, "silent": reasons.silent(state)}}
     except OSError:
         return {}
 
@@ -61,9 +63,10 @@ class Reasons:
     """Why jobs wait, as the hosts last said; where some could run the job, theirs alone."""
 
     def __init__(self, found: store.Store, users: list[str]) -> None:
-        self._here, rules = found.host, lab.rules(found)
-        self.trouble = rules.trouble  # lab.yaml's
-        self._hosts = {host.name: host for host in view.published(found, rules.lab, users)}
+        self._here, self._rules = found.host, lab.rules(found)
+        self.trouble = self._rules.trouble  # lab.yaml's
+        everybody = view.known_users(found)
+        self._hosts = {host.name: host for host in view.published(found, self._rules.lab, everybody)}
         self._told: dict[str, dict[str, str]] = {}
         for user in users:
             for host in view.names(found.own(user) / "on"):
@@ -71,10 +74,20 @@ class Reasons:
                 for job, why in (told if isinstance(told, dict) else {}).items():
                     self._told.setdefault(str(job), {})[host] = str(why)
 
-    def by_host(self, job: str, spec: JobSpec) -> dict[str, str]:
-        told = self._told.get(job, {})
+    def silent(self, state: State) -> float:
+        """s for which nothing has been heard of the host that runs it, where that is too long."""
+        host = self._hosts.get(str(state.facts.get("host", ""))) if state.running else None
+        return host.silent if host else 0.0
+
+    def by_host(self, job: Job, spec: JobSpec, state: State) -> dict[str, str]:
+        """By no host where it concerns all of them."""
+        queue = waiting(job.id, job.owner, spec, state).queue
+        why = stuck(queue, spec.resources, self._rules.lab, list(self._hosts.values()))
+        if why and self._rules.usable:
+            return {"": why}
+        told = self._told.get(job.id, {})
         fit = {host for host in told if host not in self._hosts or not fits(spec.resources, self._hosts[host])}
         return {host: told[host] for host in sorted(fit or told, key=lambda host: (host != self._here, host))}
 
-    def of(self, job: str, spec: JobSpec) -> str:
-        return next(iter(self.by_host(job, spec).values()), "")
+    def of(self, job: Job, spec: JobSpec, state: State) -> str:
+        return next(iter(self.by_host(job, spec, state).values()), "")

@@ -41,7 +41,7 @@ def run(call: Call) -> Json:
         if not follow or not state.live or wanted:
             return {"state": state.name, "exit": state.facts.get("exit"), "signal": state.facts.get("signal"),
                     "why": str(state.facts.get("why", "")), "attempt": number}  # fmt: skip
-        why = Reasons(found, [job.owner]).of(job.id, job.spec()) if state.waiting else ""
+        why = Reasons(found, [job.owner]).of(job, job.spec(), state) if state.waiting else ""
         if (state.name, why) != said:
             said = (state.name, why)
             call.progress(state=state.name, why=why or str(state.facts.get("why", "")))

@@ -11,7 +11,7 @@ from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import said
 from mlbox.core.schedule import Waiting
-from mlbox.host import lab, lookup, ready, store, tick
+from mlbox.host import able, lab, lookup, ready, store, tick
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -29,11 +29,10 @@ def run(call: Call) -> Json:
     now = waiting(job.id, job.owner, spec, state)
     to = _place(found, now, call.args)
     rules = lab.rules(found)
-    if not rules.usable:
+    if to.queue != now.queue:
+        able.check(found, rules, to.queue, to.resources)
+    elif not rules.usable:
         raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
-    refusal = rules.lab.refusal(found.user, to.queue, to.resources)
-    if refusal:
-        raise errors.Refused(refusal)
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for
     reply = {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority, "started": False,
              "trouble": rules.trouble}  # fmt: skip

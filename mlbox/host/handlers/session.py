@@ -51,7 +51,7 @@ def run(call: Call) -> Json:
         )
     runtime, identity, gpus = _check(spec, found)
     spec = replace(spec, runtime=runtime)
-    chosen, held = _lease(spec, gpus)
+    chosen, held = _lease(spec, gpus, found)
     job, keeper_lock = _create(found, spec, held)
     _announce(call, job, spec, gpus, chosen, bool(identity))
     return _keep(call, keeper.Claim(found, job, spec, identity, tuple(g.uuid for g in chosen)), held, keeper_lock)
@@ -78,7 +78,7 @@ def _check(spec: Spec, found: store.Store) -> tuple[str, str, list[gpu.Gpu]]:
             return error
 
     checks: tuple[Callable[[], Any], ...] = (
-        lambda: _engine(spec, found), lambda: _gpus(spec), lambda: _space(found), lambda: _folders(spec),
+        lambda: _engine(spec, found), lambda: _gpus(spec, found), lambda: _space(found), lambda: _folders(spec),
     )  # fmt: skip
     with ThreadPoolExecutor(len(checks)) as pool:
         results = list(pool.map(guarded, checks))
@@ -96,9 +96,9 @@ def _together(problems: list[errors.MlboxError]) -> errors.MlboxError:
     return type(problems[0])(f"{len(problems)} things are in the way:\n  " + "\n  ".join(lines))
 
 
-def _gpus(spec: Spec) -> list[gpu.Gpu]:
+def _gpus(spec: Spec, found: store.Store) -> list[gpu.Gpu]:
     request = gpu.parse_request(spec.gpus)
-    gpus, driver = inventory.gpus()
+    gpus, driver = inventory.gpus(found)
     choice = gpu.choose(request, gpus)
     if choice.reason:
         hint = choice.hint if gpus else f"{choice.hint} ({driver})"
@@ -187,7 +187,7 @@ def _is_socket(path: str) -> bool:
 # ---- decide and take -----------------------------------------------------------------------------------
 
 
-def _lease(spec: Spec, gpus: list[gpu.Gpu]) -> tuple[tuple[gpu.Gpu, ...], dict[str, int]]:
+def _lease(spec: Spec, gpus: list[gpu.Gpu], found: store.Store) -> tuple[tuple[gpu.Gpu, ...], dict[str, int]]:
     holder = gpu.Holder(here.user_name(), name=spec.name)
     for _ in range(_TRIES):
         choice = gpu.choose(gpu.parse_request(spec.gpus), gpus)
@@ -196,7 +196,7 @@ def _lease(spec: Spec, gpus: list[gpu.Gpu]) -> tuple[tuple[gpu.Gpu, ...], dict[s
         held = lease.take([g.uuid for g in choice.gpus], holder)
         if held is not None:
             return choice.gpus, held
-        gpus, _ = inventory.gpus()  # somebody was faster; choose among what is left
+        gpus, _ = inventory.gpus(found)  # somebody was faster; choose among what is left
     raise errors.Refused("the GPUs were taken by others while this session was choosing", "the same again")
 
 
@@ -214,7 +214,7 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
         found.mark_live(job, _record(spec, held))
         job.append("submitted", {"at": time.time(), "by": here.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
-        job.append("claimed", {"at": time.time(), **claim})
+        job.append("claimed", {"at": time.time(), "claimed_at": time.time(), **claim})
     except (OSError, slots.Unsettled) as error:
         found.forget(job)
         with contextlib.suppress(OSError):  # the next sweep finds nothing to be made

@@ -18,10 +18,13 @@ def run(call: Call) -> Json:
     spec, state = job.spec(), job.state()
     reply: Json = {
         "job": archive.summary(job, spec, state), "spec": spec.without_secrets().to_wire(), "events": job.events(),
-        "folder": str(job.folder), "waits": {}, "progress": "",
+        "folder": str(job.folder), "waits": {}, "progress": "", "silent": 0.0,
     }  # fmt: skip
-    if state.waiting:
-        reply["waits"] = Reasons(found, [job.owner]).by_host(job.id, spec)
+    if state.live:
+        reasons = Reasons(found, [job.owner])
+        reply["silent"] = reasons.silent(state)
+        if state.waiting:
+            reply["waits"] = reasons.by_host(job, spec, state)
     if state.name == "claimed" and job.owner == found.user:
         note = job.attempt(state.attempt) / "progress"
         reply["progress"] = note.read_text(errors="replace")[:200] if note.is_file() else ""

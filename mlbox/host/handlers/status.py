@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 def run(call: Call) -> Json:
     found = store.Store(call.root)
-    gpus, driver = inventory.gpus()
+    gpus, driver = inventory.gpus(found)
     sessions = [describe(job) for job in sweep(found) if is_session(job)]
     reply: Json = {
         "host": found.host, "driver": driver, "gpus": [inventory.to_wire(g) for g in gpus],
@@ -50,6 +50,16 @@ def _out_of_reach(found: store.Store, rules: Lab, running: list[Running], draine
     return told
 
 
+def _silent(found: store.Store, rules: Lab, running: list[Running], drained: Mapping[str, str]) -> list[Json]:
+    """Hosts of which nothing was heard, for how long (s), if lab.yaml names them or they run jobs."""
+    told = []
+    for name, silent in view.silent(found, rules).items():
+        jobs = [_job(run) for run in running if run.host == name]
+        if not rules.host(name).reverse and (jobs or name in rules.hosts):
+            told.append({"host": name, "silent": silent, "jobs": jobs, "drained": drained.get(name, "")})
+    return told
+
+
 def _held(gpus: list[Json], running: list[Running]) -> list[Json]:
     """With their holders of now: a host tells of itself before it starts what it has chosen, not behind it."""
     holders = {uuid: {"user": run.owner, "session": run.id} for run in running for uuid in run.gpus}
@@ -72,4 +82,5 @@ def _queue(found: store.Store, rules: Lab) -> Json:
                     "running": sum(run.queue == name for run in running), "paused": paused.get(name, "")}
                    for name in rules.queues],
         "drained": drained.get(found.host, ""), "out_of_reach": _out_of_reach(found, rules, everything, drained),
+        "silent": _silent(found, rules, running, drained),
     }  # fmt: skip

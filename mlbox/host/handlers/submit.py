@@ -14,8 +14,9 @@ from mlbox.core import ids, text
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
-from mlbox.core.resources import HostFacts, fits, would_fit
-from mlbox.host import code, engines, inventory, lab, ready, store, tick, view
+from mlbox.core.resources import HostFacts, fits
+from mlbox.core.schedule import stuck
+from mlbox.host import able, code, engines, lab, ready, store, tick, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import alone
@@ -37,7 +38,8 @@ def run(call: Call) -> Json:
     made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
     report = tick.run(found)
     started = [job.id for job in made if job.id in report.started]
-    waits = {job.id: (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
+    why = stuck(spec.queue, spec.resources, rules.lab, hosts)
+    waits = {job.id: why or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
     others = [h for h in hosts if h.name != found.host and spec.queue in h.queues and not fits(spec.resources, h)]
     elsewhere = [ssh for h in others if (ssh := rules.lab.ssh_name(h.name))]
     return {
@@ -63,36 +65,12 @@ def _named(spec: JobSpec) -> JobSpec:
 
 def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
-    if not rules.usable:
-        raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
+    hosts = able.check(found, rules, spec.queue, spec.resources)
     lab.allowed(rules.lab, spec.work)
-    refusal = rules.lab.refusal(found.user, spec.queue, spec.resources)
-    if refusal:
-        kind = errors.Refused if spec.queue in rules.lab.queues else errors.NotFound
-        raise kind(refusal, "queues: " + ", ".join(rules.lab.queues))
     for after in spec.after:
         if not view.state_of(found, view.known_users(found), after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
-    gpus, _ = inventory.gpus()
-    here = view.facts(found, rules.lab, tuple(gpus))
-    others = view.published(found, rules.lab, view.known_users(found))
-    hosts = [here, *(host for host in others if host.name != found.host)]
-    names = {*rules.lab.hosts, *(host.name for host in hosts)}
-    for name in spec.resources.hosts:
-        if name not in names:
-            raise errors.NotFound(
-                f"there is no host {text.safe(name)} in the lab", "hosts: " + ", ".join(sorted(names))
-            )
-    serving = [host for host in hosts if spec.queue in host.queues]
-    if not serving and spec.queue not in {queue for host in rules.lab.hosts.values() for queue in host.queues}:
-        raise errors.Refused(f"no host serves queue {spec.queue}", "lab.yaml says who serves what")
-    hint = would_fit(spec.resources, serving)
-    unknown = set(rules.lab.hosts) - {host.name for host in hosts}  # no tick there yet: one of them may fit
-    if hint and not unknown:
-        reasons = list(dict.fromkeys(fits(spec.resources, host) for host in serving))
-        why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + "; ".join(reasons[:3])
-        raise errors.Refused(why, hint)
-    if not fits(spec.resources, here):
+    if not fits(spec.resources, hosts[0]):
         chosen = engines.choose(spec.work, found)
         if chosen.identity is None:
             engines.by_name(chosen.name, found).identify(spec.work)

@@ -24,6 +24,6 @@ def run(call: Call) -> Json:
             return {"state": state.name, "host": host, "ssh": place.ssh,
                     "via": place.via if place.reverse else "",
                     "why": str(state.facts.get("why", ""))}  # fmt: skip
-        why = Reasons(found, [found.user]).of(job.id, job.spec()) if state.waiting else f"starting on {host}"
+        why = Reasons(found, [found.user]).of(job, job.spec(), state) if state.waiting else f"starting on {host}"
         call.progress(state=state.name, why=why)
         pause()

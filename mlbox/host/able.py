@@ -1,0 +1,44 @@
+"""Which hosts of the lab could ever run a job: what none could is refused, in words that say what would fit."""
+
+from __future__ import annotations
+
+from mlbox import errors
+from mlbox.core import text
+from mlbox.core.lab import Lab
+from mlbox.core.resources import HostFacts, Resources, fits, would_fit
+from mlbox.core.schedule import unserved
+from mlbox.host import inventory, lab, store, view
+
+
+def check(found: store.Store, rules: lab.Rules, queue: str, asked: Resources) -> list[HostFacts]:
+    """The hosts of the lab as they are known, this one first. Raises Refused, NotFound; HostUnready without rules."""
+    if not rules.usable:
+        raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
+    refusal = rules.lab.refusal(found.user, queue, asked)
+    if refusal:
+        kind = errors.Refused if queue in rules.lab.queues else errors.NotFound
+        raise kind(refusal, "queues: " + ", ".join(rules.lab.queues))
+    hosts = _hosts(found, rules.lab)
+    names = {*rules.lab.hosts, *(host.name for host in hosts)}
+    for name in asked.hosts:
+        if name not in names:
+            raise errors.NotFound(
+                f"there is no host {text.safe(name)} in the lab", "hosts: " + ", ".join(sorted(names))
+            )
+    why = unserved(queue, rules.lab, hosts)
+    if why:
+        raise errors.Refused(why, "lab.yaml says who serves what")
+    serving = [host for host in hosts if queue in host.queues]
+    hint = would_fit(asked, serving)
+    unknown = set(rules.lab.hosts) - {host.name for host in hosts}  # no tick there yet: one of them may fit
+    if hint and not unknown:
+        reasons = list(dict.fromkeys(fits(asked, host) for host in serving))
+        why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + "; ".join(reasons[:3])
+        raise errors.Refused(why, hint)
+    return hosts
+
+
+def _hosts(found: store.Store, rules: Lab) -> list[HostFacts]:
+    gpus, _ = inventory.gpus(found)
+    others = view.published(found, rules, view.known_users(found))
+    return [view.facts(found, rules, tuple(gpus)), *(host for host in others if host.name != found.host)]

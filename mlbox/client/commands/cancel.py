@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
             output.failure(error.message, error.hint)
             failed = failed or error
     nudges = [] if arguments.dry_run else [reply["nudge"] for reply in replies if reply["nudge"]]
-    heard = lab.nudge(nudges, settings)
+    heard = lab.nudge(nudges, settings) if nudges else {}
     for reply in replies:  # one that can't be dialled finds the word by itself
         reply["heard"] = reply["nudge"] in heard if reply["nudge"] in nudges else not reply["silent"]
     if arguments.json:

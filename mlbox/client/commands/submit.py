@@ -21,7 +21,8 @@ _EXAMPLES = """\
 examples:
   mlbox submit --gpus 1 --image pytorch/pytorch -- python train.py --lr 3e-4
   mlbox submit --array 20%4 --time-limit 4h -- sh -c 'python train.py --seed $MLBOX_ARRAY_INDEX'
-  mlbox submit --after 01K… --gpus A100:2 --gpu-memory 40G -- torchrun train.py"""
+  mlbox submit --after 01K… --gpus A100:2 --gpu-memory 40G -- torchrun train.py
+  mlbox submit -f job.yaml --queue night"""
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Put a job in line: it runs once, on the first host that fits, in the code as it is now.",
     )
     what = made.add_argument_group("the job")
+    what.add_argument("-f", "--file", metavar="job.yaml", help="all of these, and COMMAND, from a file; flags win")
     options.work(what, "job")
     what.add_argument(
         "--code", metavar="FOLDER", help="the folder to send (default: this one); --no-code sends nothing"
@@ -68,6 +70,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    complete(arguments)
     settings = options.config(arguments)
     prepared = prepare(arguments, settings)
     if arguments.dry_run:
@@ -81,11 +84,19 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def complete(arguments: argparse.Namespace) -> None:
+    """What the flags leave open comes from job.yaml, where there is one. Raises Usage."""
+    if arguments.file:
+        from mlbox.client import job_file
+
+        job_file.fill(arguments, parser(argparse.ArgumentParser))
+
+
 def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
     """The job asked for, how many of it, and the folder whose code goes along (empty: none). Raises Usage."""
     command = tuple(arguments.command)
     if not command or not command[0].strip():
-        raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND")
+        raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND, or `command:` in job.yaml")
     count, limit = _array(arguments.array)
     spec = JobSpec(
         command=command, work=_work(arguments, settings), resources=_resources(arguments), array_limit=limit,

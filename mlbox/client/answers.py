@@ -50,6 +50,15 @@ class Answers:
     tunnel: str | None = None
     start_timeout: int | None = None
     port: tuple[str, ...] | None = None
+    queue: str | None = None  # to wait in; what follows is for who waits
+    priority: int | None = None
+    gpu_memory: str | None = None
+    gpu_share: str | None = None
+    cpus: int | None = None
+    memory: str | None = None
+    time_limit: str | None = None
+    on: tuple[str, ...] | None = None
+    label: tuple[str, ...] | None = None
 
     def beyond(self, said: Answers) -> list[str]:
         """The settings that these answers add to what was said, as flags."""
@@ -97,7 +106,8 @@ def from_yaml(path: Path) -> Answers:
     kinds = {
         **dict.fromkeys((f.name for f in fields(Answers)), yaml_file.one), **dict.fromkeys(_FILES, yaml_file.file),
         **dict.fromkeys(("jupyter", "vscode"), yaml_file.flag),
-        **dict.fromkeys(("mount", "engine_args", "port"), yaml_file.words), "packages": yaml_file.items,
+        **dict.fromkeys(("mount", "engine_args", "port", "on", "label"), yaml_file.words),
+        **dict.fromkeys(("cpus", "priority"), yaml_file.number), "packages": yaml_file.items,
         "vscode_extensions": yaml_file.extensions, "env": yaml_file.variables, "start_timeout": yaml_file.seconds,
     }  # fmt: skip
     return Answers(**yaml_file.read(path, kinds, "conf/session.yaml"))

@@ -10,10 +10,10 @@ from mlbox.client.answers import Answers, ports_of, to_spec
 from mlbox.client.commands import attach
 from mlbox.client.commands.session_start import Options
 from mlbox.client.hosts import known_hosts
+from mlbox.client.options import resources
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.core import text
 from mlbox.core.job import JobSpec
-from mlbox.core.resources import Resources
 
 Json = dict[str, Any]
 
@@ -24,7 +24,7 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     ports = ports_of(said)  # what is wrong is said before a turn is waited for
     entry = connect(known_hosts(config)[0], config)
     work = to_spec(said.over(Answers(image=config.image or None)), entry.transport.public_keys())
-    spec = JobSpec(work=work, resources=Resources(gpus=work.gpus), queue=queue)
+    spec = JobSpec(work=work, resources=resources(said), queue=queue, priority=said.priority or 0)
     if options.dry_run:
         output.facts({"spec": spec.without_secrets().to_wire()})
         return 0

@@ -11,7 +11,7 @@ from mlbox.client import answers, lab, options, output, state
 from mlbox.client.remote import Host
 from mlbox.core import text
 from mlbox.core.job import REASONS, JobSpec
-from mlbox.core.resources import Resources, parse_duration, parse_memory
+from mlbox.core.resources import parse_duration, parse_memory
 from mlbox.core.schedule import After
 
 Json = dict[str, Any]
@@ -41,18 +41,10 @@ def parser(make: Any) -> argparse.ArgumentParser:
     what.add_argument("--folder", metavar="DIR", help="run in this folder of the host's, as it is, and send no code")
     need = made.add_argument_group("what it needs")
     need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
-    need.add_argument("--gpu-memory", metavar="24G", help="memory that each GPU has at least")
-    need.add_argument("--gpu-share", metavar="8G", help="memory of one GPU, shared with others that ask for a share")
-    need.add_argument("--cpus", type=int, metavar="N", help="CPUs (default: 1)")
-    need.add_argument("--memory", metavar="16G", help="memory of the host's")
-    need.add_argument("--on", action="append", metavar="HOST", help="only on this host; repeat for any of several")
-    need.add_argument("--label", action="append", metavar="L", help="only on hosts with this label; repeat")
-    need.add_argument("--time-limit", metavar="4h", help="after which it is ended (default: the queue's)")
+    options.needs(need)
     policy = made.add_argument_group("when and how")
     policy.add_argument("--queue", metavar="Q", help="default: default")
-    policy.add_argument(
-        "--priority", type=int, metavar="N", help="of your own, higher goes first; below 0, others pass (default: 0)"
-    )
+    options.priority(policy)
     policy.add_argument("--after", action="append", metavar="ID", help="wait until that job has succeeded; repeat")
     policy.add_argument("--after-any", action="append", metavar="ID", help="wait until that job has ended; repeat")
     policy.add_argument("--array", metavar="N[%M]", help="N jobs that differ in $MLBOX_ARRAY_INDEX; M at once")
@@ -99,7 +91,7 @@ def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobS
         raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND, or `command:` in job.yaml")
     count, limit = _array(arguments.array)
     spec = JobSpec(
-        command=command, work=_work(arguments, settings), resources=_resources(arguments), array_limit=limit,
+        command=command, work=_work(arguments, settings), resources=options.resources(arguments), array_limit=limit,
         after=(*_after(arguments.after, "ok"), *_after(arguments.after_any, "any")), folder=arguments.folder or "",
         **_policy(arguments),
     )  # fmt: skip
@@ -118,19 +110,6 @@ def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
     )  # fmt: skip
     image = settings.image if given["image"] is None and given["runtime"] != "process" else None
     return answers.to_spec(asked.over(answers.Answers(image=image or None)), ())
-
-
-def _resources(arguments: argparse.Namespace) -> Resources:
-    said: Json = {
-        "gpus": arguments.gpus, "cpus": arguments.cpus,
-        "hosts": tuple(arguments.on) if arguments.on else None,
-        "labels": tuple(arguments.label) if arguments.label else None,
-        "gpu_memory": parse_memory(arguments.gpu_memory) if arguments.gpu_memory else None,
-        "gpu_share": parse_memory(arguments.gpu_share) if arguments.gpu_share else None,
-        "memory": parse_memory(arguments.memory) if arguments.memory else None,
-        "time_limit": parse_duration(arguments.time_limit) if arguments.time_limit else None,
-    }  # fmt: skip
-    return Resources(**{name: value for name, value in said.items() if value is not None})
 
 
 def _policy(arguments: argparse.Namespace) -> Json:

@@ -38,7 +38,9 @@ def queue(parser: argparse.ArgumentParser) -> None:
 
 def place(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("shared options")
-    group.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
+    group.add_argument(
+        "--host", default="", help="the host to ask (default: the first configured or known one that is there)"
+    )
     group.add_argument("--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)")
     group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
     return group

@@ -112,6 +112,12 @@ def test_a_text_is_a_script(asked: Asked) -> None:
     ]  # fmt: skip
 
 
+def test_a_dry_run_shows_the_words_that_would_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "job.yaml").write_text('command: "echo \\e[31m; ls -l"\n')
+    assert cli.main(["submit", "-f", "job.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("would submit: sh -c 'echo \N{REPLACEMENT CHARACTER}[31m; ls -l'\n")
+
+
 @pytest.mark.parametrize(
     ("content", "words", "path", "value"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,7 +177,7 @@ def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
     if as_json:
         output.facts({"spec": wire, "array": count, "code": folder})
         return 0
-    print(f"would submit: {' '.join(spec.command)}")
+    print(f"would submit: {text.safe(shlex.join(spec.command))}")
     for key, value in {**wire.pop("work"), **wire, "array": count, "code": folder}.items():
         if value and key not in ("command", "authorized_keys", "work"):
             print(f"  {key}: {text.safe(str(value))}")

@@ -41,6 +41,10 @@ class Unreachable(MlboxError):
     exit_code = 4
 
 
+class NotConnected(Unreachable):
+    """Not even a connection came about: nothing of what was asked can have been done."""
+
+
 class HostUnready(MlboxError):
     """Connected, but the host lacks something mlbox needs (Python, an engine, a right)."""
 

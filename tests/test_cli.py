@@ -199,6 +199,11 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["session", "local", "--dry-run", "-f", "none.yaml"], "none.yaml can't be read"),
         (["session", "local", "--dry-run", "--start-timeout", "1"], "5 to 3600"),
         (["session", "local", "--dry-run", "--runtime", "docker"], "needs an image"),
+        (["session", "local", "--dry-run", "--cpus", "4"], "--cpus: only a session that waits in a queue asks"),
+        (["session", "local", "--on", "gpu1", "--priority", "0", "--label", "a"], "--priority, --on, --label: "),
+        (["session", "local", "--queue", "night", "--cpus", "4"], "either a queue or a host: night or local"),
+        (["session", "--queue", "night", "--dry-run", "--gpu-memory", "big"], "is no amount of memory"),
+        (["session", "--queue", "night", "--dry-run", "--gpus", "2", "--gpu-share", "8G"], "a share is of one GPU"),
         (["session", "--dry-run", "--", "-oProxyCommand=x"], "can't be a host's name"),
         (["status", "--", "-oProxyCommand=x"], "can't be a host's name"),
         (["session", "local", "--dry-run", "--image", "x", "--engine-args", "'"], "--engine-args"),
@@ -263,6 +268,26 @@ def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
         "max_losses",
     )
     assert [spec[key] for key in kept] == ["night", -3, 4, 2, 60, ["oom", "lost"], 30, 1024, "hold", 7]
+
+
+def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m --priority -3"
+    for run in (
+        ["submit", "--no-code", "--json", *words.split(), "--", "true"],
+        ["session", "--queue", "default", *words.split()],
+    ):
+        assert cli.main([run[0], "--dry-run", "--gpus", "A100:2", *run[1:]]) == 0
+        spec = json.loads(capsys.readouterr().out)["spec"]
+        assert (spec["queue"], spec["priority"], spec["resources"]) == ("default", -3, {
+            "gpus": "A100:2", "gpu_memory": 40960, "gpu_share": 0, "cpus": 4, "memory": 1 << 20,
+            "hosts": ["gpu1", "gpu2"], "labels": ["nvlink"], "time_limit": 5400,
+        })  # fmt: skip
+    (home / "session.yaml").write_text("queue: night\npriority: -3\ncpus: 4\non: gpu1\nlabel: [a, b]\ngpu_share: 8G\n")
+    assert cli.main(["session", "-f", "session.yaml", "--dry-run", "--cpus", "2"]) == 0
+    spec = json.loads(capsys.readouterr().out)["spec"]
+    asked = spec["resources"]
+    assert (spec["queue"], spec["priority"], asked["cpus"], asked["gpu_share"]) == ("night", -3, 2, 8192)
+    assert (asked["hosts"], asked["labels"]) == (["gpu1"], ["a", "b"])
 
 
 def test_a_dry_run_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

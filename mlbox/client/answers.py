@@ -50,6 +50,15 @@ class Answers:
     tunnel: str | None = None
     start_timeout: int | None = None
     port: tuple[str, ...] | None = None
+    queue: str | None = None  # to wait in; what follows is for who waits
+    priority: int | None = None
+    gpu_memory: str | None = None
+    gpu_share: str | None = None
+    cpus: int | None = None
+    memory: str | None = None
+    time_limit: str | None = None
+    on: tuple[str, ...] | None = None
+    label: tuple[str, ...] | None = None
 
     def beyond(self, said: Answers) -> list[str]:
         """The settings that these answers add to what was said, as flags."""
@@ -71,8 +80,6 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 _FILES = ("requirements", "init_script")
-_LISTS = ("packages", "vscode_extensions", "env", "mount", "engine_args", "port")
-_FLAGS = ("jupyter", "vscode")
 _FORGOTTEN = ("host", "name", "env")  # not next time's defaults: another session, and perhaps secrets
 
 
@@ -94,70 +101,16 @@ def split_words(value: str, what: str) -> list[str]:
 
 def from_yaml(path: Path) -> Answers:
     """A session.yaml; raises Usage with line and column. Paths in it are relative to its folder."""
-    import yaml
+    from mlbox.client import yaml_file
 
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
-        raise errors.Usage(f"{path}: {_yaml_problem(error)}", "conf/session.yaml shows every setting") from None
-    if document is None:
-        return Answers()
-    if not isinstance(document, dict):
-        raise errors.Usage(f"{path} must be `name: value` lines", "conf/session.yaml shows every setting")
-    return Answers(**_checked(document, path))
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)
-
-
-def _checked(document: Json, path: Path) -> Json:
-    known = {f.name for f in fields(Answers)}
-    checked: Json = {}
-    for key, value in document.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            close = text.nearest(name, known)
-            raise errors.Usage(
-                f"{path}: there is no setting {text.safe(str(key))!r}", f"did you mean {close}?" if close else ""
-            )
-        checked[name] = _value(name, value, path)
-    return checked
-
-
-def _value(name: str, value: Any, path: Path) -> Any:
-    if value is None:
-        return None
-    if name in _FLAGS:
-        if not isinstance(value, bool):
-            raise errors.Usage(f"{path}: {name} is true or false")
-        return value
-    if name == "start_timeout":
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise errors.Usage(f"{path}: {name} is a number of seconds")
-        return value
-    if name == "env" and isinstance(value, dict):
-        value = [f"{key}={item}" for key, item in value.items()]
-    if name in _LISTS:
-        items = [value] if name == "port" and isinstance(value, int) else value
-        if isinstance(value, str):
-            items = split_words(value, f"{path}: {name}")
-            if name in ("packages", "vscode_extensions"):
-                items = [item for word in items for item in split_list(word)]
-        if not isinstance(items, list) or not all(isinstance(i, (str, int, float)) for i in items):
-            raise errors.Usage(f"{path}: {name} is a list")
-        return tuple(_relative(str(i), path) if str(i).endswith(".vsix") else str(i) for i in items)
-    if isinstance(value, (dict, list, bool)):
-        raise errors.Usage(f"{path}: {name} is one value")
-    return _relative(str(value), path) if name in _FILES else str(value)
-
-
-def _relative(name: str, path: Path) -> str:
-    return str(path.parent / os.path.expanduser(name))
+    kinds = {
+        **dict.fromkeys((f.name for f in fields(Answers)), yaml_file.one), **dict.fromkeys(_FILES, yaml_file.file),
+        **dict.fromkeys(("jupyter", "vscode"), yaml_file.flag),
+        **dict.fromkeys(("mount", "engine_args", "port", "on", "label"), yaml_file.words),
+        **dict.fromkeys(("cpus", "priority"), yaml_file.number), "packages": yaml_file.items,
+        "vscode_extensions": yaml_file.extensions, "env": yaml_file.variables, "start_timeout": yaml_file.seconds,
+    }  # fmt: skip
+    return Answers(**yaml_file.read(path, kinds, "conf/session.yaml"))
 
 
 def remembered(found: Json) -> Answers:

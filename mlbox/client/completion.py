@@ -17,7 +17,7 @@ FILES = ("", "files")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+")  # no shell reads more into these
 _REPEATED = ("*", "+", argparse.REMAINDER)
 # By the metavar of an option or argument.
-_FILES = ("F", "FOLDER", "session.yaml", "COMMAND", "…")
+_FILES = ("F", "FOLDER", "session.yaml", "job.yaml", "COMMAND", "…")
 
 
 def candidates(

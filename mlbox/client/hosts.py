@@ -1,4 +1,4 @@
-"""The hosts that this laptop knows, and a question to all of them at once."""
+"""The hosts that this laptop knows, and a question to all of them at once, or to any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import output, state, transports
-from mlbox.client.remote import connect
+from mlbox.client.remote import Host, OnProgress, connect
 
 Json = dict[str, Any]
 
@@ -42,3 +42,29 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
             left.remove(asked[answered])
             progress.say(f"waiting for {', '.join(left)}")
         return {name: future.result() for future, name in asked.items()}
+
+
+class AnyHost(Host):
+    """The first of these that a connection comes about to. Once it has answered, it is that one."""
+
+    def __init__(self, names: Sequence[str], settings: state.Config) -> None:
+        self._settings = settings
+        self._become(names)
+
+    def _become(self, names: Sequence[str]) -> None:
+        vars(self).update(vars(connect(names[0], self._settings)))
+        self._others = names[1:]
+
+    def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
+        while True:
+            try:
+                reply = super().call(verb, args, on_progress)
+            except errors.NotConnected as error:
+                if not self._others:
+                    raise
+                with output.still():
+                    output.warn(f"{told(self.name, error)}; {self._others[0]} is asked instead")
+                self._become(self._others)
+            else:
+                self._others = ()
+                return reply

@@ -1,6 +1,7 @@
 """The lab as a laptop sees it: whom to ask, and whom to tell that something changed.
 
-Any host of a lab can answer for all of it, since the state is in ROOT; the first that is configured is asked.
+Any host of a lab can answer for all of it, since the state is in ROOT; the first that is configured is asked, and where
+it is away the next.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import output, state
+from mlbox.client import hosts, output, state
 from mlbox.client.hosts import ask_all, known_hosts
 from mlbox.client.remote import Host, connect
 from mlbox.core import text
@@ -27,16 +28,16 @@ def entry(arguments: argparse.Namespace, settings: state.Config) -> Host:
     known = known_hosts(settings)
     if len(known) > 1 and not settings.hosts:
         raise errors.Usage("which host?", f"--host HOST (known: {', '.join(known)}), or hosts = […] in config.toml")
-    return connect(known[0], settings)
+    return hosts.AnyHost(known, settings)
 
 
-def nudge(hosts: Iterable[str], settings: state.Config, job: str = "") -> dict[str, Json]:
+def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[str, Json]:
     """Have these hosts look at the queue now, all at once. One that can't be reached catches up by its cron.
 
     One that knows nothing of a `job` that was just submitted is asked again: on some shared filesystems a host sees
     another's new files only a second later."""
     replies: dict[str, Json] = {}
-    left = list(dict.fromkeys(hosts))
+    left = list(dict.fromkeys(names))
     for pause in (*_AGAIN, 0.0):
         found = ask_all(left, "tick", {}, settings) if left else {}
         replies.update({name: reply for name, reply in found.items() if not isinstance(reply, errors.MlboxError)})

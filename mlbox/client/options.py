@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlbox.client import state
+    from mlbox.core.resources import Resources
 
 
 def common(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,9 @@ def queue(parser: argparse.ArgumentParser) -> None:
 
 def place(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("shared options")
-    group.add_argument("--host", default="", help="the host to ask (default: the first that is configured or known)")
+    group.add_argument(
+        "--host", default="", help="the host to ask (default: the first configured or known one that is there)"
+    )
     group.add_argument("--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)")
     group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
     return group
@@ -77,6 +80,39 @@ def work(group: Any, what: str) -> None:
     group.add_argument(
         "--user", choices=("uid", "root"), help="the user inside: yours (default), or the container's root"
     )
+
+
+def needs(group: Any) -> None:
+    """What whoever waits in line asks of a host, beside GPUs; `resources` reads it."""
+    group.add_argument("--gpu-memory", metavar="24G", help="memory that each GPU has at least")
+    group.add_argument("--gpu-share", metavar="8G", help="memory of one GPU, shared with others that ask for a share")
+    group.add_argument("--cpus", type=int, metavar="N", help="CPUs (default: 1)")
+    group.add_argument("--memory", metavar="16G", help="memory of the host's")
+    group.add_argument("--on", action="append", metavar="HOST", help="only on this host; repeat for any of several")
+    group.add_argument("--label", action="append", metavar="L", help="only on hosts with this label; repeat")
+    group.add_argument("--time-limit", metavar="4h", help="after which it is ended (default: the queue's)")
+
+
+def priority(group: Any) -> None:
+    group.add_argument(
+        "--priority", type=int, metavar="N", help="of your own, higher goes first; below 0, others pass (default: 0)"
+    )
+
+
+def resources(said: Any) -> Resources:
+    """What arguments, or a session's answers, ask of a host. Raises Usage."""
+    from mlbox.core.resources import Resources, parse_duration, parse_memory
+
+    found = {
+        "gpus": said.gpus, "cpus": said.cpus,
+        "hosts": tuple(said.on) if said.on else None,
+        "labels": tuple(said.label) if said.label else None,
+        "gpu_memory": parse_memory(said.gpu_memory) if said.gpu_memory else None,
+        "gpu_share": parse_memory(said.gpu_share) if said.gpu_share else None,
+        "memory": parse_memory(said.memory) if said.memory else None,
+        "time_limit": parse_duration(said.time_limit) if said.time_limit else None,
+    }  # fmt: skip
+    return Resources(**{name: value for name, value in found.items() if value is not None})
 
 
 def config(arguments: argparse.Namespace) -> state.Config:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,9 @@ def yaml(tmp_path: Path, content: str | bytes) -> Path:
         ("engine_args: --shm-size 8g --init\n", Answers(engine_args=("--shm-size", "8g", "--init"))),
         ("port: 6006\n", Answers(port=("6006",))),
         ("port: [6006, '8000:80']\n", Answers(port=("6006", "8000:80"))),
+        ("vscode_version: 4.10\njupyter_version: 4.0\n", Answers(vscode_version="4.10", jupyter_version="4.0")),
+        ("env:\n  A: yes\n  B: 010\n  HOME:\n", Answers(env=("A=yes", "B=010", "HOME"))),
+        ("name: no\nuser_folder: 2024-01-01\n", Answers(name="no", user_folder="2024-01-01")),
         ("image:\nname: kind-otter\n", Answers(name="kind-otter")),
         ("image: &i pytorch\nname: *i\n", Answers(image="pytorch", name="pytorch")),
     ],
@@ -77,11 +82,13 @@ def test_yaml(tmp_path: Path, content: str, said: Answers) -> None:
         ("start_timeout: true\n", "start_timeout is a number of seconds"),
         ("packages: {a: b}\n", "packages is a list"),
         ("packages: [[a]]\n", "packages is a list"),
-        ("packages: 3\n", "packages is a list"),
         ("image: [a]\n", "image is one value"),
-        ("image: true\n", "image is one value"),
+        ("env: {A: [b]}\n", "env is `NAME: value` lines"),
+        ("start_timeout: 1e3\n", "start_timeout is a number of seconds"),
         ("image: !!python/object/apply:os.system ['touch hacked']\n", "line 1, column 8"),
-        ("name: 2024-13-45\n", "session.yaml"),
+        ("name: !!timestamp 2024-13-45\n", "session.yaml"),
+        ("[" * 5000, "session.yaml: it is nested too deeply"),
+        ("name: x\n" * (1 << 17) + "#", "session.yaml is larger than 1 MiB"),
         ("engine_args: --label 'x\n", "engine_args"),
     ],
 )  # fmt: skip
@@ -90,6 +97,13 @@ def test_bad_yaml_is_a_usage_error_that_says_where(tmp_path: Path, content: str 
         from_yaml(yaml(tmp_path, content))
     assert "\x1b" not in caught.value.message
     assert not (tmp_path / "hacked").exists()
+
+
+def test_the_example_shows_every_setting(tmp_path: Path) -> None:
+    example = (Path(__file__).parents[2] / "conf/session.yaml").read_text()
+    everything = yaml(tmp_path, re.sub(r"(?m)^# (?=[a-z_]+:|  )", "", example))
+    said = from_yaml(everything)
+    assert [f.name for f in fields(said) if getattr(said, f.name) is None] == []
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

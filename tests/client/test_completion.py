@@ -57,6 +57,8 @@ FILES = ["\tfiles"]
     [
         (["que"], ["queue"]),
         (["session", ""], [*cli.SESSION_VERBS, "gpu1", "box", "local"]),
+        (["submit", "-f", ""], FILES),
+        (["run", "--file", "s"], FILES),
         (["session", "shu"], ["shutdown"]),
         (["session", "gpu1", "--runt"], ["--runtime"]),
         (["session", "gpu1", "--runtime", ""], ["auto", "docker", "podman", "process"]),

@@ -176,6 +176,12 @@ def test_its_inventory_is_shown_with_its_age_and_todays_holders(box: Box) -> Non
     assert box.call(status)["out_of_reach"][0]["gpus"] == []
 
 
+def test_the_others_that_a_laptop_may_ask_are_told(box: Box) -> None:
+    assert box.call(status)["lab"] == {}
+    box.lab("hosts: {ws: {tunnel: reverse, via: gate}, gpu9: {ssh: gpu9.lab}, gpu8: {}}\n")
+    assert box.call(status)["lab"] == {"gpu9": "gpu9.lab", "gpu8": "gpu8"}
+
+
 def test_nobody_is_sent_to_nudge_it(box: Box) -> None:
     box.lab("hosts: {ws: {tunnel: reverse, via: gate}, gpu9: {ssh: gpu9.lab}}\n")
     job = far_session(box)

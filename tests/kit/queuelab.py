@@ -33,9 +33,7 @@ class Lab:
     def __init__(self, laptop: Laptop, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB, user: str = "ada") -> None:
         self.laptop, self.root, self.hosts, self.user = laptop, root, hosts, user
         self.others: list[Lab] = []
-        config = laptop.home / ".config/mlbox/config.toml"
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(f"hosts = {json.dumps(hosts)}\nroot = {json.dumps(root)}\n")
+        self.asks(*hosts)
         self.code = laptop.home / "project"
         self.code.mkdir(exist_ok=True)
         (self.code / "train.py").write_text(_TRAIN)
@@ -51,6 +49,12 @@ class Lab:
             laptop.env["MLBOX_SSH_CONFIG"] = str(config)
         self.others.append(Lab(laptop, self.root, self.hosts, user))
         return self.others[-1]
+
+    def asks(self, *hosts: str) -> None:
+        """Its laptop's config.toml, from now on."""
+        config = self.laptop.home / ".config/mlbox/config.toml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(f"hosts = {json.dumps(hosts)}\nroot = {json.dumps(self.root)}\n")
 
     def ssh(self, host: str, command: str) -> str:
         return ssh(f"{host}-{self.user}", command)

@@ -31,6 +31,33 @@ def test_two_minutes_lab(lab: Lab) -> None:
     assert "2 of 2 GPUs free" in lab.run("status").out
 
 
+def test_a_job_from_a_file(lab: Lab) -> None:
+    (lab.code / "job.yaml").write_text(
+        f"command: python3 train.py && echo $WHO\nimage: {PYTHON_IMAGE}\ngpus: 1\non: gpu2\n"
+        "code: .\nenv: {WHO: 007}\n"
+    )
+    done = lab.run("run", "-f", str(lab.code / "job.yaml"), "--time-limit", "5m")
+    assert re.search(rf"GPU {HOSTS['gpu2'].gpu_uuid(0)}\n", done.out)
+    assert done.out.endswith("007\n") and "finished" in done.err
+    lab.run("run", "-f", str(lab.code / "job.yaml"), "--gpus", "0", "--", "sh", "-c", "exit 3", code=3)
+
+
+def test_where_the_first_host_is_away_the_next_is_asked(lab: Lab) -> None:
+    lab.asks("unreachable", *lab.hosts)
+    done = lab.run("submit", "--gpus", "0", "--no-code", "--", "true")
+    assert "unreachable: it can't be reached" in done.err and done.err.count("gpu1 is asked instead") == 1
+    lab.asks(*lab.hosts)
+    lab.until(done.out.split()[1], "finished")
+
+
+def test_status_asks_the_hosts_that_only_lab_yaml_knows(lab: Lab) -> None:
+    lab.rules("hosts: {gpu1: {}, gpu2: {}}")
+    lab.asks("gpu1")
+    told = json.loads(lab.run("status", "--json").out)
+    assert [host["host"] for host in told] == ["gpu1", "gpu2"]
+    assert [host["gpus"][0]["uuid"] for host in told] == [HOSTS[name].gpu_uuid(0) for name in ("gpu1", "gpu2")]
+
+
 def test_editing_after_submit_changes_nothing(lab: Lab) -> None:
     lab.run("queue", "pause", "default")
     job = lab.one("--gpus", "0", "--", "python3", "-c", "print(open('said').read())")

@@ -74,6 +74,18 @@ def test_it_is_taken_out_of_the_line(lab: Lab) -> None:
     assert lab.state(session) == "cancelled" and lab.laptop.sessions("gpu1", "gpu2") == []
 
 
+def test_it_asks_of_a_host_what_a_job_asks(lab: Lab) -> None:
+    """And has its part of a GPU beside a job with another."""
+    share = ("--on", "gpu2", "--gpu-share", "4G", "--cpus", "0")
+    job = lab.one(*share, "--", "sleep", "1000")
+    words = (*share, "--priority", "-1", "--image", SESSION_IMAGE, "--no-vscode", "--name", "half", "--detach")
+    lab.run("session", "--queue", "default", *words, timeout=300)
+    [session] = lab.laptop.sessions("gpu2")
+    assert session["gpus"] == lab.until(job, "started")["gpus"]
+    assert lab.laptop.sessions("gpu1") == []
+    lab.run("session", "shutdown", "half")
+
+
 def test_a_colleague_joins_it_by_its_owner_s_word(lab: Lab) -> None:
     bob = lab.another_laptop("bob")
     bob.laptop.env["XDG_RUNTIME_DIR"] = str(short := Path(tempfile.mkdtemp(prefix="mb")))  # or it joins ada's tunnels

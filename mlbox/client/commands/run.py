@@ -19,6 +19,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    submit.complete(arguments)
     if arguments.array:
         raise errors.Usage("run follows one job", "mlbox submit --array, then mlbox logs -f ID")
     if arguments.dry_run:

@@ -9,14 +9,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlbox import errors
 from mlbox.client import options
 
 if TYPE_CHECKING:
     from mlbox.client.answers import Answers
 
+_IN_LINE, _LISTS_IN_LINE = ("priority", "gpu_memory", "gpu_share", "cpus", "memory", "time_limit"), ("on", "label")
 _AS_SAID = (
     *("host", "name", "gpus", "image", "runtime", "user", "user_folder", "requirements", "init_script", "jupyter"),
-    *("vscode", "jupyter_version", "vscode_version", "sources", "tunnel", "start_timeout"),
+    *("vscode", "jupyter_version", "vscode_version", "sources", "tunnel", "start_timeout", "queue", *_IN_LINE),
 )
 
 
@@ -26,7 +28,7 @@ other commands: mlbox session list, info, attach, share, unshare, shutdown (each
 examples:
   mlbox session gpu1 --gpus 2 --image pytorch/pytorch
   mlbox session gpu1 --gpus A100:1 --packages pandas,einops --port 6006
-  mlbox session --queue default --gpus 1 --image pytorch/pytorch
+  mlbox session --queue default --gpu-memory 40G --image pytorch/pytorch
   mlbox session local"""
 
 
@@ -38,6 +40,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )
     made.add_argument("host", nargs="?", metavar="HOST")
     _what(made.add_argument_group("the session"))
+    _line(made.add_argument_group("in a queue"))
     _how(made.add_argument_group("the command"))
     options.common(made)
     return made
@@ -80,11 +83,16 @@ def _what(group: Any) -> None:
     )
 
 
-def _how(group: Any) -> None:
-    group.add_argument("-f", "--file", metavar="session.yaml", help="settings from a file; flags win")
+def _line(group: Any) -> None:
     group.add_argument(
         "--queue", metavar="Q", help="wait in the lab's queue for the first host that fits, instead of HOST"
     )
+    options.needs(group)
+    options.priority(group)
+
+
+def _how(group: Any) -> None:
+    group.add_argument("-f", "--file", metavar="session.yaml", help="settings from a file; flags win")
     group.add_argument("--new", action="store_true", help="start another even if one runs (as a new --name does)")
     group.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
     group.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
@@ -103,8 +111,16 @@ def main(arguments: argparse.Namespace) -> int:
         dry_run=arguments.dry_run, fresh=arguments.fresh,
     )  # fmt: skip
     config = options.config(arguments)
-    if arguments.queue:
-        return session_queue.run(said, arguments.queue, config, how)
+    if said.queue:
+        return session_queue.run(said, said.queue, config, how)
+    unmeant = [
+        f"--{name.replace('_', '-')}" for name in (*_IN_LINE, *_LISTS_IN_LINE) if getattr(said, name) is not None
+    ]
+    if unmeant:
+        raise errors.Usage(
+            f"{', '.join(unmeant)}: only a session that waits in a queue asks for that",
+            "add --queue Q; limits of a container go into --engine-args",
+        )
     return session_start.run(said, config, how)
 
 
@@ -116,7 +132,7 @@ def _said(arguments: argparse.Namespace) -> Answers:
     for name in ("packages", "vscode_extensions"):
         given = getattr(arguments, name)
         said[name] = tuple(item for word in given for item in answers.split_list(word)) if given is not None else None
-    for name in ("env", "mount", "port"):
+    for name in ("env", "mount", "port", *_LISTS_IN_LINE):
         given = getattr(arguments, name)
         said[name] = tuple(given) if given is not None else None
     given = arguments.engine_args

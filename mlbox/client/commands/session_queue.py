@@ -9,11 +9,11 @@ from mlbox.client import lab, output, state
 from mlbox.client.answers import Answers, ports_of, to_spec
 from mlbox.client.commands import attach
 from mlbox.client.commands.session_start import Options
-from mlbox.client.hosts import known_hosts
-from mlbox.client.remote import Host, connect, of_session
+from mlbox.client.hosts import AnyHost, known_hosts
+from mlbox.client.options import resources
+from mlbox.client.remote import Host, of_session
 from mlbox.core import text
 from mlbox.core.job import JobSpec
-from mlbox.core.resources import Resources
 
 Json = dict[str, Any]
 
@@ -22,9 +22,9 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     if said.host:
         raise errors.Usage(f"either a queue or a host: {queue} or {said.host}", "leave one of them out")
     ports = ports_of(said)  # what is wrong is said before a turn is waited for
-    entry = connect(known_hosts(config)[0], config)
+    entry = AnyHost(known_hosts(config), config)
     work = to_spec(said.over(Answers(image=config.image or None)), entry.transport.public_keys())
-    spec = JobSpec(work=work, resources=Resources(gpus=work.gpus), queue=queue)
+    spec = JobSpec(work=work, resources=resources(said), queue=queue, priority=said.priority or 0)
     if options.dry_run:
         output.facts({"spec": spec.without_secrets().to_wire()}, dry=True)
         return 0

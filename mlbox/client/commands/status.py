@@ -1,4 +1,5 @@
-"""mlbox status: every host's GPUs, who holds and uses them, and the sessions there. All hosts at once."""
+"""mlbox status: every host's GPUs, who holds and uses them, and the sessions there. All hosts at once; those that
+only lab.yaml names are asked once a host has told of them."""
 
 from __future__ import annotations
 
@@ -30,6 +31,8 @@ def main(arguments: argparse.Namespace) -> int:
 def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = list(dict.fromkeys(hosts)) or known_hosts(config)
     found = ask_all(names, "status", {}, config)
+    if not hosts and (others := _unasked(found)):
+        found.update(ask_all(others, "status", {}, config))
     failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
     unheard = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     if as_json:
@@ -50,6 +53,14 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         _print_queues(answers)
         lab.trouble(*answers)
     return failed[0].exit_code if len(failed) == len(found) else 0
+
+
+def _unasked(replies: dict[str, Json | errors.MlboxError]) -> list[str]:
+    """Hosts of the lab that this laptop was not told of: what ssh calls them, as the others know it."""
+    answers = [reply for reply in replies.values() if not isinstance(reply, errors.MlboxError)]
+    asked = {*replies, *(reply["host"] for reply in answers)}
+    told = {name: ssh for reply in answers for name, ssh in reply.get("lab", {}).items()}
+    return list(dict.fromkeys(ssh for name, ssh in told.items() if not {name, ssh} & asked))
 
 
 def _out_of_reach(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:

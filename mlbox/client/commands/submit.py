@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlbox.client import answers, lab, options, output, state
 from mlbox.client.remote import Host
 from mlbox.core import text
 from mlbox.core.job import REASONS, JobSpec
-from mlbox.core.resources import Resources, parse_duration, parse_memory
+from mlbox.core.resources import parse_duration, parse_memory
 from mlbox.core.schedule import After
 
 Json = dict[str, Any]
@@ -21,7 +22,8 @@ _EXAMPLES = """\
 examples:
   mlbox submit --gpus 1 --image pytorch/pytorch -- python train.py --lr 3e-4
   mlbox submit --array 20%4 --time-limit 4h -- sh -c 'python train.py --seed $MLBOX_ARRAY_INDEX'
-  mlbox submit --after 01K… --gpus A100:2 --gpu-memory 40G -- torchrun train.py"""
+  mlbox submit --after 01K… --gpus A100:2 --gpu-memory 40G -- torchrun train.py
+  mlbox submit -f job.yaml --queue night"""
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -31,6 +33,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="Put a job in line: it runs once, on the first host that fits, in the code as it is now.",
     )
     what = made.add_argument_group("the job")
+    what.add_argument("-f", "--file", metavar="job.yaml", help="all of these, and COMMAND, from a file; flags win")
     options.work(what, "job")
     what.add_argument(
         "--code", metavar="FOLDER", help="the folder to send (default: this one); --no-code sends nothing"
@@ -39,18 +42,10 @@ def parser(make: Any) -> argparse.ArgumentParser:
     what.add_argument("--folder", metavar="DIR", help="run in this folder of the host's, as it is, and send no code")
     need = made.add_argument_group("what it needs")
     need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
-    need.add_argument("--gpu-memory", metavar="24G", help="memory that each GPU has at least")
-    need.add_argument("--gpu-share", metavar="8G", help="memory of one GPU, shared with others that ask for a share")
-    need.add_argument("--cpus", type=int, metavar="N", help="CPUs (default: 1)")
-    need.add_argument("--memory", metavar="16G", help="memory of the host's")
-    need.add_argument("--on", action="append", metavar="HOST", help="only on this host; repeat for any of several")
-    need.add_argument("--label", action="append", metavar="L", help="only on hosts with this label; repeat")
-    need.add_argument("--time-limit", metavar="4h", help="after which it is ended (default: the queue's)")
+    options.needs(need)
     policy = made.add_argument_group("when and how")
     policy.add_argument("--queue", metavar="Q", help="default: default")
-    policy.add_argument(
-        "--priority", type=int, metavar="N", help="of your own, higher goes first; below 0, others pass (default: 0)"
-    )
+    options.priority(policy)
     policy.add_argument("--after", action="append", metavar="ID", help="wait until that job has succeeded; repeat")
     policy.add_argument("--after-any", action="append", metavar="ID", help="wait until that job has ended; repeat")
     policy.add_argument("--array", metavar="N[%M]", help="N jobs that differ in $MLBOX_ARRAY_INDEX; M at once")
@@ -68,6 +63,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    complete(arguments)
     settings = options.config(arguments)
     prepared = prepare(arguments, settings)
     if arguments.dry_run:
@@ -81,14 +77,22 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def complete(arguments: argparse.Namespace) -> None:
+    """What the flags leave open comes from job.yaml, where there is one. Raises Usage."""
+    if arguments.file:
+        from mlbox.client import job_file
+
+        job_file.fill(arguments, parser(argparse.ArgumentParser))
+
+
 def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
     """The job asked for, how many of it, and the folder whose code goes along (empty: none). Raises Usage."""
     command = tuple(arguments.command)
     if not command or not command[0].strip():
-        raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND")
+        raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND, or `command:` in job.yaml")
     count, limit = _array(arguments.array)
     spec = JobSpec(
-        command=command, work=_work(arguments, settings), resources=_resources(arguments), array_limit=limit,
+        command=command, work=_work(arguments, settings), resources=options.resources(arguments), array_limit=limit,
         after=(*_after(arguments.after, "ok"), *_after(arguments.after_any, "any")), folder=arguments.folder or "",
         **_policy(arguments),
     )  # fmt: skip
@@ -107,19 +111,6 @@ def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
     )  # fmt: skip
     image = settings.image if given["image"] is None and given["runtime"] != "process" else None
     return answers.to_spec(asked.over(answers.Answers(image=image or None)), ())
-
-
-def _resources(arguments: argparse.Namespace) -> Resources:
-    said: Json = {
-        "gpus": arguments.gpus, "cpus": arguments.cpus,
-        "hosts": tuple(arguments.on) if arguments.on else None,
-        "labels": tuple(arguments.label) if arguments.label else None,
-        "gpu_memory": parse_memory(arguments.gpu_memory) if arguments.gpu_memory else None,
-        "gpu_share": parse_memory(arguments.gpu_share) if arguments.gpu_share else None,
-        "memory": parse_memory(arguments.memory) if arguments.memory else None,
-        "time_limit": parse_duration(arguments.time_limit) if arguments.time_limit else None,
-    }  # fmt: skip
-    return Resources(**{name: value for name, value in said.items() if value is not None})
 
 
 def _policy(arguments: argparse.Namespace) -> Json:
@@ -186,7 +177,7 @@ def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
     if as_json:
         output.facts({"spec": wire, "array": count, "code": folder}, dry=True)
         return 0
-    print(f"would submit: {' '.join(spec.command)}")
+    print(f"would submit: {text.safe(shlex.join(spec.command))}")
     for key, value in {**wire.pop("work"), **wire, "array": count, "code": folder}.items():
         if value and key not in ("command", "authorized_keys", "work"):
             print(f"  {key}: {text.safe(str(value))}")

@@ -163,12 +163,15 @@ def explain(host: str, stderr: str) -> errors.MlboxError:
         return errors.Unreachable(
             message, f"run `ssh {host}` once and compare the fingerprint with what its administrator says"
         )
+    kind = errors.NotConnected if any(sign in stderr for sign in _NEVER_MET) else errors.Unreachable
     for sign, what, hint in _SIGNS:
         if sign in stderr:
-            return errors.Unreachable(f"{host}: {what} ({last})", hint.format(host=host))
-    return errors.Unreachable(f"{host}: {last}", f"does `ssh {host} true` work?")
+            return kind(f"{host}: {what} ({last})", hint.format(host=host))
+    return kind(f"{host}: {last}", f"does `ssh {host} true` work?")
 
 
+# What ends a connection that was up may say "timed out" and "No route to host" too.
+_NEVER_MET = ("connect to host", "Could not resolve hostname", "during banner exchange", "kex_exchange_identification")
 _SIGNS = (
     ("Could not resolve hostname", "there is no such host", "check the name; `ssh {host}` must work first"),
     (

@@ -78,6 +78,7 @@ def _queue(found: store.Store, rules: Lab) -> Json:
     paused, drained = view.marks(found.root / "paused"), view.marks(found.root / "drained")
     return {
         "jobs": [_job(run) for run in running if run.host == found.host],
+        "lab": {name: ssh for name in rules.hosts if (ssh := rules.ssh_name(name))},
         "queues": [{"name": name, "waiting": sum(ready.count(found, user, name) for user in users),
                     "running": sum(run.queue == name for run in running), "paused": paused.get(name, "")}
                    for name in rules.queues],

@@ -170,8 +170,8 @@ def told(host: str) -> Iterator[None]:
     except paramiko.AuthenticationException as error:
         raise explain(host, f"Permission denied ({error})") from None
     except (socket.timeout, TimeoutError):
-        raise explain(host, "the connection timed out") from None
+        raise explain(host, f"connect to host {host}: timed out") from None
     except OSError as error:
-        raise explain(host, error.strerror or str(error)) from None
+        raise explain(host, f"connect to host {host}: {error.strerror or error}") from None
     except (paramiko.SSHException, EOFError) as error:
         raise explain(host, str(error) or "the server ended the connection") from None

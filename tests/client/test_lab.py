@@ -1,0 +1,96 @@
+"""Whom a laptop asks: the first host of the lab that it gets a connection to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlbox import errors
+from mlbox.client import lab, remote, state, transports
+from mlbox.client.transports.openssh import explain
+
+CONFIG = state.Config(hosts=("gpu1", "gpu2", "gpu3"), root="/lab")
+DOWN = errors.NotConnected("gpu1: no answer (timed out)", "is it switched on?")
+
+
+@pytest.fixture(autouse=True)
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What each host answers; `asked` collects who was asked for what."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    answers: dict[str, Any] = {"gpu1": {}, "gpu2": {}, "gpu3": {}, "asked": []}
+
+    def call(self: remote.Host, verb: str, args: dict[str, Any], on_progress: object) -> Any:
+        answers["asked"].append((self.name, verb, args["root"]))
+        if isinstance(answers[self.name], errors.MlboxError):
+            raise answers[self.name]
+        return answers[self.name]
+
+    monkeypatch.setattr(remote.Host, "_call", call)
+    monkeypatch.setattr(transports, "make", lambda name, _: SimpleNamespace(host=name))
+    return answers
+
+
+def entry(host: str = "") -> remote.Host:
+    return lab.entry(argparse.Namespace(host=host), CONFIG)
+
+
+def test_the_first_that_is_configured(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    entry().call("jobs", {})
+    assert asked["asked"] == [("gpu1", "jobs", "/lab")]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_next_where_it_is_away_and_from_then_on_that_one(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked.update(gpu1=DOWN, gpu2=errors.NotConnected("no route"))
+    host = entry()
+    host.call("submit", {})
+    host.call("logs", {})
+    assert host.name == "gpu3"
+    assert asked["asked"] == [(name, "submit", "/lab") for name in CONFIG.hosts] + [("gpu3", "logs", "/lab")]
+    assert capsys.readouterr().err.splitlines() == [
+        "! gpu1: no answer (timed out); gpu2 is asked instead", "! gpu2: no route; gpu3 is asked instead",
+    ]  # fmt: skip
+    asked["gpu3"] = DOWN
+    with pytest.raises(errors.NotConnected):  # it knows this job as the host that took it
+        host.call("logs", {})
+
+
+@pytest.mark.parametrize("error", [errors.Unreachable("the connection ended"), errors.Refused("no"), DOWN])
+def test_what_may_have_been_done_is_not_asked_of_another(asked: dict[str, Any], error: errors.MlboxError) -> None:
+    """And one that is named is meant."""
+    asked["gpu1"] = error
+    with pytest.raises(type(error)):
+        entry("gpu1" if error is DOWN else "").call("submit", {})
+    assert asked["asked"] == [("gpu1", "submit", "/lab")]
+
+
+def test_all_are_away(asked: dict[str, Any]) -> None:
+    asked.update(dict.fromkeys(CONFIG.hosts, DOWN))
+    with pytest.raises(errors.Unreachable) as caught:
+        entry().call("jobs", {})
+    assert (caught.value.exit_code, len(asked["asked"])) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("ssh: connect to host 10.0.0.1 port 22: Connection timed out", errors.NotConnected),
+        ("ssh: connect to host 10.0.0.1 port 22: No route to host", errors.NotConnected),
+        ("ssh: Could not resolve hostname gpu1: Name or service not known", errors.NotConnected),
+        ("Connection timed out during banner exchange", errors.NotConnected),
+        ("kex_exchange_identification: Connection closed by remote host", errors.NotConnected),
+        ("Read from remote host gpu1: Connection timed out", errors.Unreachable),
+        ("Read from remote host gpu1: No route to host\nclient_loop: send disconnect: Broken pipe", errors.Unreachable),
+        ("Timeout, server gpu1 not responding.", errors.Unreachable),
+        ("me@gpu1: Permission denied (publickey).", errors.Unreachable),
+        ("No ED25519 host key is known for gpu1\nHost key verification failed.", errors.Unreachable),
+    ],
+)
+def test_what_ssh_said_of_a_connection_that_never_was(said: str, kind: type[errors.MlboxError]) -> None:
+    assert type(explain("gpu1", said)) is kind

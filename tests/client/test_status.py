@@ -1,0 +1,68 @@
+"""Which hosts `mlbox status` asks, and how often."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mlbox import errors
+from mlbox.client import state
+from mlbox.client.commands import status
+
+CONFIG = state.Config(hosts=("one", "gpu2"), root="/lab")
+DOWN = errors.Unreachable("no answer")
+LAB = {"gpu1": "gpu1.lab", "gpu2": "gpu2.lab", "gpu3": "gpu3.lab", "gpu4": "gpu4"}
+
+
+def reply(host: str, lab: dict[str, str] | None = None) -> dict[str, Any]:
+    empty: dict[str, Any] = {
+        "gpus": [],
+        "driver": "none",
+        "load": [0.0],
+        "cpus": 1,
+        "sessions": [],
+        "jobs": [],
+        "queues": [],
+    }
+    return {**empty, "host": host, **({} if lab is None else {"lab": lab})}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What each replies; `rounds`: who was asked together."""
+    replies: dict[str, Any] = {"rounds": [], "gpu3.lab": reply("gpu3", LAB), "gpu4": DOWN}
+
+    def ask_all(names: list[str], *_: object) -> dict[str, Any]:
+        replies["rounds"].append(list(names))
+        return {name: replies[name] for name in names}
+
+    monkeypatch.setattr(status, "ask_all", ask_all)
+    return replies
+
+
+def told(capsys: pytest.CaptureFixture[str], *hosts: str) -> list[str]:
+    assert status.run(hosts, CONFIG, as_json=True) == 0
+    return [one["host"] for one in json.loads(capsys.readouterr().out)]
+
+
+def test_the_lab_s_own_list_is_asked_too(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    asked.update(one=reply("gpu1", LAB), gpu2=DOWN)
+    assert told(capsys) == ["one", "gpu2", "gpu3.lab", "gpu4"]
+    assert asked["rounds"] == [["one", "gpu2"], ["gpu3.lab", "gpu4"]]
+
+
+@pytest.mark.parametrize("lab", [None, {}, {"gpu1": "gpu1.lab", "gpu2": "gpu2.lab"}])
+def test_once_where_all_are_known(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str], lab: dict[str, str] | None
+) -> None:
+    asked.update(one=reply("gpu1", lab), gpu2=reply("gpu2", lab))
+    assert told(capsys) == ["one", "gpu2"]
+    assert asked["rounds"] == [["one", "gpu2"]]
+
+
+def test_hosts_that_are_named_are_meant(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    asked["one"] = reply("gpu1", LAB)
+    assert told(capsys, "one") == ["one"]
+    assert asked["rounds"] == [["one"]]

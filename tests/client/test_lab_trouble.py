@@ -13,7 +13,16 @@ from mlbox.client.commands import cancel, jobs, move, status
 Json = dict[str, Any]
 TROUBLE = {"trouble": "lab.yaml: line 2: \x1b[2J is wrong"}
 ARGUMENTS = {"host": "", "hosts": ["gpu1", "gpu2"], "jobs": ["a", "b"], "job": "a", "queue": "", "ended": 1}
-ENDED = {"id": "A", "name": "a", "state": "cancelled", "nudge": "", "already": False, "requested": "", "more": []}
+ENDED = {
+    "id": "A",
+    "name": "a",
+    "state": "cancelled",
+    "nudge": "",
+    "already": False,
+    "requested": "",
+    "more": [],
+    "silent": 0.0,
+}
 
 
 class Entry:
@@ -37,7 +46,8 @@ def test_it_is_said_once(
     monkeypatch.setattr(lab, "entry", lambda arguments, settings: Entry())
     monkeypatch.setattr(status, "ask_all", lambda names, *_: dict.fromkeys(names, REPLIES["status"]))
     monkeypatch.setattr(state, "remember_seen", lambda *_: None)
-    arguments = argparse.Namespace(**ARGUMENTS, all=False, priority=None, where="top", json=as_json, root="", config="")
+    flags = {"all": False, "json": as_json, "dry_run": False}
+    arguments = argparse.Namespace(**ARGUMENTS, **flags, priority=None, where="top", root="", config="")
     monkeypatch.setattr("mlbox.client.options.config", lambda arguments: state.Config())
     assert command.main(arguments) == 0
     said = capsys.readouterr().err

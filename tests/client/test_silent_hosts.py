@@ -35,7 +35,8 @@ def said(patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: l
 def cancelled(**facts: Any) -> Json:
     return {
         "id": JOB, "name": "otter", "state": "started", "requested": "cancel_requested", "already": False, "why": "",
-        "host": "gpu9", "nudge": "gpu9.lab", "silent": 0.0, "more": [], **facts,
+        "host": "gpu9", "nudge": "gpu9.lab", "silent": 0.0, "more": [], "trouble": "",
+        **facts,
     }  # fmt: skip
 
 

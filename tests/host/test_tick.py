@@ -355,6 +355,19 @@ def test_retry_makes_a_new_job_of_an_ended_one(box: Box) -> None:
     assert job.state().name == "failed"
 
 
+def test_an_element_of_an_array_is_retried_with_its_index_where_it_was_moved_to(box: Box) -> None:
+    box.lab("queues: {default: {}, other: {}}\n")
+    box.call(queue, do="pause", queue="default")
+    job = box.submit_all("/bin/sh", "-c", "echo $MLBOX_ARRAY_INDEX; exit 3", array=3)[2]
+    box.call(move, job=job.id, queue="other", priority=-2)
+    assert box.end(job).facts["exit"] == 3
+    again = box.found.job(box.call(retry, job=job.id)["id"])
+    box.jobs.append(again)
+    box.end(again)
+    assert box.output(again) == box.output(job) == "2\n"
+    assert (again.spec().queue, again.spec().priority, again.spec().array) == ("other", -2, "")
+
+
 # ---- killed --------------------------------------------------------------------------------------
 
 

@@ -110,8 +110,16 @@ def test_the_last_request_counts() -> None:
 def test_a_move_changes_facts_and_no_state() -> None:
     log: list[dict[str, Any]] = [{"event": "submitted", "queue": "a", "priority": 0}]
     log += [{"event": "moved", "queue": "b", "rank": -1}]
-    assert fold(log) == State("submitted", {"queue": "b", "priority": 0, "rank": -1})
+    assert fold(log) == State("submitted", {"queue": "b", "priority": 0, "rank": -1, "moves": 1})
     assert fold([*log, {"event": "claimed"}, {"event": "moved", "queue": "c"}]).facts["queue"] == "b"
+
+
+def test_a_claim_is_of_the_place_that_it_was_chosen_at() -> None:
+    log: list[dict[str, Any]] = [{"event": "submitted"}, {"event": "moved", "queue": "b"}]
+    assert fold(log).moves == 1 and fold([*log, {"event": "moved"}]).moves == 2
+    assert follow(log, {"event": "claimed", "moves": 1}) and follow(log, {"event": "claimed"})
+    assert follow(log, {"event": "claimed", "moves": 0}) is None
+    assert follow([*log, {"event": "moved"}], {"event": "claimed", "moves": 1}) is None
 
 
 @pytest.mark.parametrize(("number", "attempt"), [(1, 1), (7, 7), ("7", 0), (True, 0), (None, 0), (1.5, 0)])

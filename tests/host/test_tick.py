@@ -23,6 +23,7 @@ from users import let_in, nobody
 
 from mlbox import entry, errors
 from mlbox.core import ids, wire
+from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
@@ -366,6 +367,84 @@ def test_an_element_of_an_array_is_retried_with_its_index_where_it_was_moved_to(
     box.end(again)
     assert box.output(again) == box.output(job) == "2\n"
     assert (again.spec().queue, again.spec().priority, again.spec().array) == ("other", -2, "")
+
+
+# ---- moved, and not wholly -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(box: Box) -> Box:
+    """Two queues, nothing starts in either."""
+    box.lab("queues: {default: {}, hold: {}}\n")
+    for name in ("default", "hold"):
+        box.call(queue, do="pause", queue=name)
+    return box
+
+
+def places(box: Box, job: Job) -> list[str]:
+    return sorted(path.relative_to(box.found.own() / "ready").parts[0] for path in box.root.rglob(f"ready/**/{job.id}"))
+
+
+@pytest.mark.parametrize("cut", ["publish", "withdraw"])
+def test_a_move_that_was_cut_short_starts_nothing_where_the_job_is_no_more(
+    held: Box, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = held.sh("true")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="Input/output"):
+        broken.setattr(ready, cut, fail)
+        held.call(move, job=job.id, queue="hold")
+    held.call(queue, do="resume", queue="default")
+    assert held.tick().started == () and job.state().waiting
+    assert "hold" in places(held, job)
+    held.call(queue, do="resume", queue="hold")
+    held.tick()
+    assert held.end(job).name == "finished"
+
+
+@pytest.mark.parametrize("cut", ["publish", "withdraw"])
+def test_a_mover_that_died_is_followed_by_a_sweep(held: Box, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old queue starts nothing, so no start would find it out."""
+    job = held.sh("true")
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="dead"):
+        broken.setattr(ready, cut, lambda *_: (_ for _ in ()).throw(OSError("dead")))
+        held.call(move, job=job.id, queue="hold")
+    monkeypatch.setattr(here, "is_dead", lambda writer: True)
+    held.call(queue, do="resume", queue="hold")
+    held.tick()
+    assert held.end(job).name == "finished"
+    held.assert_nothing_leaks()
+
+
+def test_an_old_view_of_a_log_undoes_no_move(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host has moved it, and this one's client shows the new place and the log as it was before."""
+    job = held.sh("true")
+    before = job.events()
+    held.call(move, job=job.id, queue="hold")
+    held.call(queue, do="resume", queue="hold")
+    with monkeypatch.context() as behind:
+        behind.setattr(Job, "events", lambda made: before)
+        assert tick.run(held.found).started == ()
+        assert places(held, job) == ["hold"]
+    held.tick()
+    assert held.end(job).name == "finished"
+
+
+def test_a_claim_from_an_old_view_finds_the_move(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the hint and the log that this host sees are those of before."""
+    job = held.sh("true")
+    seen = waiting(job.id, job.owner, job.spec(), job.state())
+    held.call(move, job=job.id, queue="hold")
+    old = [job.state(), replace(job.state(), facts={**job.state().facts, "queue": "default", "moves": 0})]
+    with monkeypatch.context() as behind:
+        behind.setattr(Job, "state", lambda made: old.pop())
+        assert not claim.start(held.found, seen, Start(job.id, (), 0, 0), None, tick.again)
+    assert job.state().waiting and held.claims(job) == [] and places(held, job) == ["hold"]
+    held.cancel(job)
+    held.assert_nothing_leaks()
 
 
 # ---- killed --------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ _SAID = {"claimed": "starting", "started": "running"}
 _REQUESTS = frozenset(["cancel_requested", "preempt_requested"])
 _ASIDE = _REQUESTS | {"moved"}  # leave the state as it is
 _ENDS_ATTEMPT = TERMINAL | (WAITING - {"submitted"})
-_COUNTED = {"moved": "moves"}  # events whose number is a fact, by the fold: what older logs say counts too
+# Events whose number is a fact, by the fold: so those count that an older mlbox wrote.
+_COUNTED = {"moved": "moves", "retry": "retried"}
 _OF_AN_END = ("why", "reason", "exit", "signal", "not_before")  # facts that the next attempt starts without
 
 

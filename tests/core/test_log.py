@@ -89,8 +89,8 @@ def test_a_new_attempt_starts_without_the_facts_of_the_last_one_s_end() -> None:
     end = {"exit": 3, "signal": 9, "why": "x", "reason": "exit", "not_before": 5.0}
     start: list[dict[str, Any]] = [{"event": "submitted", "by": "ada"}, {"event": "claimed", "attempt": 1}]
     log: list[dict[str, Any]] = [*start, {"event": "retry", **end}]
-    assert fold(log).facts == {"by": "ada", "attempt": 1, **end}
-    assert fold([*log, {"event": "claimed", "attempt": 2}]).facts == {"by": "ada", "attempt": 2}
+    assert fold(log).facts == {"by": "ada", "attempt": 1, "retried": 1, **end}
+    assert fold([*log, {"event": "claimed", "attempt": 2}]).facts == {"by": "ada", "attempt": 2, "retried": 1}
 
 
 @pytest.mark.parametrize("request_", sorted(REQUESTS))

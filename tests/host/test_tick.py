@@ -30,7 +30,7 @@ from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
-from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status
+from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status, submit
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
@@ -52,6 +52,25 @@ def test_submit_runs_at_once_and_leaves_nothing(box: Box) -> None:
     box.assert_nothing_leaks()
     readable = [p for p in box.root.rglob("*") if p.is_file() and p.stat().st_mode & 0o044]
     assert not [p for p in readable if b"s3cret" in p.read_bytes()]
+
+
+OWN = {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "all", "MLBOX_SESSION": "x", "MLBOX_ATTEMPT": "9"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_mlbox_sets_itself_is_refused(box: Box, name: str) -> None:
+    with pytest.raises(errors.Usage, match=f"--env {name}: .*mlbox"):
+        box.sh("true", env={name: "0"})
+
+
+def test_what_mlbox_sets_itself_wins(box: Box) -> None:
+    """Over what an older mlbox took."""
+    script = 'echo "$CUDA_VISIBLE_DEVICES,$NVIDIA_VISIBLE_DEVICES,$MLBOX_SESSION,$MLBOX_ATTEMPT,$MINE"'
+    spec = replace(TRUE, command=("/bin/sh", "-c", script), work=Spec(runtime="process", env={**OWN, "MINE": "1"}))
+    job = submit.submit(box.found, spec)
+    box.jobs.append(job)
+    box.tick()
+    assert box.end(job).name == "finished" and box.output(job) == f",void,{job.id},1,1\n"
 
 
 def test_the_environment_reaches_the_command(box: Box) -> None:

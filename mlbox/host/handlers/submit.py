@@ -16,6 +16,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits
 from mlbox.core.schedule import stuck
+from mlbox.core.session import check_env
 from mlbox.host import able, code, engines, lab, ready, store, tick, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -29,6 +30,7 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     _root(call, found)
     spec = _named(JobSpec.from_wire(call.args.get("spec", {})))
+    check_env(spec.work.env)
     count = call.args.get("array", 0)
     if type(count) is not int or not 0 <= count <= MOST_IN_ARRAY:
         raise errors.Usage(f"an array has 1 to {MOST_IN_ARRAY} jobs")

@@ -200,7 +200,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
     )  # fmt: skip
     same_boot = facts.get("boot") == processes.boot_id() and facts.get("host") == found.host
     if same_boot and keeper_lock >= 0 and attempt.runs():
-        elapsed = max(0.0, processes.uptime() - float(facts.get("uptime", processes.uptime())))
+        elapsed = processes.since(facts.get("uptime"))
         log = attempt.folder / "keeper.log"
         keeping.detach(lambda: Batch(attempt, {}).adopt(state, elapsed), log, (keeper_lock,))
         return True

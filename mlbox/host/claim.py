@@ -93,7 +93,7 @@ def _keep(attempt: Attempt, held: dict[str, int]) -> None:
 
         claim = keeper.Claim(
             attempt.found, attempt.job, attempt.spec.work, attempt.identity, attempt.gpus, attempt.number,
-            attempt.spec.code,
+            attempt.spec.code, attempt.time_limit,
         )  # fmt: skip
         keeper.Keeper(claim, held).run()
         attempt.after()

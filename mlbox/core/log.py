@@ -94,10 +94,12 @@ def _after(state: State, name: str, facts: Json) -> State:
 
 
 def follow(events: Iterable[Mapping[str, Any]], event: Json, attempt: int = 0) -> Json | None:
-    """`event` if it is legal after these; None if it is not, or `attempt` (0: any) no longer runs."""
+    """`event` if it is legal after these; None if it is not, or `attempt` (0: none is meant) no longer runs."""
     state = fold(events)
     if attempt and not (state.running and state.attempt == attempt):
         return None  # the fence: a host that comes back from the dead finds its attempt lost, or a later claim
+    if not attempt and state.running and state.attempt and event.get("event") in _ENDS_ATTEMPT:
+        return None  # it was to end a job that waits, and a claim was faster
     if event.get("event") == "claimed" and event.get("moves", state.moves) != state.moves:
         return None  # it was moved since, perhaps to where it may not start
     return event if may_follow(state.name, str(event.get("event"))) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from queuebox import Box, until
 
 from mlbox import errors
 from mlbox.core.hints import waiting
-from mlbox.core.log import follow
+from mlbox.core.log import fold, follow
 from mlbox.core.schedule import Start
 from mlbox.core.slots import Writer
 from mlbox.host import claim, here, slots, sweep, tick
@@ -41,7 +41,11 @@ class Behind(Direct):
 
 
 def append(share: Share, event: dict[str, Any]) -> None:
-    slots.Log(Path("ev"), Direct(share)).append(lambda events: follow(events, event), ELSEWHERE)
+    def decide(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        state = fold(events)
+        return follow(events, event, state.attempt if state.running else 0)
+
+    assert isinstance(slots.Log(Path("ev"), Direct(share)).append(decide, ELSEWHERE), slots.Won)
 
 
 @pytest.mark.parametrize("has_old_listings", [True, False], ids=["as sshfs", "as NFS"])

@@ -388,6 +388,53 @@ def test_an_element_of_an_array_is_retried_with_its_index_where_it_was_moved_to(
     assert (again.spec().queue, again.spec().priority, again.spec().array) == ("other", -2, "")
 
 
+def test_an_array_that_fails_midway_is_taken_back(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tick has started of it meanwhile ends."""
+    real, made = submit.submit, list[Job]()
+
+    def full(found: store.Store, spec: JobSpec, id_: str) -> Job:
+        if len(made) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(real(found, spec, id_))
+        if len(made) == 1:
+            assert box.tick().started == (made[0].id,)
+        return made[-1]
+
+    monkeypatch.setattr(submit, "submit", full)
+    with pytest.raises(OSError, match="No space left"):
+        box.submit_all("sleep", "1000", array=10)
+    box.jobs += made[:1]
+    assert box.end(made[0]).name == "cancelled" and not any(job.folder.exists() for job in made[1:])
+    box.assert_nothing_leaks()
+
+
+def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.call(queue, do="pause", queue="default")
+    real, made = submit.submit, list[Job]()
+
+    def full(found: store.Store, spec: JobSpec, id_: str, **_: Any) -> Job:
+        if len(made) == 2:
+            disk.setattr(Job, "append", full)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(real(found, spec, id_))
+        return made[-1]
+
+    with monkeypatch.context() as disk, pytest.raises(errors.HostUnready, match=r"left on device; 2 jobs .* in line"):
+        disk.setattr(submit, "submit", full)
+        box.submit_all("true", array=3)
+    assert box.hints() == [job.id for job in made]
+
+
+def test_a_cancellation_that_a_claim_outran_is_one_of_a_running_job(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be cancelled for good, and run on."""
+    job = held.sh("true")
+    views = [job.state()] * 2
+    assert job.append("claimed", {"at": time.time(), "host": "elsewhere", "attempt": 1, "gpus": []})
+    now = Job.state
+    monkeypatch.setattr(Job, "state", lambda made: views.pop() if views else now(made))
+    assert (cancel.request(held.found, job).name, job.state().requested) == ("claimed", "cancel_requested")
+
+
 # ---- moved, and not wholly -----------------------------------------------------------------------
 
 

@@ -153,6 +153,8 @@ def to_spec(answers: Answers, authorized_keys: tuple[str, ...]) -> Spec:
                      "jupyter_version", "vscode_version", "sources", "tunnel", "start_timeout")
         if getattr(answers, name) is not None
     }  # fmt: skip
+    env = dict(_variable(item) for item in answers.env or ())
+    session.check_env(env)
     return Spec(
         **plain,
         requirements=_read(answers.requirements).decode(errors="replace") if answers.requirements else "",
@@ -161,7 +163,7 @@ def to_spec(answers: Answers, authorized_keys: tuple[str, ...]) -> Spec:
         extension_files=_extension_files(vsix),
         jupyter=_wanted(answers.jupyter),
         vscode=_wanted(answers.vscode),
-        env=dict(_variable(item) for item in answers.env or ()),
+        env=env,
         mounts=tuple(session.parse_mount(item) for item in answers.mount or ()),
         authorized_keys=authorized_keys,
     )

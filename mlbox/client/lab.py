@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlbox import errors
 from mlbox.client import hosts, output, state
 from mlbox.client.hosts import ask_all, known_hosts
-from mlbox.client.remote import Host, connect
+from mlbox.client.remote import Host, Interrupted, connect
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -57,3 +58,19 @@ def trouble(*replies: Json) -> None:
     for said in dict.fromkeys(str(reply.get("trouble", "")) for reply in replies):
         if said:
             output.warn(text.safe(said))
+
+
+@contextmanager
+def submitting() -> Iterator[None]:
+    """^C takes nothing back: a host that has the request goes through with it. What is, or may be, in line is said."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        reply = interrupt.reply if isinstance(interrupt, Interrupted) else None
+        jobs = (reply or {}).get("jobs", [])
+        if jobs:
+            which = jobs[0]["name"] + (f", {len(jobs)} jobs," if len(jobs) > 1 else "")
+            output.note(f"\n  {which} is in line all the same: mlbox cancel {jobs[0]['name']}")
+        else:
+            output.note("\n  it may be in line: mlbox jobs")
+        raise

@@ -184,7 +184,7 @@ def summary(session: Json) -> str:
 
 def public(session: Json) -> Json:
     """Facts for --json; the URLs carry their tokens, nothing else does."""
-    keys = ("id", "name", "gpus", "image", "runtime", "absent")
+    keys = ("id", "name", "gpus", "image", "runtime", "absent", "ends")
     return {key: session[key] for key in keys if key in session}
 
 

@@ -29,7 +29,7 @@ def waiting(job: str, owner: str, spec: JobSpec, state: State) -> Waiting:
     return Waiting(
         job, owner, str(facts.get("queue", spec.queue)), spec.resources, number(facts.get("priority", spec.priority)),
         number(facts.get("rank", 0)), spec.after, spec.array, spec.array_limit, float(facts.get("not_before", 0)),
-        "session" if spec.session else "job",
+        "session" if spec.session else "job", state.moves,
     )  # fmt: skip
 
 

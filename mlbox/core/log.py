@@ -23,6 +23,8 @@ _SAID = {"claimed": "starting", "started": "running"}
 _REQUESTS = frozenset(["cancel_requested", "preempt_requested"])
 _ASIDE = _REQUESTS | {"moved"}  # leave the state as it is
 _ENDS_ATTEMPT = TERMINAL | (WAITING - {"submitted"})
+# Events whose number is a fact, by the fold: so those count that an older mlbox wrote.
+_COUNTED = {"moved": "moves", "retry": "retried"}
 _OF_AN_END = ("why", "reason", "exit", "signal", "not_before")  # facts that the next attempt starts without
 
 
@@ -49,8 +51,12 @@ class State:
     @property
     def attempt(self) -> int:
         """The number of the latest attempt, from 1; 0 before the first."""
-        number = self.facts.get("attempt", 0)
-        return number if type(number) is int else 0
+        return number(self.facts.get("attempt"))
+
+    @property
+    def moves(self) -> int:
+        """How often it was moved in line: of two that say where it stands, the one that knows more moves is right."""
+        return number(self.facts.get("moves"))
 
 
 def said(state: str) -> str:
@@ -79,6 +85,8 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
 
 
 def _after(state: State, name: str, facts: Json) -> State:
+    if name in _COUNTED:
+        facts = {**facts, _COUNTED[name]: number(state.facts.get(_COUNTED[name])) + 1}
     if name in _ASIDE:
         return State(state.name, {**state.facts, **facts}, name if name in _REQUESTS else state.requested)
     kept = {key: value for key, value in state.facts.items() if name != "claimed" or key not in _OF_AN_END}
@@ -86,10 +94,14 @@ def _after(state: State, name: str, facts: Json) -> State:
 
 
 def follow(events: Iterable[Mapping[str, Any]], event: Json, attempt: int = 0) -> Json | None:
-    """`event` if it is legal after these; None if it is not, or `attempt` (0: any) no longer runs."""
+    """`event` if it is legal after these; None if it is not, or `attempt` (0: none is meant) no longer runs."""
     state = fold(events)
     if attempt and not (state.running and state.attempt == attempt):
         return None  # the fence: a host that comes back from the dead finds its attempt lost, or a later claim
+    if not attempt and state.running and state.attempt and event.get("event") in _ENDS_ATTEMPT:
+        return None  # it was to end a job that waits, and a claim was faster
+    if event.get("event") == "claimed" and event.get("moves", state.moves) != state.moves:
+        return None  # it was moved since, perhaps to where it may not start
     return event if may_follow(state.name, str(event.get("event"))) else None
 
 

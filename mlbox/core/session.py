@@ -26,6 +26,7 @@ TUNNELS = ("forward", "reverse")
 MAX_FILE = 256 * 1024  # bytes; both files are kept in the session's spec.json (host/store.py)
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OF_GPUS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _EXTENSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[A-Za-z0-9][A-Za-z0-9._-]*(?:@[0-9A-Za-z.-]+)?")
 _VSIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*\.vsix")  # it becomes a word of the layer's script
 _VERSION = re.compile(r"[0-9]+(?:\.[0-9A-Za-z]+)*")
@@ -223,6 +224,15 @@ def checked_mount(mount: Mount) -> Mount:
     if not target.startswith("/") or any(c in target for c in ",:\n") or target in reserved:
         raise Usage(f"nothing can be mounted at {text.safe(mount.target)!r}")
     return Mount(mount.source, target, mount.read_only)
+
+
+def check_env(names: Iterable[str]) -> None:
+    """Raises Usage for a variable that mlbox sets itself. Not a part of `Spec`: older versions stored such ones."""
+    for name in names:
+        if name in _OF_GPUS:
+            raise Usage(f"--env {name}: mlbox sets it, to the GPUs that it assigns", "--gpus says how many, and which")
+        if name.startswith("MLBOX_"):
+            raise Usage(f"--env {text.safe(name)}: names that begin with MLBOX_ are mlbox's own", "use another name")
 
 
 def check_engine_args(arguments: Iterable[str], allowed: Iterable[str] = ()) -> None:

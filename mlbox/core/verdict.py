@@ -30,13 +30,13 @@ def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
     event = {"at": now, **_why(outcome)}
     if state.requested == "cancel_requested":
         return {**event, "event": "cancelled", "why": f"cancelled by {state.facts.get('by', 'its owner')}"}
-    if state.requested == "preempt_requested":
+    if state.requested == "preempt_requested" and (outcome.stopped or event["reason"]):  # else it came too late
         return {**event, "event": "preempted", "why": str(state.facts.get("for", "it made room for another job"))}
     if event["reason"] == "":
         return {**event, "event": "finished"}
     if event["reason"] == "lost" and spec.on_host_loss != "hold":
         return {**event, **_lost(spec, state, str(event["why"]), now)}
-    again = _again(spec, state.attempt, str(event["reason"]), now)
+    again = _again(spec, number(state.facts.get("retried")), str(event["reason"]), now)
     return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
 
 
@@ -67,11 +67,12 @@ def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:
     return {**counted, "event": "lost", "not_before": now + (_backoff(spec, losses - 1) if losses > 1 else 0.0)}
 
 
-def _again(spec: JobSpec, attempt: int, reason: str, now: float) -> float | None:
-    """When the attempt after this one may start (seconds since 1970); None if there is none."""
-    if attempt > spec.retries or reason not in spec.retry_on:
+def _again(spec: JobSpec, retried: int, reason: str, now: float) -> float | None:
+    """When the attempt after this one may start (seconds since 1970); None if there is none. Attempts that made room,
+    or were lost, count for nothing here."""
+    if retried >= spec.retries or reason not in spec.retry_on:
         return None
-    return now + _backoff(spec, attempt)
+    return now + _backoff(spec, retried + 1)
 
 
 def _backoff(spec: JobSpec, time: int) -> float:

@@ -71,11 +71,11 @@ def _guest(config: Json) -> int:
 
 
 def _environment(config: Json) -> dict[str, str]:
-    """The image's own environment, the layer's PATH, then what the user asked for."""
+    """The image's own environment, the layer's PATH, then what the user asked for, then the mark that finds it."""
     environment = dict(os.environ)
-    environment.update(HOME=config["home"], SHELL=config["shell"], MLBOX_SESSION=config["session"])
+    environment.update(HOME=config["home"], SHELL=config["shell"])
     environment.setdefault("LANG", "C.UTF-8")
     if config["path"]:
         environment["PATH"] = config["path"]
-    environment.update(config["env"])
+    environment.update(config["env"], MLBOX_SESSION=config["session"])
     return environment

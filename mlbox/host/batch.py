@@ -123,15 +123,12 @@ class Batch:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = {
             "MLBOX_SESSION": self.job.id, "MLBOX_JOB": self.job.id, "MLBOX_ATTEMPT": str(self.attempt.number),
-            "MLBOX_ARRAY_INDEX": str(spec.array_index), "PYTHONUNBUFFERED": "1",
+            "MLBOX_ARRAY_INDEX": str(spec.array_index), **self.engine.visible(self.attempt.gpus),
         }  # fmt: skip
-        devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.attempt.gpus)} if work.runtime == "process" else {}
         at_home = self.engine.paths(self.job.boot_folder, folder, home, work).home
         write_accounts(self.job, made.facts, at_home)
-        inside = {**own, "HOME": at_home, **devices}
-        if made.facts.path:
-            inside["PATH"] = made.facts.path
-        inside.update(work.env)
+        path = {"PATH": made.facts.path} if made.facts.path else {}
+        inside = {"PYTHONUNBUFFERED": "1", "HOME": at_home, **path, **work.env, **own}
         run = engines.Run(
             self.job.id, work.name, made.image, work.user, self.attempt.gpus, spec.command, self.job.boot_folder,
             folder, home, work.mounts, work.engine_args, inside,
@@ -203,7 +200,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
     )  # fmt: skip
     same_boot = facts.get("boot") == processes.boot_id() and facts.get("host") == found.host
     if same_boot and keeper_lock >= 0 and attempt.runs():
-        elapsed = max(0.0, processes.uptime() - float(facts.get("uptime", processes.uptime())))
+        elapsed = processes.since(facts.get("uptime"))
         log = attempt.folder / "keeper.log"
         keeping.detach(lambda: Batch(attempt, {}).adopt(state, elapsed), log, (keeper_lock,))
         return True

@@ -18,6 +18,7 @@ from typing import Any, Callable
 from mlbox import errors
 from mlbox.core import job as jobs
 from mlbox.core.gpu import Holder
+from mlbox.core.hints import waiting
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
@@ -92,7 +93,7 @@ def _keep(attempt: Attempt, held: dict[str, int]) -> None:
 
         claim = keeper.Claim(
             attempt.found, attempt.job, attempt.spec.work, attempt.identity, attempt.gpus, attempt.number,
-            attempt.spec.code,
+            attempt.spec.code, attempt.time_limit,
         )  # fmt: skip
         keeper.Keeper(claim, held).run()
         attempt.after()
@@ -122,6 +123,10 @@ def _claim(
     if spec is None or not state.waiting:
         stale(found, made, job)
         return None
+    place = waiting(made.id, made.owner, spec, state)
+    if ready.folder(found, place) != ready.folder(found, job):
+        _mend(found, place, job)
+        return None
     engine = engines.choose(spec.work, found)
     spec = spec.with_runtime(engine.name)
     number = state.attempt + 1
@@ -136,7 +141,7 @@ def _claim(
     facts = {
         "at": time.time(), "claimed_at": time.time(), "host": found.host, "boot": processes.boot_id(),
         "gpus": list(chosen.gpus), "share": chosen.share, "time_limit": chosen.time_limit, "attempt": number,
-        "runtime": engine.name,
+        "runtime": engine.name, "moves": place.moves,
     }  # fmt: skip
     if not made.append("claimed", facts, patience=0):
         found.end(made)  # keeper.lock is ours: nothing runs here for it
@@ -167,6 +172,14 @@ def stale(found: store.Store, made: Job, job: Waiting) -> None:
     state = made.state()
     if state.name and not state.live:
         archive.add(found, made, made.shown(), state)
+        ready.withdraw(found, job)
+
+
+def _mend(found: store.Store, place: Waiting, job: Waiting) -> None:
+    """By its log it stands at `place`, and its hint is elsewhere. A move was cut short; or this host sees only the old
+    hint, or only the old log: then nothing is to be mended."""
+    if place.moves > job.moves:
+        ready.publish(found, place)
         ready.withdraw(found, job)
 
 

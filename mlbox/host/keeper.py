@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -28,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import services, wire
-from mlbox.core.log import State
+from mlbox.core import services, text, wire
+from mlbox.core.log import State, number
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
 from mlbox.host import code, engines, failure, files, here, keeping, lease, link, processes, reverse, sharing, store
@@ -56,6 +57,7 @@ class Claim:
     gpus: tuple[str, ...]
     number: int = 1  # of the attempt
     code: str = ""  # where the content of its .vsix files is, if it waited in a queue (host/code.py)
+    time_limit: int = 0  # s from `started`; 0: none
 
 
 class Keeper:
@@ -79,7 +81,8 @@ class Keeper:
         """From the claim to the end."""
         try:
             info = self._start()
-            self._append("started", {"services": sorted(self.guest.services)})
+            limit = {"uptime": processes.uptime(), "ends": info["ends"]} if self.claim.time_limit else {}
+            self._append("started", {"services": sorted(self.guest.services), **limit})
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
             self._sharing = sharing.begin(self.job, info)
             self.caller.send({"ready": info})
@@ -148,12 +151,11 @@ class Keeper:
 
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
         tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
-        devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.claim.gpus)} if self.spec.runtime == "process" else {}
         login = "root" if self.spec.user == "root" else here.user_name()
         return services.plan(
             self.spec, ready.facts, session=self.job.id, owner=(os.getuid(), os.getgid()),
             login=login, run=paths.run, folder=paths.folder, home=paths.home,
-            prefix=ready.prefix, tokens=tokens, env=devices,
+            prefix=ready.prefix, tokens=tokens, env=self.engine.visible(self.claim.gpus),
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
@@ -178,7 +180,7 @@ class Keeper:
         return {
             "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
             "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,
-            "since": time.time(),
+            "since": time.time(), "ends": time.time() + self.claim.time_limit if self.claim.time_limit else 0,
         }  # fmt: skip
 
     def _await_services(self, wanted: set[str]) -> None:
@@ -205,16 +207,21 @@ class Keeper:
 
     # ---- while it runs ---------------------------------------------------------------------------
 
-    def _watch(self) -> Json:
-        """Until the guest is gone or the owner says stop; the log's facts of how it ended."""
+    def _watch(self, elapsed: float = 0.0) -> Json:
+        """Until the guest is gone, the owner says stop, or its time is over, of which `elapsed` seconds are; the log's
+        facts of how it ended."""
+        limit = self.claim.time_limit
+        end = time.monotonic() + limit - elapsed if limit else math.inf
         while True:
             self._note_trouble()
-            self._turn(None)
+            self._turn(end - time.monotonic() if limit else None)
             if Cancel((self.signals.stop_r,)).wait(0):
                 return {"why": "shut down"}
             if not self.guest.connected:
                 code = self._exit_code()
                 return {"why": "its container or process ended" + (f" (exit {code})" if code is not None else "")}
+            if time.monotonic() >= end:
+                return {"reason": "timeout", "why": f"its time limit of {text.duration(limit)} was reached"}
 
     def _note_trouble(self) -> None:
         """Services that ended while the session goes on: `session info` says so."""
@@ -265,7 +272,7 @@ class Keeper:
 
     # ---- a successor -----------------------------------------------------------------------------
 
-    def adopt(self) -> None:
+    def adopt(self, elapsed: float) -> None:
         """Take over from a killed keeper: the guest comes to the new socket by itself, with the leases."""
         try:
             self.guest.listen(self.job.sockets / "keeper.sock")
@@ -279,7 +286,9 @@ class Keeper:
                 if Cancel((self.signals.stop_r,)).wait(0):
                     break
             outcome = (
-                self._watch() if self.guest.connected else {"why": "its container or process ended without a keeper"}
+                self._watch(elapsed)
+                if self.guest.connected
+                else {"why": "its container or process ended without a keeper"}
             )
         except OSError as error:
             outcome = {"why": str(error)}
@@ -302,8 +311,10 @@ def _user_folder(spec: Spec) -> Path:
 def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: int) -> bool:
     """Adopt a session without a keeper, or end it; True when it lives on, and its new keeper has the lock."""
     if state.name == "started" and link.answers(job.sockets / "guest.sock"):
-        claim = Claim(found, job, spec, "", tuple(state.facts.get("gpus", ())), state.attempt)
-        keeping.detach(lambda: Keeper(claim, {}).adopt(), job.attempt(1) / "keeper.log", (keeper_lock,))
+        facts, elapsed = state.facts, processes.since(state.facts.get("uptime"))
+        limit = number(facts.get("time_limit"))
+        claim = Claim(found, job, spec, "", tuple(facts.get("gpus", ())), state.attempt, time_limit=limit)
+        keeping.detach(lambda: Keeper(claim, {}).adopt(elapsed), job.attempt(1) / "keeper.log", (keeper_lock,))
         return True
     engines.by_name(spec.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())

@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import lab
 from mlbox.core.session import Spec
-from mlbox.host import files, store
+from mlbox.host import edit, files, store
 
 Json = dict[str, Any]
 FORMAT = 1
@@ -144,49 +144,64 @@ def catch_up(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of lab.yaml. `text`: the file as it is to be, empty where it is so already; `lab`: what that says;
-    `line`: the one that is new."""
+    """A change of lab.yaml. `lab`: what the file says then; `line`: the one that is new."""
 
-    path: Path
-    text: str
+    root: Path
+    change: Callable[[str], str]
     lab: lab.Lab
     line: str = ""
 
     def write(self) -> None:
-        if self.text:
-            files.write_whole(self.path, self.text.encode(), 0o644)
+        edit.change(self.root / "lab.yaml", self.change, lambda: catch_up(self.root))
 
 
 def adding(root: Path, section: str, name: str, value: str, first: str = "") -> Edit:
     """Put `name: value` into a section of lab.yaml, as text, so that its comments stay; `first`: a line that goes
     before it in a section that is new. A name that somebody put there meanwhile stays as it is. Raises Usage or Refused
     for what would break the file."""
-    catch_up(root)
-    path = root / "lab.yaml"
-    old = path.read_text() if path.exists() else _HEAD
-    now = _document(old.encode(), str(path))
-    if name in _names_in(now, section):
-        return Edit(path, "", lab.from_document(now, str(path)))
-    entry = f"  {name}: {value}\n"
-    head = re.search(rf"^{section}:[ \t]*(#.*)?\n", old, re.MULTILINE)
-    if head:
-        new = old[: head.end()] + entry + old[head.end() :]
-    elif re.search(rf"^{section}:", old, re.MULTILINE):
-        raise errors.Refused(f"{path} has its {section} in one line", f"add {name} there yourself")
-    else:
-        new = f"{old.rstrip()}\n\n{section}:\n{first}{entry}"
-    return Edit(path, new, lab.from_document(_document(new.encode(), str(path)), str(path)), entry.rstrip())
+    path, entry = root / "lab.yaml", f"  {name}: {value}\n"
+
+    def change(there: str) -> str:
+        old = there or _HEAD
+        if name in _names_in(_document(old.encode(), str(path)), section):
+            return there
+        head = re.search(rf"^{section}:[ \t]*(#.*)?\n", old, re.MULTILINE)
+        if head:
+            return old[: head.end()] + entry + old[head.end() :]
+        if re.search(rf"^{section}:", old, re.MULTILINE):
+            raise errors.Refused(f"{path} has its {section} in one line", f"add {name} there yourself")
+        return f"{old.rstrip()}\n\n{section}:\n{first}{entry}"
+
+    return _edit(root, change, entry.rstrip())
 
 
 def removing(root: Path, section: str, name: str) -> Edit:
     """Take out what `adding` put in. Raises Refused where people have made more of it."""
-    catch_up(root)
     path = root / "lab.yaml"
-    old = path.read_text()
-    new, count = re.subn(rf"^  {re.escape(name)}: \{{[^\n]*\}}[ \t]*\n", "", old, flags=re.MULTILINE)
-    if count != 1 or name in _names_in(_document(new.encode(), str(path)), section):
-        raise errors.Refused(f"{path} has {name} in more than one line", "take it out there yourself")
-    return Edit(path, new, lab.from_document(_document(new.encode(), str(path)), str(path)))
+
+    def change(old: str) -> str:
+        if name not in _names_in(_document(old.encode(), str(path)), section):
+            return old
+        new, count = re.subn(rf"^  {re.escape(name)}: \{{[^\n]*\}}[ \t]*\n", "", old, flags=re.MULTILINE)
+        if count != 1 or name in _names_in(_document(new.encode(), str(path)), section):
+            raise errors.Refused(f"{path} has {name} in more than one line", "take it out there yourself")
+        return new
+
+    return _edit(root, change)
+
+
+def _edit(root: Path, change: Callable[[str], str], line: str = "") -> Edit:
+    """As the file is seen now; what is written, and checked, is made of it as it is then."""
+    path = root / "lab.yaml"
+
+    def checked(old: str) -> str:
+        new = change(old)
+        lab.from_document(_document(new.encode(), str(path)), str(path))
+        return new
+
+    old = path.read_text() if path.exists() else ""
+    new = checked(old)
+    return Edit(root, checked, lab.from_document(_document(new.encode(), str(path))), line if new != old else "")
 
 
 def _names_in(document: Any, section: str) -> Any:

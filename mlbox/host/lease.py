@@ -4,6 +4,7 @@
     /tmp/mlbox-leases/<uuid>.<uid>           who took it last, for display; believed only while the lock is held
     /tmp/mlbox-leases/<uuid>.share.<job>     one job's share of the GPU, locked as long as the job lives; its MiB
     /tmp/mlbox-leases/layer-<key>            who uses a layer (host/uses.py)
+    /tmp/mlbox-leases/edit                   who changes lab.yaml (host/edit.py)
     /tmp/mlbox-leases/choosing               held while somebody chooses and takes, so that two don't both find
                                              room for their share
 

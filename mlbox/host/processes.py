@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mlbox import errors
 
@@ -47,6 +48,11 @@ def uptime() -> float:
     since = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
     first = started(1)  # in ticks of the kernel's clock; not to be seen where /proc hides others' processes
     return since - int(first) / os.sysconf("SC_CLK_TCK") if first.isdigit() else since
+
+
+def since(then: Any) -> float:
+    """Seconds since an `uptime` that a log of this boot has; 0 where it has none."""
+    return max(0.0, uptime() - float(then)) if isinstance(then, (int, float)) else 0.0
 
 
 def describe(pid: int) -> tuple[str, str]:

@@ -95,22 +95,42 @@ def run(command: Command) -> None:
     signals = Signals()
     keeping.sign(command.place / PID)
     output = Output(command.output, command.limit)
-    killed_before = _oom_kills()
+    killed_before, among_ours = _oom_kills(), _oom_kills_among_ours()
     try:
         found = _run(command, signals, output)
     except OSError as error:  # no such program, no such folder: as a shell says it
         output.write(f"mlbox: {command.argv[0]}: {error.strerror}\n".encode())
         found = {"exit": 126 if error.errno == 13 else 127, "signal": 0}
     unsaid = output.close()
-    oom = found["signal"] == signal.SIGKILL and not found.get("stopped") and _oom_kills() > killed_before
+    oom = not found.get("stopped") and (
+        (found["signal"] == signal.SIGKILL and _oom_kills() > killed_before)
+        or (found["exit"] == 128 + signal.SIGKILL and _oom_kills_among_ours() > among_ours)  # a shell tells it so
+    )
     facts = {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid}
     files.write_whole(command.place / "exit.json", json.dumps(facts).encode(), lasting=False)
 
 
 def _oom_kills() -> int:
     """How many processes this kernel has killed for want of memory."""
+    return _count(Path("/proc/vmstat"))
+
+
+def _oom_kills_among_ours(known: Path = Path("/proc/self/cgroup"), top: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many of this control group's; 0 where there is none but the host's own, or it does not count."""
+    with suppress(OSError):
+        for line in known.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if group != "/" and controllers in ("", "memory"):
+                name = "memory/{}/memory.oom_control" if controllers else "{}/memory.events"
+                found = _count(top / name.format(group.strip("/")))
+                if found:
+                    return found
+    return 0
+
+
+def _count(path: Path) -> int:
     with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
+        for line in path.read_text().splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0

@@ -134,14 +134,18 @@ class Store:
     def making(self) -> Path:
         return self.on() / "making"
 
-    def mark_making(self, job: Job) -> None:
-        """It is about to be made; should this process die on the way, the next sweep does the rest."""
+    def mark_making(self, job: Job, moved: bool = False) -> None:
+        """It is about to be made, or moved; should this process die on the way, the next sweep does the rest."""
         self.own_place()
         files.make_folder(self.making)
         writer = here.this_writer()
-        files.write_whole(
-            self.making / job.id, json.dumps([writer.host, writer.boot, writer.pid, writer.started]).encode()
-        )
+        said = [writer.host, writer.boot, writer.pid, writer.started, *(["moved"] if moved else [])]
+        files.write_whole(self.making / job.id, json.dumps(said).encode())
+
+    def is_moved(self, job: Job) -> bool:
+        """It was there before whoever is at it began: where no log of it is to be seen, it is not seen just now."""
+        document = files.read_json(self.making / job.id)
+        return isinstance(document, list) and document[4:] == ["moved"]
 
     def unmark_making(self, job: Job) -> None:
         (self.making / job.id).unlink(missing_ok=True)
@@ -152,7 +156,7 @@ class Store:
         for name in _names(self.making):
             if ids.is_ulid(name):
                 document = files.read_json(self.making / name)
-                if not isinstance(document, list) or len(document) != 4 or here.is_dead(Writer(*document)):
+                if not isinstance(document, list) or len(document) < 4 or here.is_dead(Writer(*document[:4])):
                     left.append(self.job(name))
         return left
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
-from mlbox.core.log import State
+from mlbox.core.log import State, fold
+from mlbox.core.schedule import Waiting
 from mlbox.host import archive, batch, files, here, keeping, processes, ready, store
 from mlbox.host.job import Job
 
@@ -63,15 +64,29 @@ def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: J
 
 
 def _make(found: store.Store, job: Job) -> bool:
-    """Whoever made it died on the way: in line it goes, if the log has it, and else away with it. One that was started
-    by then is among the live ones."""
+    """Whoever made it, or moved it, died on the way: where its log has it in line it goes, and there alone, and away
+    with one that no log has. One that was started by then is among the live ones."""
     state = _settled_state(job)
+    if not state.name and found.is_moved(job) and not job.is_gone():
+        return False
     if not state.name:
         found.forget(job)
-    elif state.waiting and "queue" in state.facts:
-        ready.publish(found, waiting(job.id, job.owner, job.spec(), state))
+    elif "queue" in state.facts:
+        spec = job.spec()
+        place = waiting(job.id, job.owner, spec, state)
+        if state.waiting:
+            ready.publish(found, place)
+        for left in _left_by_moves(job, spec):
+            if ready.folder(found, left) != ready.folder(found, place):
+                ready.withdraw(found, left)
     found.unmark_making(job)
     return False
+
+
+def _left_by_moves(job: Job, spec: JobSpec) -> list[Waiting]:
+    events = job.events()
+    moved = (number for number, event in enumerate(events) if event.get("event") == "moved")
+    return [waiting(job.id, job.owner, spec, fold(events[:number])) for number in moved]
 
 
 def _settled_state(job: Job) -> State:

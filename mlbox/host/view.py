@@ -59,7 +59,7 @@ def read(found: store.Store, rules: Lab, now: float) -> Seen:
 def _lines(found: store.Store, view: View, users: list[str], served: list[str], now: float) -> tuple[View, Json]:
     """With those who wait, and the states of the jobs that they wait for; what this user's ticks are to remember."""
     states: dict[str, str] = {}
-    waiting: list[Waiting] = []
+    waiting: dict[tuple[str, str], Waiting] = {}
     looked: Json = {}
     startable = Startable(replace(view, states=states), now)
 
@@ -74,10 +74,12 @@ def _lines(found: store.Store, view: View, users: list[str], served: list[str], 
         for queue in view.host.queues:
             line = look.Look(found, user, queue, could, now)
             place = line.read(memory.get(queue), onward=user == found.user)
-            waiting += line.jobs.values()
+            for job in line.jobs.values():  # one that is being moved stands in two lines
+                if job.moves >= waiting.setdefault((user, job.id), job).moves:
+                    waiting[user, job.id] = job
             if place and user == found.user:
                 looked[queue] = place
-    return replace(view, waiting=waiting, states=states), looked
+    return replace(view, waiting=[*waiting.values()], states=states), looked
 
 
 def known_users(found: store.Store) -> Iterable[str]:

@@ -35,7 +35,7 @@ def test_a_place_in_line_is_the_spec_s_and_then_the_log_s() -> None:
     expected = Waiting(ID, "ada", "night", Resources(), 2, 0, (After(OTHER),), OTHER, 3, 0.0, "job")
     assert waiting(ID, "ada", spec, fold(submitted)) == expected
     moved = [*submitted, {"event": "moved", "queue": "day", "priority": -1, "rank": 4}]
-    assert waiting(ID, "ada", spec, fold(moved)) == replace(expected, queue="day", priority=-1, rank=4)
+    assert waiting(ID, "ada", spec, fold(moved)) == replace(expected, queue="day", priority=-1, rank=4, moves=1)
     again = [*submitted, {"event": "claimed", "attempt": 1}, {"event": "retry", "not_before": 7}]
     assert waiting(ID, "ada", spec, fold(again)).not_before == 7.0
     assert waiting(ID, "ada", JobSpec(), State()).kind == "session"

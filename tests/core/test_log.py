@@ -89,8 +89,8 @@ def test_a_new_attempt_starts_without_the_facts_of_the_last_one_s_end() -> None:
     end = {"exit": 3, "signal": 9, "why": "x", "reason": "exit", "not_before": 5.0}
     start: list[dict[str, Any]] = [{"event": "submitted", "by": "ada"}, {"event": "claimed", "attempt": 1}]
     log: list[dict[str, Any]] = [*start, {"event": "retry", **end}]
-    assert fold(log).facts == {"by": "ada", "attempt": 1, **end}
-    assert fold([*log, {"event": "claimed", "attempt": 2}]).facts == {"by": "ada", "attempt": 2}
+    assert fold(log).facts == {"by": "ada", "attempt": 1, "retried": 1, **end}
+    assert fold([*log, {"event": "claimed", "attempt": 2}]).facts == {"by": "ada", "attempt": 2, "retried": 1}
 
 
 @pytest.mark.parametrize("request_", sorted(REQUESTS))
@@ -110,8 +110,16 @@ def test_the_last_request_counts() -> None:
 def test_a_move_changes_facts_and_no_state() -> None:
     log: list[dict[str, Any]] = [{"event": "submitted", "queue": "a", "priority": 0}]
     log += [{"event": "moved", "queue": "b", "rank": -1}]
-    assert fold(log) == State("submitted", {"queue": "b", "priority": 0, "rank": -1})
+    assert fold(log) == State("submitted", {"queue": "b", "priority": 0, "rank": -1, "moves": 1})
     assert fold([*log, {"event": "claimed"}, {"event": "moved", "queue": "c"}]).facts["queue"] == "b"
+
+
+def test_a_claim_is_of_the_place_that_it_was_chosen_at() -> None:
+    log: list[dict[str, Any]] = [{"event": "submitted"}, {"event": "moved", "queue": "b"}]
+    assert fold(log).moves == 1 and fold([*log, {"event": "moved"}]).moves == 2
+    assert follow(log, {"event": "claimed", "moves": 1}) and follow(log, {"event": "claimed"})
+    assert follow(log, {"event": "claimed", "moves": 0}) is None
+    assert follow([*log, {"event": "moved"}], {"event": "claimed", "moves": 1}) is None
 
 
 @pytest.mark.parametrize(("number", "attempt"), [(1, 1), (7, 7), ("7", 0), (True, 0), (None, 0), (1.5, 0)])
@@ -126,7 +134,8 @@ def test_follow_is_fenced_by_the_attempt() -> None:
     assert follow(first, finished, 1) == finished
     assert follow(second, finished, 2) == finished
     assert follow(second, finished, 1) is None
-    assert follow(second, finished) == finished
+    assert follow(second, finished) is None  # meant for a job that waits
+    assert follow([*first, {"event": "lost"}], {"event": "cancelled"}) == {"event": "cancelled"}
     assert follow([*first, {"event": "lost"}], {"event": "failed"}, 1) is None
     assert follow([*first, {"event": "lost"}], {"event": "failed"}) == {"event": "failed"}
     assert follow([*second, finished], finished, 2) is None
@@ -169,6 +178,7 @@ def test_what_follow_lets_through_is_taken_by_the_fold(log: list[dict[str, Any]]
     before = fold(log)
     if follow(log, event, attempt) is None:
         runs = before.running and before.attempt == attempt
-        assert not may_follow(before.name, str(event["event"])) or (attempt and not runs)
+        outrun = not attempt and before.running and event["event"] in ENDS
+        assert not may_follow(before.name, str(event["event"])) or (attempt and not runs) or outrun
     else:
         assert fold([*log, event]) != before or event["event"] in {"moved", before.requested}

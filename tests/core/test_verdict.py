@@ -55,14 +55,17 @@ HOLD, REQUEUE = replace(TRUE, on_host_loss="hold"), replace(TRUE, on_host_loss="
         (HOLD, CANCELLED, LOST, "cancelled", "lost"),
         (TRUE, PREEMPTED, TERM, "preempted", "lost"),
         (HOLD, PREEMPTED, LOST, "preempted", "lost"),
+        (TRUE, PREEMPTED, replace(OK, stopped=True), "preempted", "lost"),
+        (TRUE, PREEMPTED, BAD, "preempted", "exit"),
+        (TRUE, PREEMPTED, OK, "finished", ""),
         (THRICE, FIRST, OK, "finished", ""),
         (THRICE, FIRST, BAD, "retry", "exit"),
         (THRICE, FIRST, Outcome(signal=11), "retry", "signal"),
         (THRICE, FIRST, OOM, "retry", "oom"),
         (THRICE, FIRST, LATE, "retry", "timeout"),
         (THRICE, FIRST, Outcome(error="no image"), "failed", "start"),
-        (THRICE, State("started", {"attempt": 2}), BAD, "retry", "exit"),
-        (THRICE, State("started", {"attempt": 3}), BAD, "failed", "exit"),
+        (THRICE, State("started", {"attempt": 9, "retried": 1}), BAD, "retry", "exit"),
+        (THRICE, State("started", {"attempt": 9, "retried": 2}), BAD, "failed", "exit"),
         (replace(THRICE, retry_on=("oom", "signal")), FIRST, BAD, "failed", "exit"),
         (replace(THRICE, retry_on=("oom", "signal")), FIRST, OOM, "retry", "oom"),
         (replace(THRICE, retry_on=()), FIRST, OOM, "failed", "oom"),
@@ -89,7 +92,7 @@ def test_exit_code_and_signal_are_kept() -> None:
 
 def test_the_back_off_doubles_up_to_an_hour() -> None:
     spec = replace(TRUE, retries=1000, backoff=10)
-    waits = [verdict(spec, State("started", {"attempt": n}), BAD, NOW)["not_before"] - NOW for n in range(1, 1001)]
+    waits = [verdict(spec, State("started", {"retried": n - 1}), BAD, NOW)["not_before"] - NOW for n in range(1, 1001)]
     assert waits[:4] == [10, 20, 40, 80]
     assert max(waits) == waits[-1] == 3600 and waits == sorted(waits)
     longer = replace(spec, backoff=86400)
@@ -108,6 +111,14 @@ def test_losses_are_counted_back_off_and_end() -> None:
     assert [event["event"] for event in log[2::2]] == ["lost"] * 4 + ["failed"]
     assert waits == [0, 10, 20, 40, 0]
     assert log[-1]["why"] == "rebooted; loss 5 of at most 5" and fold(log).facts["reason"] == "lost"
+
+
+def test_neither_who_made_room_nor_who_was_lost_has_used_up_a_retry() -> None:
+    log: list[dict[str, Any]] = [{"event": "submitted"}]
+    for attempt, end in enumerate(("preempted", "lost", "", "preempted", ""), 1):
+        log.append({"event": "claimed", "attempt": attempt})
+        log.append({"event": end} if end else verdict(replace(TRUE, retries=1), fold(log), BAD, NOW))
+    assert [event["event"] for event in log[2::2]] == ["preempted", "lost", "retry", "preempted", "failed"]
 
 
 @given(

@@ -1,4 +1,5 @@
-"""SIGKILL, and EIO, ENOSPC and ESTALE, at every filesystem call of submit, claim, finish, cancel and sweep.
+"""SIGKILL, and EIO, ENOSPC and ESTALE, at every filesystem call of submit, claim, finish, cancel, move, retry,
+fence and sweep.
 
 Each trial has a ROOT of its own, a job (`/bin/true`, runtime process, nothing stubbed), and a process that dies or
 fails at its n-th call; n goes from 1 until the process gets through. Then fresh processes tick until the job has
@@ -20,11 +21,12 @@ import pytest
 from calls import ERRORS, Calls
 from queuebox import Box, until
 
+from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import here, keeping, sweep, tick
-from mlbox.host.handlers import submit
+from mlbox.host import here, keeping, ready, sweep, tick
+from mlbox.host.handlers import host, move, queue, retry, submit
 from mlbox.host.job import Job
 
 TRUE = JobSpec(command=("/bin/true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
@@ -265,6 +267,76 @@ def test_cancel(roots: Path, codes: tuple[int, ...]) -> None:
     recover(done)
     check(done, may_fail=False)
     print(f"cancel: {len(done) - 1} calls")
+
+
+def test_move(roots: Path, codes: tuple[int, ...]) -> None:
+    """From a queue that starts nothing, so nobody looks for it there any more."""
+    done = []
+    for trial in trials(roots, codes):
+        box = trial.box
+        box.lab("queues: {default: {}, other: {}}\n")
+        box.call(queue, do="pause", queue="default")
+        job = waiting_job(box)
+        trial.acknowledged.append(job.id)
+
+        def act(calls: Calls, say: Callable[[str], None]) -> None:
+            calls.begin()
+            box.call(move, job=job.id, queue="other")  # noqa: B023
+
+        victim(trial, act)
+        if not job.state().facts.get("moves"):  # it was not moved
+            assert job.state().waiting and box.hints() == [job.id]
+            box.call(queue, do="resume", queue="default")
+        done.append(trial)
+    assert len(done) * EVERY > 80, "calls have escaped"
+    recover(done)
+    check(done, may_fail=False)
+    print(f"move: {len(done) - 1} calls")
+
+
+def test_retry(roots: Path, codes: tuple[int, ...]) -> None:
+    done = []
+    for trial in trials(roots, codes):
+        box = trial.box
+        job = waiting_job(box)
+        box.cancel(job)
+
+        def act(calls: Calls, say: Callable[[str], None]) -> None:
+            calls.begin()
+            say(f"ack {box.call(retry, job=job.id)['id']}")  # noqa: B023
+
+        victim(trial, act)
+        done.append(trial)
+    assert len(done) * EVERY > 80, "calls have escaped"
+    recover(done)
+    check(done, may_fail=False)
+    print(f"retry: {len(done) - 1} calls")
+
+
+def test_fence(roots: Path, codes: tuple[int, ...]) -> None:
+    """A person says once more what was cut short."""
+    done = []
+    for trial in trials(roots, codes):
+        box = trial.box
+        job = waiting_job(box)
+        trial.acknowledged.append(job.id)
+        live = box.found.on("gone") / "live"
+        live.mkdir(parents=True)
+        (live / job.id).write_text("{}")
+        assert job.append("claimed", {"host": "gone", "boot": "x", "attempt": 1, "gpus": []})
+        ready.withdraw(box.found, waiting(job.id, job.owner, TRUE, job.state()))
+
+        def act(calls: Calls, say: Callable[[str], None]) -> None:
+            calls.begin()
+            box.call(host, do="fence", name="gone")  # noqa: B023
+
+        victim(trial, act)
+        box.call(host, do="fence", name="gone")
+        done.append(trial)
+    assert len(done) * EVERY > 40, "calls have escaped"
+    recover(done)
+    check(done, may_fail=False)
+    print(f"fence: {len(done) - 1} calls")
 
 
 def test_sweep_of_a_lost_job(roots: Path, codes: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mlbox.guest import services
+from mlbox.guest import main, services
 from mlbox.guest.services import Running, Service, start_all
 
 Json = dict[str, Any]
@@ -187,3 +187,10 @@ def test_tail(tmp_path: Path) -> None:
     assert services.tail(tmp_path / "none") == ""
     (tmp_path / "log").write_bytes(b"\xff" * 9000 + b"\nlast\n")
     assert services.tail(tmp_path / "log").endswith("\nlast")
+
+
+def test_nobody_s_variable_hides_a_session_s_processes(config: Json) -> None:
+    asked = {"GREETING": "hi", "HOME": "/elsewhere", "MLBOX_SESSION": "x"}
+    given = {**config, "home": "/home/ada", "shell": "/bin/sh", "path": "", "session": "01J0", "env": asked}
+    found = main._environment(given)
+    assert (found["GREETING"], found["HOME"], found["MLBOX_SESSION"]) == ("hi", "/elsewhere", "01J0")

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from mlbox import errors
 from mlbox.core.session import Mount, Spec
-from mlbox.host import lab
+from mlbox.host import files, lab
 from mlbox.host.store import Store
 
 
@@ -265,6 +266,61 @@ def test_add_leaves_what_is_there(root: Path) -> None:
     write(root, COMMENTED)
     lab.adding(root, "queues", "night", "{max_running: 1}").write()
     assert (root / "lab.yaml").read_text() == COMMENTED
+
+
+def test_what_another_host_undid_is_added_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had read the file before, and wrote it after."""
+    write(root, COMMENTED)
+    others = [COMMENTED.replace("night:", "evening: {}\n  night:"), ""]
+
+    def wait(root: Path) -> None:
+        other = others.pop() if others else ""
+        if other:
+            write(root, other)
+
+    monkeypatch.setattr(lab, "catch_up", wait)
+    lab.adding(root, "queues", "day", "{}").write()
+    assert set(lab.rules(Store(root)).lab.queues) == {"night", "day", "evening"}
+
+
+def test_what_came_between_a_look_and_the_rename_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, COMMENTED)
+    real, others = files.write_whole, [COMMENTED.replace("night:", "evening: {}\n  night:")]
+
+    def slow(path: Path, *rest: Any) -> None:
+        real(path, *rest)
+        if others:
+            write(root, others.pop())
+
+    monkeypatch.setattr(files, "write_whole", slow)
+    lab.adding(root, "queues", "day", "{}").write()
+    assert set(lab.rules(Store(root)).lab.queues) == {"night", "day", "evening"}
+    assert [path.name for path in root.iterdir() if path.name[0] == "."] == []
+
+
+def test_many_at_once_on_one_host_all_stand(root: Path) -> None:
+    names = [f"q{number}" for number in range(12)]
+    lab.adding(root, "queues", names[0], "{}").write()
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: lab.adding(root, "queues", name, "{}").write(), names))
+    assert set(lab.rules(Store(root)).lab.queues) == set(names)
+
+
+def test_one_who_is_always_undone_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, COMMENTED)
+    monkeypatch.setattr(lab, "catch_up", lambda root: write(root, COMMENTED))
+    with pytest.raises(errors.HostUnready, match="all the time"):
+        lab.adding(root, "queues", "day", "{}").write()
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o644, 0o600])
+def test_its_mode_stays(root: Path, mode: int) -> None:
+    write(root, COMMENTED)
+    (root / "lab.yaml").chmod(mode)
+    lab.adding(root, "hosts", "gpu7", "{}").write()
+    lab.removing(root, "hosts", "gpu7").write()
+    assert (root / "lab.yaml").read_text() == COMMENTED
+    assert (root / "lab.yaml").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize(

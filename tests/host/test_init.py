@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import pytest
 from queuebox import Box
 
 from mlbox import errors
+from mlbox.host import race
 from mlbox.host.handlers import init
 
 
 def test_what_the_trials_made_is_gone(box: Box) -> None:
     reply = box.call(init, ssh="gpu1")
     assert reply["problems"] == []
-    race = ".trial-0123abcd"
-    assert len(box.call(init, race=race)["won"]) == 25
-    assert (box.root / race).is_dir()
+    trial = ".trial-0123abcd"
+    assert len(box.call(init, race=trial)["won"]) == 25
+    assert (box.root / trial).is_dir()
     for _ in range(2):  # also when it is gone
-        assert box.call(init, race=race, over=True)["left"] is False
+        assert box.call(init, race=trial, over=True)["left"] is False
     assert not list(box.root.glob(".trial-*"))
 
 
@@ -25,3 +31,28 @@ def test_only_a_trial_s_folder_is_made_or_removed(box: Box, name: str) -> None:
     for more in ({}, {"over": True}):
         with pytest.raises(errors.Usage):
             box.call(init, race=name, **more)
+
+
+def test_hosts_wait_for_one_another_and_each_wins_some(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda host: race.run(tmp_path, host, 3), ("gpu1", "gpu2", "gpu3")))
+    won = sorted(slot for answer in answers for slot in answer["won"])
+    assert won == list(range(1, len(won) + 1)) and len(won) >= race.SLOTS
+    assert all(answer["met"] and len(answer["won"]) >= 5 for answer in answers)
+
+
+def test_one_whom_nobody_meets_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "_PATIENCE", 0.0)
+    answer = race.run(tmp_path, "gpu1", 2)
+    assert (answer["met"], len(answer["won"])) == (False, race.SLOTS)
+
+
+def test_two_winners_of_a_name_are_a_problem(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem whose exclusive creation is none."""
+    real = os.open
+
+    def careless(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        return real(path, flags & ~os.O_EXCL, *rest, **named)
+
+    monkeypatch.setattr(os, "open", careless)
+    assert "exclusive creation has not exactly one winner" in box.call(init)["problems"][0]

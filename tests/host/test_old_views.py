@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from queuebox import Box, until
 
 from mlbox import errors
 from mlbox.core.hints import waiting
-from mlbox.core.log import follow
+from mlbox.core.log import fold, follow
 from mlbox.core.schedule import Start
 from mlbox.core.slots import Writer
-from mlbox.host import claim, slots, tick
+from mlbox.host import claim, here, slots, sweep, tick
 from mlbox.host.handlers import queue
 from mlbox.host.job import Job
 
@@ -41,7 +41,11 @@ class Behind(Direct):
 
 
 def append(share: Share, event: dict[str, Any]) -> None:
-    slots.Log(Path("ev"), Direct(share)).append(lambda events: follow(events, event), ELSEWHERE)
+    def decide(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        state = fold(events)
+        return follow(events, event, state.attempt if state.running else 0)
+
+    assert isinstance(slots.Log(Path("ev"), Direct(share)).append(decide, ELSEWHERE), slots.Won)
 
 
 @pytest.mark.parametrize("has_old_listings", [True, False], ids=["as sshfs", "as NFS"])
@@ -121,6 +125,22 @@ def test_a_sweep_ends_nothing_whose_log_reads_as_empty(box: Box, tmp_path: Path)
     (tmp_path / "go").touch()
     assert box.end(job).name == "finished"
     box.assert_nothing_leaks()
+
+
+def test_a_sweep_after_a_move_that_was_cut_short_forgets_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    box.found.mark_making(job, moved=True)
+    monkeypatch.setattr(here, "is_dead", lambda writer: True)
+    with unseen(job):
+        sweep.sweep(box.found)
+    assert job.spec().command == ("true",) and box.found.left_in_making() == [job]
+    sweep.sweep(box.found)
+    assert box.hints() == [job.id] and box.found.left_in_making() == []
+    shutil.rmtree(job.folder)
+    box.found.mark_making(job, moved=True)
+    sweep.sweep(box.found)
+    assert box.found.left_in_making() == [] and not job.folder.exists()
 
 
 def test_a_job_that_was_removed_is_not_waited_for(box: Box) -> None:

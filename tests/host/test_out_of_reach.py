@@ -215,7 +215,7 @@ def test_its_session_is_ended_by_a_word_in_the_log(box: Box, quiet_stdin: None) 
 
     def keeper() -> None:
         until(lambda: job.state().requested == "cancel_requested")
-        job.append("finished", {"why": "shut down"})
+        job.append("finished", {"why": "shut down"}, 1)
 
     thread = threading.Thread(target=keeper)
     thread.start()
@@ -240,7 +240,7 @@ def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypat
     (job.attempt(1) / "tunnel.json").write_text('{"up": false, "why": "Permission denied"}')
     with pytest.raises(errors.Unreachable, match=r"tunnel of ws to .* is not up: Permission denied"):
         box.call(relay, session=job.id, verb="sessions", args={})
-    job.append("finished", {"why": "shut down"})
+    job.append("finished", {"why": "shut down"}, 1)
     with pytest.raises(errors.NotFound, match="has ended: shut down"):
         box.call(relay, session=job.id, verb="sessions", args={})
 

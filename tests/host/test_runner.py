@@ -16,7 +16,7 @@ import pytest
 from queuebox import kill, until
 
 from mlbox.core import ids
-from mlbox.host import keeping, processes
+from mlbox.host import keeping, processes, runner
 from mlbox.host.runner import LOCK, PID, Command, Output, run
 
 JOB = ids.ulid(0, os.urandom(10))  # its processes are found machine-wide: not those of another run of these tests
@@ -80,6 +80,36 @@ def sh(folder: Path, script: str, **options: Any) -> Runner:
 def test_exit_codes_and_signals(tmp_path: Path, script: str, exit_: int, number: int) -> None:
     found = sh(tmp_path, script).end()
     assert (found["exit"], found["signal"], found["stopped"], found["oom"]) == (exit_, number, False, False)
+
+
+@pytest.mark.parametrize(
+    ("script", "oom"), [("exit 137", True), ("kill -9 $$", False), ("exit 3", False), ("true", False)]
+)
+def test_a_shell_whose_child_was_killed_for_want_of_memory(
+    tmp_path: Path, script: str, oom: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its control group has counted one more."""
+    counts = iter((4, 5))
+    monkeypatch.setattr(runner, "_oom_kills_among_ours", lambda: next(counts))
+    monkeypatch.setattr(runner, "_oom_kills", lambda: 0)
+    assert sh(tmp_path, script).end()["oom"] is oom
+
+
+@pytest.mark.parametrize(
+    ("known", "file", "found"),
+    [
+        ("0::/user.slice/cron.service\n", "user.slice/cron.service/memory.events", 3),
+        ("3:cpu:/x\n2:memory:/a/b\n0::/a\n", "memory/a/b/memory.oom_control", 3),
+        ("0::/\n", "memory.events", 0),
+        ("2:memory:/\n", "memory/memory.oom_control", 0),
+        ("0::/x\n", "other", 0),
+    ],
+)
+def test_the_kills_of_one_s_own_control_group(tmp_path: Path, known: str, file: str, found: int) -> None:
+    (tmp_path / "known").write_text(known)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("low 0\noom 1\noom_kill 3\n")
+    assert runner._oom_kills_among_ours(tmp_path / "known", tmp_path) == found
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from mlbox.core.gpu import Gpu
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import files, keeper, nvml, stored
-from mlbox.host.handlers import submit
+from mlbox.host import files, keeper, keeping, link, nvml, stored
+from mlbox.host.handlers import sessions, submit
 from mlbox.host.job import Job
+from mlbox.host.link import GuestLink
 
 CONTENT = {"one.vsix": b"\0\xff" * 5000, "two.vsix": b""}
 
@@ -80,3 +81,34 @@ def test_its_gpu_time_counts_when_it_ends(box: Box, prepared: Path, monkeypatch:
     job = in_line(box, {}, gpus="1")
     assert box.wait(job, "failed").facts["gpus"] == ["GPU-1"]
     assert files.read_json(box.found.on() / "usage.json")["seconds"] > 0
+
+
+@pytest.fixture
+def guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there, and stays for as long as it may."""
+    monkeypatch.setattr(keeper.Keeper, "_start", lambda kept: {"services": {}, "ends": 2e9})
+    monkeypatch.setattr(GuestLink, "connected", property(lambda link: True))
+    monkeypatch.setattr(link, "answers", lambda path: True)
+
+
+@pytest.mark.parametrize("adopted", [False, True], ids=["", "adopted"])
+def test_its_queue_s_time_limit_ends_it(box: Box, guest: None, adopted: bool) -> None:
+    box.lab("queues: {default: {time_limit: 3s}}\n")
+    job = in_line(box, {})
+    if adopted:
+        box.wait(job, "started")
+        box.kill_keeper(job)
+        box.tick()
+        assert keeping.lives(job)
+    facts = box.wait(job, "finished").facts
+    assert (facts["reason"], facts["why"]) == ("timeout", "its time limit of 3s was reached")
+    assert job.state().attempt == 1 and not job.boot_folder.exists()
+
+
+def test_when_it_ends_is_told(box: Box, guest: None) -> None:
+    box.lab("queues: {default: {time_limit: 1h}, free: {}}\n")
+    limited = in_line(box, {})
+    box.wait(limited, "started")
+    assert [session["ends"] for session in box.call(sessions)["sessions"]] == [2e9]
+    keeping.tell(limited)
+    assert box.wait(limited, "finished").facts["why"] == "shut down"

@@ -23,13 +23,14 @@ from users import let_in, nobody
 
 from mlbox import entry, errors
 from mlbox.core import ids, wire
+from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
-from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status
+from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status, submit
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
 from mlbox.host.job import Job
@@ -51,6 +52,25 @@ def test_submit_runs_at_once_and_leaves_nothing(box: Box) -> None:
     box.assert_nothing_leaks()
     readable = [p for p in box.root.rglob("*") if p.is_file() and p.stat().st_mode & 0o044]
     assert not [p for p in readable if b"s3cret" in p.read_bytes()]
+
+
+OWN = {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "all", "MLBOX_SESSION": "x", "MLBOX_ATTEMPT": "9"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_mlbox_sets_itself_is_refused(box: Box, name: str) -> None:
+    with pytest.raises(errors.Usage, match=f"--env {name}: .*mlbox"):
+        box.sh("true", env={name: "0"})
+
+
+def test_what_mlbox_sets_itself_wins(box: Box) -> None:
+    """Over what an older mlbox took."""
+    script = 'echo "$CUDA_VISIBLE_DEVICES,$NVIDIA_VISIBLE_DEVICES,$MLBOX_SESSION,$MLBOX_ATTEMPT,$MINE"'
+    spec = replace(TRUE, command=("/bin/sh", "-c", script), work=Spec(runtime="process", env={**OWN, "MINE": "1"}))
+    job = submit.submit(box.found, spec)
+    box.jobs.append(job)
+    box.tick()
+    assert box.end(job).name == "finished" and box.output(job) == f",void,{job.id},1,1\n"
 
 
 def test_the_environment_reaches_the_command(box: Box) -> None:
@@ -353,6 +373,144 @@ def test_retry_makes_a_new_job_of_an_ended_one(box: Box) -> None:
     box.jobs.append(again)
     assert box.end(again).facts["exit"] == 4
     assert job.state().name == "failed"
+
+
+def test_an_element_of_an_array_is_retried_with_its_index_where_it_was_moved_to(box: Box) -> None:
+    box.lab("queues: {default: {}, other: {}}\n")
+    box.call(queue, do="pause", queue="default")
+    job = box.submit_all("/bin/sh", "-c", "echo $MLBOX_ARRAY_INDEX; exit 3", array=3)[2]
+    box.call(move, job=job.id, queue="other", priority=-2)
+    assert box.end(job).facts["exit"] == 3
+    again = box.found.job(box.call(retry, job=job.id)["id"])
+    box.jobs.append(again)
+    box.end(again)
+    assert box.output(again) == box.output(job) == "2\n"
+    assert (again.spec().queue, again.spec().priority, again.spec().array) == ("other", -2, "")
+
+
+def test_an_array_that_fails_midway_is_taken_back(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tick has started of it meanwhile ends."""
+    real, made = submit.submit, list[Job]()
+
+    def full(found: store.Store, spec: JobSpec, id_: str) -> Job:
+        if len(made) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(real(found, spec, id_))
+        if len(made) == 1:
+            assert box.tick().started == (made[0].id,)
+        return made[-1]
+
+    monkeypatch.setattr(submit, "submit", full)
+    with pytest.raises(OSError, match="No space left"):
+        box.submit_all("sleep", "1000", array=10)
+    box.jobs += made[:1]
+    assert box.end(made[0]).name == "cancelled" and not any(job.folder.exists() for job in made[1:])
+    box.assert_nothing_leaks()
+
+
+def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.call(queue, do="pause", queue="default")
+    real, made = submit.submit, list[Job]()
+
+    def full(found: store.Store, spec: JobSpec, id_: str, **_: Any) -> Job:
+        if len(made) == 2:
+            disk.setattr(Job, "append", full)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(real(found, spec, id_))
+        return made[-1]
+
+    with monkeypatch.context() as disk, pytest.raises(errors.HostUnready, match=r"left on device; 2 jobs .* in line"):
+        disk.setattr(submit, "submit", full)
+        box.submit_all("true", array=3)
+    assert box.hints() == [job.id for job in made]
+
+
+def test_a_cancellation_that_a_claim_outran_is_one_of_a_running_job(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be cancelled for good, and run on."""
+    job = held.sh("true")
+    views = [job.state()] * 2
+    assert job.append("claimed", {"at": time.time(), "host": "elsewhere", "attempt": 1, "gpus": []})
+    now = Job.state
+    monkeypatch.setattr(Job, "state", lambda made: views.pop() if views else now(made))
+    assert (cancel.request(held.found, job).name, job.state().requested) == ("claimed", "cancel_requested")
+
+
+# ---- moved, and not wholly -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(box: Box) -> Box:
+    """Two queues, nothing starts in either."""
+    box.lab("queues: {default: {}, hold: {}}\n")
+    for name in ("default", "hold"):
+        box.call(queue, do="pause", queue=name)
+    return box
+
+
+def places(box: Box, job: Job) -> list[str]:
+    return sorted(path.relative_to(box.found.own() / "ready").parts[0] for path in box.root.rglob(f"ready/**/{job.id}"))
+
+
+@pytest.mark.parametrize("cut", ["publish", "withdraw"])
+def test_a_move_that_was_cut_short_starts_nothing_where_the_job_is_no_more(
+    held: Box, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = held.sh("true")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="Input/output"):
+        broken.setattr(ready, cut, fail)
+        held.call(move, job=job.id, queue="hold")
+    held.call(queue, do="resume", queue="default")
+    assert held.tick().started == () and job.state().waiting
+    assert "hold" in places(held, job)
+    held.call(queue, do="resume", queue="hold")
+    held.tick()
+    assert held.end(job).name == "finished"
+
+
+@pytest.mark.parametrize("cut", ["publish", "withdraw"])
+def test_a_mover_that_died_is_followed_by_a_sweep(held: Box, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old queue starts nothing, so no start would find it out."""
+    job = held.sh("true")
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="dead"):
+        broken.setattr(ready, cut, lambda *_: (_ for _ in ()).throw(OSError("dead")))
+        held.call(move, job=job.id, queue="hold")
+    monkeypatch.setattr(here, "is_dead", lambda writer: True)
+    held.call(queue, do="resume", queue="hold")
+    held.tick()
+    assert held.end(job).name == "finished"
+    held.assert_nothing_leaks()
+
+
+def test_an_old_view_of_a_log_undoes_no_move(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host has moved it, and this one's client shows the new place and the log as it was before."""
+    job = held.sh("true")
+    before = job.events()
+    held.call(move, job=job.id, queue="hold")
+    held.call(queue, do="resume", queue="hold")
+    with monkeypatch.context() as behind:
+        behind.setattr(Job, "events", lambda made: before)
+        assert tick.run(held.found).started == ()
+        assert places(held, job) == ["hold"]
+    held.tick()
+    assert held.end(job).name == "finished"
+
+
+def test_a_claim_from_an_old_view_finds_the_move(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the hint and the log that this host sees are those of before."""
+    job = held.sh("true")
+    seen = waiting(job.id, job.owner, job.spec(), job.state())
+    held.call(move, job=job.id, queue="hold")
+    old = [job.state(), replace(job.state(), facts={**job.state().facts, "queue": "default", "moves": 0})]
+    with monkeypatch.context() as behind:
+        behind.setattr(Job, "state", lambda made: old.pop())
+        assert not claim.start(held.found, seen, Start(job.id, (), 0, 0), None, tick.again)
+    assert job.state().waiting and held.claims(job) == [] and places(held, job) == ["hold"]
+    held.cancel(job)
+    held.assert_nothing_leaks()
 
 
 # ---- killed --------------------------------------------------------------------------------------

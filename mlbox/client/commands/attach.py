@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -16,6 +18,7 @@ from mlbox.core import port, text
 from mlbox.core.port import Port
 
 Json = dict[str, Any]
+LAST_WORD = 600.0  # s before a time limit
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -81,6 +84,8 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
         if then is not None:
             then(attached.urls())
         if console is not None:
+            if session.get("ends"):
+                _say_its_end(attached, session["ends"] - time.time())
             chosen = console.run()
         if chosen == "detach":
             attached.stay()
@@ -94,6 +99,16 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
         ssh_config.drop(session["id"])
     output.note(_parting(chosen, session["name"], attached.why))
     return 0
+
+
+def _say_its_end(attached: Attached, left: float) -> None:
+    """It has a time limit, by which it ends in `left` seconds: said now, and once more shortly before."""
+    attached.say(f"its time limit ends it in {text.duration(left)}")
+    if left > LAST_WORD:
+        words = f"the time limit ends it in {text.duration(LAST_WORD)}: save what is to stay"
+        timer = threading.Timer(left - LAST_WORD, attached.say, (words,))
+        timer.daemon = True
+        timer.start()
 
 
 def _parting(chosen: str, name: str, why: str) -> str:

@@ -37,6 +37,8 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
         print(f"  shared:  with {'you' if 'owner' in found else others}")
     print(f"  gpus:    {', '.join(found['gpus']) or 'none'}")
     print(f"  since:   {text.duration(time.time() - found['since'])} ago")
+    if found.get("ends"):
+        print(f"  ends:    in {text.duration(found['ends'] - time.time())} (its time limit)")
     for name, why in found.get("trouble", {}).items():
         output.warn(f"{name}: {why}")
     print(f"Attach:  mlbox session attach {found['name']}")

@@ -57,14 +57,15 @@ def _made(hosts: list[str], settings: state.Config) -> dict[str, Json]:
 def _tried(replies: dict[str, Json], settings: state.Config) -> list[str]:
     """What is wrong."""
     problems = [f"{host}: {p}" for host, reply in replies.items() for p in reply["problems"]]
-    if len(replies) > 1:
-        problems += _race(list(replies), settings)
+    one_name_each = {reply["host"]: host for host, reply in replies.items()}
+    if len(one_name_each) > 1:
+        problems += _race(list(one_name_each.values()), settings)
     return problems
 
 
 def _race(hosts: list[str], settings: state.Config) -> list[str]:
     """All hosts append to one log at once: every slot has exactly one winner, or this filesystem won't do."""
-    race = {"race": f".trial-{secrets.token_hex(4)}"}
+    race = {"race": f".trial-{secrets.token_hex(4)}", "hosts": len(hosts)}
     answers = ask_all(hosts, "init", race, settings)
     if connect(hosts[0], settings).call("init", {**race, "over": True})["left"]:
         output.warn(f"{race['race']} in the lab's folder could not be removed whole")
@@ -72,6 +73,8 @@ def _race(hosts: list[str], settings: state.Config) -> list[str]:
     won = sorted(slot for a in answers.values() if not isinstance(a, errors.MlboxError) for slot in a["won"])
     if not failed and len(won) != len(set(won)):
         return [f"two hosts won the same name: {len(won) - len(set(won))} of {len(won)} times"]
+    if not failed and not all(a["met"] for a in answers.values() if not isinstance(a, errors.MlboxError)):
+        return [f"{' and '.join(hosts)} did not meet in time, so the folder is not tried between them: the same again"]
     return failed
 
 
@@ -103,7 +106,7 @@ def _told(replies: dict[str, Json], problems: list[str]) -> None:
         output.warn(problem)
     if not problems:
         print("  exclusive creation, renaming and flushing work there" + (", between these hosts too"
-              if len(replies) > 1 else ""))  # fmt: skip
+              if len({reply["host"] for reply in replies.values()}) > 1 else ""))  # fmt: skip
         _next(next(iter(replies.values()))["root"], list(replies), dry=False)
 
 

@@ -68,4 +68,5 @@ def _ask_of(names: Sequence[str], config: state.Config) -> tuple[dict[str, Json 
 
 
 def _age(session: Json) -> str:
-    return text.duration(time.time() - session["since"]) if session["since"] else "-"
+    ends = f", ends in {text.duration(session['ends'] - time.time())}" if session.get("ends") else ""
+    return text.duration(time.time() - session["since"]) + ends if session["since"] else "-"

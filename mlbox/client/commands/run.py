@@ -26,7 +26,9 @@ def main(arguments: argparse.Namespace) -> int:
         return submit.main(arguments)
     settings = options.config(arguments)
     host = lab.entry(arguments, settings)
-    reply = submit.send(host, submit.prepare(arguments, settings), settings)
+    prepared = submit.prepare(arguments, settings)
+    with lab.submitting():
+        reply = submit.send(host, prepared, settings)
     job = reply["jobs"][0]
     try:
         if arguments.json:

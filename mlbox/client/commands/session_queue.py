@@ -28,7 +28,8 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     if options.dry_run:
         output.facts({"spec": spec.without_secrets().to_wire()}, dry=True)
         return 0
-    reply = entry.call("submit", {"spec": spec.to_wire()})
+    with lab.submitting():
+        reply = entry.call("submit", {"spec": spec.to_wire()})
     lab.trouble(reply)
     job = reply["jobs"][0]
     lab.nudge(reply["elsewhere"], config, job["id"])

@@ -69,7 +69,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(prepared, arguments.json)
     host = lab.entry(arguments, settings)
-    reply = send(host, prepared, settings)
+    with lab.submitting():
+        reply = send(host, prepared, settings)
     if arguments.json:
         output.facts(reply)
     else:

@@ -25,6 +25,7 @@ class Waiting:
     array_limit: int = 0  # of the array's jobs at once; 0 is no limit
     not_before: float = 0.0
     kind: str = "job"  # or session, in words
+    moves: int = 0  # until it stood here: of two places of one job, the one after more moves is the newer
 
 
 @dataclass(frozen=True)

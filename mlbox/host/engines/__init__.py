@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -89,6 +89,9 @@ class Engine(Protocol):
 
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
         """The same places as the guest sees them."""
+
+    def visible(self, gpus: Sequence[str]) -> dict[str, str]:
+        """The variables that tell programs inside which GPUs are theirs; none where they see no others."""
 
     def start(self, run: Run, log: int) -> Popen[bytes]:
         """Start the guest; the process returned ends when it ends. Its output goes to the descriptor `log`."""

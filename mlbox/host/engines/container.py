@@ -204,6 +204,9 @@ class Container:
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
         return Paths(RUN, "/workspace", "/root" if is_root(spec.user) else f"/home/{self._user}")
 
+    def visible(self, gpus: Sequence[str]) -> dict[str, str]:
+        return {}
+
     def start(self, run: Run, log: int) -> Popen[bytes]:
         return Popen(self.arguments(run), stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
@@ -110,9 +111,11 @@ class Process:
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
         return Paths(str(run_folder), str(folder), str(Path.home()))
 
+    def visible(self, gpus: Sequence[str]) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void"}
+
     def start(self, run: Run, log: int) -> Popen[bytes]:
-        devices = {"CUDA_VISIBLE_DEVICES": ",".join(run.gpus), "NVIDIA_VISIBLE_DEVICES": ",".join(run.gpus) or "void"}
-        environment = {**os.environ, **run.env, **devices}
+        environment = {**os.environ, **run.env, **self.visible(run.gpus)}
         return Popen(
             run.argv, stdin=DEVNULL, stdout=log, stderr=log, env=environment, cwd=run.folder, start_new_session=True
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 from mlbox import errors
@@ -14,7 +15,7 @@ from mlbox.core import reverse as reverse_words
 from mlbox.core.hints import waiting
 from mlbox.core.log import State
 from mlbox.core.verdict import Outcome, verdict
-from mlbox.host import attempts, files, lab, ready, reverse, store, view
+from mlbox.host import attempts, files, lab, marks, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -44,11 +45,10 @@ def _drain(found: store.Store, name: str, drain: bool, why: str) -> None:
     path = found.root / "drained" / name
     if found.dry:
         return
-    if not drain:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(exist_ok=True)
-    files.write_whole(path, json.dumps({"by": found.user, "at": time.time(), "why": why}).encode(), 0o644)
+    if drain:
+        marks.leave(found, path, why)
+    else:
+        marks.take_back(path)
 
 
 def _known(found: store.Store, name: str) -> None:
@@ -67,7 +67,8 @@ def _requeue(call: Call, found: store.Store, name: str) -> Json:
     """What it has counts for nothing from here on: nobody's job waits for it, and should it be back, it starts nothing
     until a person says so."""
     requeued = _fence(found, name)
-    _drain(found, name, True, "fenced")
+    with suppress(errors.Refused):  # another has drained, or fenced, it already
+        _drain(found, name, True, "fenced")
     return {"requeued": requeued}
 
 

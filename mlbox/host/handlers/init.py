@@ -12,32 +12,32 @@ import re
 import secrets
 import shutil
 import stat
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core.slots import Writer
-from mlbox.host import files, lab, slots, store, tick
+from mlbox.host import files, lab, race, store, tick
 from mlbox.host.serve import Call
 from mlbox.host.sweep import alone
 
 Json = dict[str, Any]
-_SLOTS, _WRITERS = 25, 4
 _TRIAL = re.compile(r"\.trial-[0-9a-f]{8}")
 
 
 def run(call: Call) -> Json:
     found = store.Store(call.root, call.dry)
-    race = str(call.args.get("race", ""))
-    if race:
-        if not _TRIAL.fullmatch(race):
+    trial = str(call.args.get("race", ""))
+    if trial:
+        if not _TRIAL.fullmatch(trial):
             raise errors.Usage("a trial's folder is called otherwise")
         if call.args.get("over"):
-            return {"host": found.host, "left": _remove(found.root / race)}
-        return {"host": found.host, "won": _race(found.root / race, found.host)}
+            return {"host": found.host, "left": _remove(found.root / trial)}
+        hosts = call.args.get("hosts", 1)
+        if type(hosts) is not int or hosts < 1:
+            raise errors.Usage("so many hosts don't race")
+        return {"host": found.host, **race.run(found.root / trial, found.host, hosts)}
     made = not (found.root / "mlbox.json").exists()
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
@@ -113,9 +113,9 @@ def _try(root: Path, host: str) -> list[str]:
         files.write_whole(folder / "whole", b"content")
         if (folder / "whole").read_bytes() != b"content":
             problems.append("a file that was renamed into place reads differently")
-        won = _race(folder / "ev", host)
-        if len(won) != len(set(won)) or len(won) != _SLOTS:
-            problems.append(f"exclusive creation has not exactly one winner: {len(won)} of {_SLOTS}")
+        won = race.run(folder / "race", host)["won"]
+        if len(won) != len(set(won)) or len(won) != race.SLOTS:
+            problems.append(f"exclusive creation has not exactly one winner: {len(won)} of {race.SLOTS}")
     except OSError as error:
         problems.append(f"{error.strerror}: {error.filename}")
     finally:
@@ -131,25 +131,3 @@ def _remove(folder: Path) -> bool:
         if not folder.exists():
             return False
     return True
-
-
-def _race(folder: Path, host: str) -> list[int]:
-    """Several writers of this host append to one log until it has its slots; the slots that they won."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    won: list[int] = []
-
-    def append(number: int) -> None:
-        log, writer = slots.Log(folder), Writer(host, "trial", os.getpid(), f"{number}")
-        while True:
-            answer = log.append(lambda events: {"by": number} if len(events) < _SLOTS else None, writer, 10)
-            if isinstance(answer, slots.Refused):
-                return
-            won.append(answer.slot)
-            time.sleep(0)
-
-    writers = [threading.Thread(target=append, args=(number,)) for number in range(_WRITERS)]
-    for thread in writers:
-        thread.start()
-    for thread in writers:
-        thread.join()
-    return sorted(won)

@@ -39,11 +39,14 @@ def run(call: Call) -> Json:
     if found.dry:
         return reply
     facts = {"at": time.time(), "queue": to.queue, "priority": to.priority, "rank": to.rank}
+    found.mark_making(job, moved=True)  # the next sweep puts it where its log has it
     if not job.append("moved", facts):
+        found.unmark_making(job)
         raise errors.Refused(f"job {spec.name} has just been started", "mlbox show tells where")
-    ready.publish(found, to)
+    ready.publish(found, replace(to, moves=now.moves + 1))
     if (to.queue, to.priority, to.rank) != (now.queue, now.priority, now.rank):
         ready.withdraw(found, now)
+    found.unmark_making(job)
     report = tick.run(found)
     return {**reply, "started": job.id in report.started}
 

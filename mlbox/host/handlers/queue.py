@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
 from mlbox.core.lab import Lab
-from mlbox.host import files, lab, ready, store, view
+from mlbox.host import lab, marks, ready, store, view
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -53,12 +51,10 @@ def _list(found: store.Store, rules: Lab, paused: Mapping[str, str]) -> list[Jso
 
 def _pause(found: store.Store, name: str, pause: bool, why: str) -> None:
     path = found.root / "paused" / name
-    path.parent.mkdir(exist_ok=True)
     if pause:
-        said = {"by": found.user, "at": time.time(), "why": why}
-        files.write_whole(path, json.dumps(said).encode(), 0o644)
+        marks.leave(found, path, why)
     else:
-        path.unlink(missing_ok=True)
+        marks.take_back(path)
 
 
 def _new(found: store.Store, rules: lab.Rules, name: str) -> lab.Edit:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
+from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
-from mlbox.core.log import said
+from mlbox.core.log import State, said
 from mlbox.host import code, lab, lookup, store, tick
 from mlbox.host.handlers.submit import submit
+from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -29,7 +31,7 @@ def run(call: Call) -> Json:
         return {"id": "", "name": spec.name, "of": job.id, "started": False, "waits": ""}
     with code.keeping(found):
         _check_code(found, spec)
-        again = submit(found, replace(spec, after=(), array="", array_index=0))
+        again = submit(found, _once_more(job, spec, state))
     report = tick.run(found)
     started = again.id in report.started
     return {"id": again.id, "name": spec.name, "of": job.id, "started": started,
@@ -39,3 +41,9 @@ def run(call: Call) -> Json:
 def _check_code(found: store.Store, spec: JobSpec) -> None:
     if spec.code and spec.code not in dict(code.kept(found)):
         raise errors.Refused(f"the code of job {spec.name} is not kept any more", "mlbox submit sends it anew")
+
+
+def _once_more(job: Job, spec: JobSpec, state: State) -> JobSpec:
+    """From where it was moved to; of an array this one alone, with its index, by which its command knows its part."""
+    last = waiting(job.id, job.owner, spec, state)
+    return replace(spec, after=(), array="", queue=last.queue, priority=last.priority)

@@ -25,7 +25,7 @@ from mlbox import errors
 from mlbox.core import gpu, ids, text, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
-from mlbox.core.session import Mount, Spec
+from mlbox.core.session import Mount, Spec, check_env
 from mlbox.host import engines, here, inventory, keeper, keeping, lease, processes, slots, store
 from mlbox.host.handlers import sessions
 from mlbox.host.job import Job
@@ -40,6 +40,7 @@ _TRIES = 5  # GPUs chosen free and taken by somebody else in between
 def run(call: Call) -> Json:
     found = store.Store(call.root)
     asked = Spec.from_wire(call.args.get("spec", {}))
+    check_env(asked.env)
     running = [sessions.describe(job) for job in sweep(found) if sessions.is_session(job)]
     # Who names another one than runs means another one.
     if not call.args.get("new") and any(asked.name in ("", session["name"]) for session in running):

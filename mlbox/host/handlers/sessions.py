@@ -102,6 +102,7 @@ def describe(job: Job) -> Json:
         "gpus": list(state.facts.get("gpus", ())), "image": spec.image,
         "runtime": state.facts.get("runtime", spec.runtime),
         "trouble": files.read_json(job.conf / "trouble.json") or {}, "since": state.facts.get("at", 0),
+        "ends": state.facts.get("ends", 0),
         "user": here.user_name(), "queued": "queue" in state.facts,
         "shared": sorted(peer.name(person.uid) for person in colleague.recorded(job)),
     }  # fmt: skip

@@ -16,7 +16,9 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits
 from mlbox.core.schedule import stuck
-from mlbox.host import able, code, engines, lab, ready, store, tick, view
+from mlbox.core.session import check_env
+from mlbox.host import able, code, engines, keeping, lab, ready, store, tick, view
+from mlbox.host.handlers import cancel
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import alone
@@ -29,6 +31,7 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     _root(call, found)
     spec = _named(JobSpec.from_wire(call.args.get("spec", {})))
+    check_env(spec.work.env)
     count = call.args.get("array", 0)
     if type(count) is not int or not 0 <= count <= MOST_IN_ARRAY:
         raise errors.Usage(f"an array has 1 to {MOST_IN_ARRAY} jobs")
@@ -100,10 +103,18 @@ def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[Job]:
     if not count:
         return [submit(found, spec)]
     first = id_ = _ulid()
-    made = []
-    for index in range(count):
-        made.append(submit(found, replace(spec, array=first, array_index=index), id_))
-        id_ = ids.following(id_)
+    made: list[Job] = []
+    try:
+        for index in range(count):
+            made.append(submit(found, replace(spec, array=first, array_index=index), id_))
+            id_ = ids.following(id_)
+    except (errors.MlboxError, OSError) as error:
+        left = [job for job in reversed(made) if not _take_back(found, job, replace(spec, array=first))]
+        if left:
+            why = error.message if isinstance(error, errors.MlboxError) else str(error)
+            hint = f"mlbox cancel {spec.name}, once there is room to write"
+            raise errors.HostUnready(f"{why}; {text.count(len(left), 'job')} of the array stay in line", hint) from None
+        raise
     return made
 
 
@@ -128,11 +139,15 @@ def submit(found: store.Store, spec: JobSpec, id_: str = "") -> Job:
     return job
 
 
-def _take_back(found: store.Store, job: Job, spec: JobSpec) -> None:
-    """It is not acknowledged. Where not even this can be done, it is put in line after all, by the next sweep."""
+def _take_back(found: store.Store, job: Job, spec: JobSpec) -> bool:
+    """It is not acknowledged. False where not even this can be done: it may be in line, or come there by a sweep."""
     with suppress(errors.MlboxError, OSError):
         place = waiting(job.id, found.user, spec, State())
         if not job.events() or job.append("cancelled", {"at": time.time(), "why": "it was not submitted"}, patience=0):
             ready.withdraw(found, place)
             found.forget(job)
             found.unmark_making(job)
+        elif cancel.request(found, job).running and found.is_live(job):  # a tick was faster
+            keeping.tell(job)
+        return True
+    return False

@@ -1,0 +1,20 @@
+"""What a client says by itself while it is attached."""
+
+from __future__ import annotations
+
+import queue
+
+from mlbox.client.attached import Attached
+from mlbox.client.commands import attach
+from mlbox.client.reach import Reach
+from mlbox.client.state import Config
+
+
+def test_a_time_limit_is_said_at_once_and_shortly_before() -> None:
+    said: queue.Queue[str] = queue.Queue()
+    attached = Attached(Reach("01J0", "kind-otter", "gpu1", "", {}, ""), Config(), (), said.put)
+    attach._say_its_end(attached, attach.LAST_WORD + 1)
+    assert said.get() == "its time limit ends it in 10m 1s"
+    assert said.get(timeout=20) == "the time limit ends it in 10m: save what is to stay"
+    attach._say_its_end(attached, 59)
+    assert said.get() == "its time limit ends it in 59s"

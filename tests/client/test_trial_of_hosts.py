@@ -1,0 +1,30 @@
+"""What the trial between hosts amounts to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlbox.client.commands import init
+from mlbox.client.state import Config
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([{"won": [1, 3, 4], "met": True}, {"won": [2, 5], "met": True}], ""),
+        ([{"won": [1, 3, 4], "met": True}, {"won": [2, 3], "met": True}], "two hosts won the same name: 1 of 5 times"),
+        ([{"won": [1, 2], "met": False}, {"won": [], "met": False}], "gpu1 and gpu2 did not meet in time"),
+        ([{"won": [1, 2], "met": True}, {"won": [], "met": False}], "is not tried between them"),
+    ],
+)
+def test_what_a_trial_between_hosts_says(
+    answers: list[dict[str, Any]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = ["gpu1", "gpu2"]
+    monkeypatch.setattr(init, "ask_all", lambda *_: dict(zip(hosts, answers)))
+    monkeypatch.setattr(init, "connect", lambda *_: SimpleNamespace(call=lambda *_: {"left": False}))
+    problems = init._race(hosts, Config())
+    assert (said in problems[0] and len(problems) == 1) if said else problems == []

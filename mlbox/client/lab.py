@@ -62,7 +62,8 @@ def trouble(*replies: Json) -> None:
 
 @contextmanager
 def submitting() -> Iterator[None]:
-    """^C takes nothing back: a host that has the request goes through with it. What is, or may be, in line is said."""
+    """^C takes nothing back, nor does a connection that is lost: a host that has the request goes through with it.
+    What is, or may be, in line is said."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -74,3 +75,8 @@ def submitting() -> Iterator[None]:
         else:
             output.note("\n  it may be in line: mlbox jobs")
         raise
+    except errors.NotConnected:
+        raise
+    except errors.Unreachable as error:
+        lost = "if the connection was lost on the way, it may be in line: mlbox jobs, before you submit it again"
+        raise errors.Unreachable(error.message, f"{error.hint}\n{lost}".lstrip("\n")) from None

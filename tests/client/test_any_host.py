@@ -70,6 +70,20 @@ def test_what_may_have_been_done_is_not_asked_of_another(asked: dict[str, Any], 
     assert asked["asked"] == [("gpu1", "submit", "/lab")]
 
 
+@pytest.mark.parametrize("error", [errors.Unreachable("the connection ended", "look"), errors.Unreachable("it ended")])
+def test_a_submission_whose_reply_was_lost_may_be_in_line(asked: dict[str, Any], error: errors.MlboxError) -> None:
+    asked["gpu1"] = error
+    with pytest.raises(errors.Unreachable) as caught, lab.submitting():
+        entry().call("submit", {})
+    assert (caught.value.message, caught.value.exit_code) == (error.message, 4)
+    *before, last = caught.value.hint.split("\n")
+    assert (before, "mlbox jobs" in last) == ([error.hint] if error.hint else [], True)
+    asked.update(dict.fromkeys(CONFIG.hosts, DOWN))
+    with pytest.raises(errors.NotConnected) as never, lab.submitting():
+        entry().call("submit", {})
+    assert never.value.hint == DOWN.hint
+
+
 def test_all_are_away(asked: dict[str, Any]) -> None:
     asked.update(dict.fromkeys(CONFIG.hosts, DOWN))
     with pytest.raises(errors.Unreachable) as caught:

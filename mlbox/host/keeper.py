@@ -146,7 +146,7 @@ class Keeper:
         keeping.listen(self.job)
 
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
-        tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
+        tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode", "guest")}
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(self.claim.gpus)} if self.spec.runtime == "process" else {}
         login = "root" if self.spec.user == "root" else here.user_name()
         return services.plan(
@@ -167,7 +167,8 @@ class Keeper:
             name: {**facts, "socket": str(self.job.sockets / facts["socket"])} for name, facts in plan.services.items()
         }
         met = {"via": place.to_wire()} if place is not None else {}
-        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock"), **met}
+        guest = {"guest_socket": str(self.job.sockets / "guest.sock"), "guest_key": plan.guest["key"]}
+        return {"services": found, **guest, **met}
 
     def _info(self, plan: services.Plan, ready: Ready, place: Meeting | None) -> Json:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""

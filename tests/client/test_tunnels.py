@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import threading
 import time
@@ -15,9 +16,10 @@ import pytest
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Port
-from mlbox.client.tunnels.probe import ping
+from mlbox.client.tunnels.probe import Stranger, ping
 from mlbox.errors import MlboxError
-from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server
+from mlbox.guest import control
+from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server, squat
 
 FAST = dataclasses.replace(CALM, probe_timeout=0.3)
 
@@ -374,6 +376,70 @@ def test_the_default_probe(host: Host) -> None:
         with pytest.raises(OSError):
             ping(str(path), 20)
     hangs_up.close()
+
+
+def test_a_guest_with_a_key_proves_to_be_it(host: Host) -> None:
+    path = host.folder / "g.sock"
+    control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+    assert ping(str(path), 20, "k3y")
+    assert ping(str(path), 20)  # as an older mlbox asks
+    with pytest.raises(Stranger):
+        ping(str(path), 20, "other")
+    with pytest.raises(Stranger):
+        ping(host.paths()["guest"], 20, "k3y")  # its answer is no JSON
+
+
+@pytest.mark.parametrize("said", [b"[]", b"{", b"null", b'{"proof": 7}', b"[" * 10000, b"x" * 30000], ids=len)
+def test_other_answers_are_a_stranger_s(host: Host, said: bytes) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(said + b"\n")
+
+    server = Server(host.folder / "s.sock", answer)
+    with pytest.raises(Stranger):
+        ping(str(host.folder / "s.sock"), 20, "k3y")
+    server.close()
+
+
+def keyed(path: str, timeout: float) -> bool:
+    return ping(path, timeout, "k3y")
+
+
+def test_nothing_goes_where_a_stranger_answers(host: Host) -> None:
+    heard = threading.Event()
+    path = host.folder / "g.sock"
+    squatter = Server(path, squat)
+    host.servers["echo"].close()
+    host.servers["echo"] = Server(host.folder / "echo.sock", lambda connection: heard.set())
+    with Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed) as opened, opened.connect():
+        said = opened.events.wait("stranger")
+        assert said.reason == "something else answers in the session's place"
+        assert not opened.tunnels.wait_up(0)
+        squatter.close()
+        opened.events.wait("refused")
+        assert not heard.is_set()
+        control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+        opened.events.wait("up")
+        assert heard.wait(20)
+
+
+def test_a_link_whose_guest_becomes_a_stranger_gets_nothing_new(host: Host) -> None:
+    """Its folder was moved away under a living ssh. Not even when the stranger falls silent in a way that says no."""
+    path, timing = host.folder / "g.sock", dataclasses.replace(CALM, refused_every=0.0)
+    control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+    with Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed, timing=timing) as opened:
+        opened.events.wait("up")
+        path.unlink()
+        squatter = Server(path, squat)
+        assert opened.events.wait("lost").reason == "something else answers in the session's place"
+        opened.events.wait("stranger")
+        squatter.close()
+        opened.events.wait("refused", 2)
+        assert not opened.tunnels.wait_up(0)
+        control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+        opened.events.wait("back")
+        with opened.connect() as sock:
+            assert opened.echoes(sock)
 
 
 def test_backoff_doubles_to_its_limit() -> None:

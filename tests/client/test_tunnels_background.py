@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import homes
@@ -56,9 +57,9 @@ class Inside:
 
     def __init__(self, sshd: Sshd, folder: Path) -> None:
         self.config = state.Config(ssh_config=str(sshd.config), ports={"jupyter": 0})
-        control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()))
+        control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()), "k3y")
         jupyter = {"socket": str(folder / "echo.sock"), "token": "t0ken"}
-        self.reach = Reach(ID, "kind-otter", "gpu1", "", {"jupyter": jupyter}, str(folder / "g.sock"))
+        self.reach = Reach(ID, "kind-otter", "gpu1", "", {"jupyter": jupyter}, str(folder / "g.sock"), "k3y")
         self.said: queue.Queue[str] = queue.Queue()
 
     def attach(self, *ports: Port) -> Attached:
@@ -295,6 +296,14 @@ def test_reconnecting_is_shown_with_its_reason(inside: Inside, sshd: Sshd, capsy
     finally:
         sshd.config.write_text(before)
     assert await_state("up").why == ""
+    client.close()
+
+
+def test_a_session_of_an_older_mlbox_has_no_key(inside: Inside) -> None:
+    inside.reach = replace(inside.reach, guest_key="")
+    assert "guest_key" not in inside.reach.to_wire()
+    client = inside.attach()
+    assert answers(client.ports["jupyter"])
     client.close()
 
 

@@ -25,6 +25,7 @@ from mlbox.errors import MlboxError
 LinkFactory = Callable[[int], Link]
 """Makes the link of a generation (1, 2, ...). May raise MlboxError or OSError: a failed attempt."""
 
+STRANGER = "something else answers in the session's place"
 _BARRED = ("permission denied", "host key verification failed", "too many authentication failures")
 
 
@@ -228,9 +229,9 @@ class Supervisor:
     # What a probe said
 
     def _candidate_said(self, held: Held, answer: str, now: float) -> None:
-        if answer == "refused":
+        if answer in ("refused", "stranger"):
             held.deadline = None  # ssh is up: starting another one would change nothing
-            self._refused(held, now)
+            self._refused(held, answer, now)
         elif answer == "silent" and held.deadline is None:
             held.deadline = now + self._timing.start_limit
         if answer != "answered":
@@ -252,9 +253,11 @@ class Supervisor:
             self._set_usable(held, False)
             seconds = self._timing.probe_timeout
             self._lost(held, f"no answer for {seconds:g} s", now - seconds, now)
-        elif answer == "refused":
-            self._set_usable(held, True)  # it is for the host to say no, at once
-            self._refused(held, now)
+        elif answer == "stranger" and held.usable:
+            self._set_usable(held, False)
+            self._lost(held, STRANGER, now, now)
+        elif answer == "refused":  # a usable one stays that: it is for the host to say no, at once
+            self._refused(held, answer, now)
         elif answer == "answered":
             if not held.usable:
                 self._set_usable(held, True)
@@ -279,11 +282,13 @@ class Supervisor:
         self._emit(kind, held.generation, "", self._downtime(now))
         self._lost_at = self._refused_at = None
 
-    def _refused(self, held: Held, now: float) -> None:
+    def _refused(self, held: Held, answer: str, now: float) -> None:
         due = self._refused_at is None or now - self._refused_at >= self._timing.refused_every
         if due and held.link.alive():
             self._refused_at = now
-            self._emit("refused", held.generation, _last_line(held.link.stderr()), self._downtime(now))
+            kind: Kind = "stranger" if answer == "stranger" else "refused"
+            reason = STRANGER if kind == "stranger" else _last_line(held.link.stderr())
+            self._emit(kind, held.generation, reason, self._downtime(now))
 
     # Small things
 

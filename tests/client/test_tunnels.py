@@ -15,11 +15,13 @@ import pytest
 
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
 from mlbox.client.tunnels.events import Backoff
+from mlbox.client.tunnels.held import Held
 from mlbox.client.tunnels.listener import Port
-from mlbox.client.tunnels.probe import Stranger, ping
+from mlbox.client.tunnels.probe import Prober, Stranger, ping
+from mlbox.client.tunnels.supervisor import Supervisor
 from mlbox.errors import MlboxError
 from mlbox.guest import control
-from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server, squat
+from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server, echo, squat
 
 FAST = dataclasses.replace(CALM, probe_timeout=0.3)
 
@@ -425,7 +427,7 @@ def test_nothing_goes_where_a_stranger_answers(host: Host) -> None:
 
 def test_a_link_whose_guest_becomes_a_stranger_gets_nothing_new(host: Host) -> None:
     """Its folder was moved away under a living ssh. Not even when the stranger falls silent in a way that says no."""
-    path, timing = host.folder / "g.sock", dataclasses.replace(CALM, refused_every=0.0)
+    path, timing = host.folder / "g.sock", dataclasses.replace(CALM, refused_first=0.0, refused_last=0.0)
     control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
     with Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed, timing=timing) as opened:
         opened.events.wait("up")
@@ -440,6 +442,84 @@ def test_a_link_whose_guest_becomes_a_stranger_gets_nothing_new(host: Host) -> N
         opened.events.wait("back")
         with opened.connect() as sock:
             assert opened.echoes(sock)
+
+
+class Clock(threading.Event):
+    """Nobody waits; how long they would have is noted, and after `count` times `then` is done."""
+
+    def __init__(self, count: int, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+        self._count, self._then = count, then
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        if len(self.waits) == self._count:
+            self._then()
+        return self.is_set()
+
+
+def test_a_guest_that_is_not_there_is_asked_less_and_less(host: Host) -> None:
+    answers = [*[False] * 9, True, *[False] * 2]
+
+    def probe(path: str, timeout: float) -> bool:
+        if not answers.pop(0):
+            raise ConnectionResetError
+        return True
+
+    prober = Prober(LocalLink({}), "", probe, 4.0, 3.0, lambda answer: None)
+    clock = prober._now = Clock(12, prober.stop)
+    prober.start()
+    prober.join()
+    middles = (0.5, 1, 2, 4, 8, 15, 15, 15, 15, 3, 0.5, 1)
+    assert all(middle * 0.75 <= wait <= middle * 1.25 for middle, wait in zip(middles, clock.waits)), clock.waits
+
+
+def test_who_asks_for_a_reconnect_waits_for_no_backoff(host: Host) -> None:
+    asked = threading.Semaphore(0)
+
+    def probe(path: str, timeout: float) -> bool:
+        asked.release()
+        raise ConnectionResetError
+
+    timing = dataclasses.replace(CALM, probe_every=1000.0)
+    with Opened(lambda n: LocalLink(host.paths()), probe=probe, timing=timing) as opened:
+        opened.events.wait("refused")
+        held = opened.tunnels._supervisor._candidate
+        assert held is not None
+        held._prober._absent = Backoff(1000.0, 1000.0)
+        assert asked.acquire(timeout=20)
+        assert asked.acquire(timeout=20)  # of the pause that had begun
+        opened.tunnels.reconnect()
+        assert asked.acquire(timeout=20)
+
+
+def test_the_host_is_asked_less_and_less_often(host: Host) -> None:
+    supervisor = Supervisor(lambda n: LocalLink({"guest": ""}), note := Events())
+    held = Held(1, LocalLink({"guest": ""}), ping, "guest", CALM, lambda what, detail: None)
+    for second in range(600):
+        supervisor._refused(held, "refused", float(second))
+    assert 10 <= len(note.of("refused")) <= 18
+    supervisor._answers(held, 600.0)
+    supervisor._refused(held, "refused", 600.0)
+    assert note.seen[-1].kind == "refused"
+
+
+def test_a_service_that_is_gone_is_dialled_less_and_less(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    path = host.folder / "late.sock"
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 8:
+            host.servers["late"] = Server(path, echo)
+
+    with Opened(lambda n: LocalLink({**host.paths(), "late": str(path)}), Service("late", 0)) as opened:
+        monkeypatch.setattr(opened.tunnels._supervisor, "pause", pause)
+        with opened.connect("late") as sock:
+            assert opened.echoes(sock)
+    middles = (0.05, 0.1, 0.2, 0.4, 0.8, 1, 1, 1)
+    assert all(middle * 0.75 <= wait <= middle * 1.25 for middle, wait in zip(middles, pauses)), pauses
 
 
 def test_backoff_doubles_to_its_limit() -> None:

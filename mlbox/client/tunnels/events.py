@@ -47,7 +47,8 @@ class Timing:
     barred_first: float = 60.0  # the login was refused: asking again soon gets an address banned
     barred_last: float = 600.0
     steady: float = 10.0  # a link that was up this long is dialled anew at once, and starts the backoff afresh
-    refused_every: float = 15.0  # between two "refused" or "stranger" events
+    refused_first: float = 5.0  # between two "refused" or "stranger" events: at each the host is asked
+    refused_last: float = 60.0
 
 
 class Backoff:

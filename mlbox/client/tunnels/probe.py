@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.link import Link
 from mlbox.core.proof import proves
 
@@ -28,6 +29,7 @@ Stranger if somebody else answered."""
 
 START_FIRST, START_LAST = 0.002, 0.1  # seconds between looks for the sockets of a link that is starting
 AGAIN = 0.5  # seconds until a probe that failed is tried again
+AGAIN_LAST = 15.0  # seconds, at most, where the guest is not there: that may be for long
 _LONGEST = 16 * 1024  # bytes of an answer
 
 
@@ -83,6 +85,8 @@ class Prober:
         self._timeout = timeout
         self._every = every
         self._tell = tell
+        self._absent = Backoff(min(AGAIN, every), AGAIN_LAST)
+        self._now = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tunnel-probe", daemon=True)
 
@@ -92,6 +96,11 @@ class Prober:
     def stop(self) -> None:
         """Ask it to end; join() waits for a probe that is under way."""
         self._stop.set()
+        self._now.set()
+
+    def hurry(self) -> None:
+        """Ask now, and as often as at first."""
+        self._now.set()
 
     def running(self) -> bool:
         return self._thread.is_alive()
@@ -110,7 +119,15 @@ class Prober:
             answer = self._ask()
             if not self._stop.is_set():
                 self._tell(answer)
-            self._stop.wait(self._every if answer == "answered" else min(AGAIN, self._every))
+            if self._now.wait(self._pause(answer)):
+                self._now.clear()
+                self._absent.reset()
+
+    def _pause(self, answer: str) -> float:
+        if answer in ("refused", "stranger"):
+            return self._absent.delay()
+        self._absent.reset()
+        return self._every if answer == "answered" else min(AGAIN, self._every)
 
     def _ask(self) -> str:
         try:

@@ -47,6 +47,7 @@ class Supervisor:
         self._timing = timing
         self._backoff = Backoff(timing.backoff_first, timing.backoff_last)
         self._barred = Backoff(timing.barred_first, timing.barred_last)
+        self._refusals = Backoff(timing.refused_first, timing.refused_last)
         self._inbox: queue.Queue[tuple[str, int, str]] = queue.Queue()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tunnel-supervisor", daemon=True)
@@ -59,7 +60,7 @@ class Supervisor:
         self._candidate: Held | None = None
         self._retry_at: float | None = None
         self._lost_at: float | None = None
-        self._refused_at: float | None = None
+        self._refused_due = 0.0
         self._generation = 0
         self._was_up = False
 
@@ -120,6 +121,8 @@ class Supervisor:
         if what == "reconnect":
             if self._candidate is None:
                 self._retry_at = now
+            else:
+                self._candidate.hurry()
         elif held is None:
             return
         elif what == "ended":
@@ -267,7 +270,7 @@ class Supervisor:
                     self._candidate = None
             if self._lost_at is not None:
                 self._answers(held, now)
-            self._refused_at = None
+            self._forget_refusals()
 
     def _old_said(self, held: Held, answer: str, now: float) -> None:
         if answer != "silent":
@@ -280,15 +283,19 @@ class Supervisor:
         self._was_up = True
         self._barred.reset()
         self._emit(kind, held.generation, "", self._downtime(now))
-        self._lost_at = self._refused_at = None
+        self._lost_at = None
+        self._forget_refusals()
 
     def _refused(self, held: Held, answer: str, now: float) -> None:
-        due = self._refused_at is None or now - self._refused_at >= self._timing.refused_every
-        if due and held.link.alive():
-            self._refused_at = now
+        if now >= self._refused_due and held.link.alive():
+            self._refused_due = now + self._refusals.delay()
             kind: Kind = "stranger" if answer == "stranger" else "refused"
             reason = STRANGER if kind == "stranger" else _last_line(held.link.stderr())
             self._emit(kind, held.generation, reason, self._downtime(now))
+
+    def _forget_refusals(self) -> None:
+        self._refused_due = 0.0
+        self._refusals.reset()
 
     # Small things
 

@@ -16,7 +16,7 @@ import pytest
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.held import Held
-from mlbox.client.tunnels.listener import Port
+from mlbox.client.tunnels.listener import Listener, Port
 from mlbox.client.tunnels.probe import Prober, Stranger, ping
 from mlbox.client.tunnels.supervisor import Supervisor
 from mlbox.errors import MlboxError
@@ -69,6 +69,20 @@ def test_ports_are_on_loopback_only() -> None:
     assert {sock.getsockname()[0] for sock in port.sockets} <= {"127.0.0.1", "::1"}
     assert {sock.getsockname()[1] for sock in port.sockets} == {port.number}
     port.close()
+
+
+def test_a_port_that_leaves_before_it_was_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbox.client.tunnels.listener.STOP", 0.0)
+    first, second, served = Port(Service("first", 0)), Port(Service("second", 0)), threading.Event()
+    listener = Listener([first], lambda service, connection: served.set())
+    listener.add(second)
+    listener.remove(second)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", first.number), 20):
+        assert served.wait(20)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", second.number), 20)
+    listener.close()
 
 
 def test_two_services_that_want_one_port(host: Host) -> None:

@@ -114,13 +114,14 @@ class Holder:
         """One client's questions, until it leaves."""
         try:
             while (question := talk.receive()) is not None:
+                number = {"number": question["number"]} if "number" in question else {}
                 try:
                     reply = self._answer(talk, question)
                 except errors.MlboxError as error:
-                    talk.send(wire.encode_error(error))
+                    talk.send({**wire.encode_error(error), **number})
                 else:
                     if reply is not None:
-                        talk.send({"reply": reply})
+                        talk.send({"reply": reply, **number})
         finally:
             self._leave(talk)
             talk.close()

@@ -30,6 +30,7 @@ from mlbox.client.attached import Attached, block
 from mlbox.client.reach import Reach
 from mlbox.client.talk import Talk
 from mlbox.core.port import Port
+from mlbox.errors import MlboxError
 from mlbox.guest import control
 from tests.client.kit import SSHD, Host, Sshd
 
@@ -429,6 +430,33 @@ def test_the_folder_outlives_a_logout(monkeypatch: pytest.MonkeyPatch) -> None:
     """logind empties /run/user/UID then."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
     assert state.runtime() == Path(f"/tmp/mlbox-client-{os.getuid()}")
+
+
+@pytest.mark.parametrize("replies", [[("late", 1), ("due", 2)], [("due", 0)]], ids=["numbered", "an older mlbox's"])
+def test_a_late_reply_is_not_the_next_question_s(
+    monkeypatch: pytest.MonkeyPatch, replies: list[tuple[str, int]]
+) -> None:
+    ours, its = socket.socketpair()
+    holder, attached = Talk(its), Attached(Reach(ID, "kind-otter", "gpu1", "", {}, ""), state.Config(), (), print)
+    attached._take(talk := Talk(ours), {"ports": {}, "extra": {}})
+    monkeypatch.setattr("mlbox.client.attached._REPLY", 0.0)
+    with pytest.raises(MlboxError, match="does not answer"):
+        attached._ask("reconnect")
+    monkeypatch.setattr("mlbox.client.attached._REPLY", _LONG)
+    threading.Thread(target=attached._listen, args=(talk,), daemon=True).start()
+
+    def answer() -> None:
+        for _ in range(2):
+            holder.receive()
+        for words, number in replies:
+            holder.send({"reply": {"is": words}, **({"number": number} if number else {})})
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    assert attached._ask("add") == {"is": "due"}
+    answering.join()
+    holder.close()
+    assert attached.ended.wait(_LONG)
 
 
 def test_a_client_that_reads_nothing_holds_nobody_up() -> None:

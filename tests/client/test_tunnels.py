@@ -255,6 +255,31 @@ def test_a_refused_login_is_not_repeated_soon(host: Host) -> None:
         assert patience > 30
 
 
+_JUMPED = "kex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535"
+
+
+@pytest.mark.parametrize(
+    ("said", "barred"),
+    [
+        ("ada@gpu1: Permission denied (publickey,password).", True),
+        (f"ada@jump: Permission denied (publickey).\n{_JUMPED}", True),
+        ("Load key: Permission denied\nada@gpu1: Permission denied (publickey).", True),
+        ("No ED25519 host key is known for gpu1.\nHost key verification failed.", True),
+        (f"Received disconnect: Too many authentication failures\nDisconnected from gpu1\n{_JUMPED}", True),
+        ('Load key "/home/ada/.ssh/id_rsa": Permission denied\nConnection to gpu1 timed out', False),
+        (
+            "Welcome. Elsewhere it says: Permission denied (by policy).\n" + "more\n" * 4 + "reset by peer",
+            False,
+        ),
+        ("ssh: connect to host gpu1 port 22: No route to host", False),
+    ],
+)
+def test_a_login_is_refused_by_ssh_s_last_words(said: str, barred: bool) -> None:
+    supervisor = Supervisor(lambda n: LocalLink({}), note := Events())
+    supervisor._failed(1, said, 0.0)
+    assert (note.seen[0].kind, note.seen[0].barred) == ("retrying", barred)
+
+
 class Mortal(LocalLink):
     """Ends when it is told to."""
 

@@ -26,7 +26,9 @@ LinkFactory = Callable[[int], Link]
 """Makes the link of a generation (1, 2, ...). May raise MlboxError or OSError: a failed attempt."""
 
 STRANGER = "something else answers in the session's place"
-_BARRED = ("permission denied", "host key verification failed", "too many authentication failures")
+# In ssh's last words, for after "Load key …: Permission denied" it goes on.
+_LAST_WORDS = 4  # lines: a disconnection adds one, and one at a jump host two more
+_BARRED = ("permission denied (", "host key verification failed", "too many authentication failures")
 
 
 class Supervisor:
@@ -186,7 +188,8 @@ class Supervisor:
     def _failed(self, generation: int, reason: str, now: float) -> None:
         """An attempt to start failed."""
         last = _last_line(reason)
-        barred = any(sign in reason.lower() for sign in _BARRED)
+        said = "\n".join(reason.lower().splitlines()[-_LAST_WORDS:])
+        barred = any(sign in said for sign in _BARRED)
         self._retry_at = now + (self._barred if barred else self._backoff).delay()
         self._emit("retrying", generation, last, self._downtime(now), barred)
 

@@ -203,11 +203,12 @@ class Attached:
         """The tunnels stay when we have left."""
         self._ask("stay")
 
-    def close(self) -> None:
-        """Leave. The tunnels stay where somebody else needs them or they were told to; else they are gone on return."""
+    def close(self) -> bool:
+        """Leave; whether the tunnels stay: somebody else needs them, or they were told to. Else they are gone on
+        return."""
         talk, self._talk = self._talk, None
         if talk is None:
-            return
+            return False
         remains = False
         if not self.ended.is_set():
             try:
@@ -219,6 +220,7 @@ class Attached:
             owners.await_end(self.reach.id)
         if self._process is not None:
             self._process.poll()
+        return remains
 
     # ---- does all answer? -----------------------------------------------------------------------------
 

@@ -25,8 +25,9 @@ from terminal import Terminal
 
 import mlbox
 from mlbox import cli
-from mlbox.client import journal, owners, state
+from mlbox.client import journal, owners, sessions, state
 from mlbox.client.attached import Attached, block
+from mlbox.client.commands import attach
 from mlbox.client.reach import Reach
 from mlbox.client.talk import Talk
 from mlbox.core.port import Port
@@ -94,6 +95,16 @@ def inside(sshd: Sshd, host: Host) -> Inside:
     return Inside(sshd, host.folder)
 
 
+class Leaves:
+    """A console at which ^C is pressed at once."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def run(self) -> str:
+        return "leave"
+
+
 def answers(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), 20) as sock:
         sock.sendall(b"hello")
@@ -144,9 +155,9 @@ def test_a_second_client_joins_and_the_last_one_ends_it(inside: Inside) -> None:
     second = inside.attach()
     assert (second.ports, block(second, {})) == (first.ports, block(first, {}))
     assert only().pid == pid
-    first.close()
+    assert first.close()
     assert answers(second.ports["jupyter"])
-    second.close()
+    assert not second.close()
     assert not owners.living() and not folders()
     assert is_refused(second.ports["jupyter"])
 
@@ -298,6 +309,24 @@ def test_reconnecting_is_shown_with_its_reason(inside: Inside, sshd: Sshd, capsy
         sshd.config.write_text(before)
     assert await_state("up").why == ""
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("remains", "words"),
+    [(False, "its tunnels have ended"), (True, "and its tunnels stay up")],
+    ids=["last", "other"],
+)
+def test_who_leaves_is_told_what_becomes_of_the_tunnels(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], remains: bool, words: str
+) -> None:
+    other = inside.attach() if remains else None
+    monkeypatch.setattr(sessions, "enter", lambda host, session: None)
+    monkeypatch.setattr(attach, "Console", Leaves)
+    session = {"id": ID, "name": "kind-otter"}
+    assert attach.work(None, inside.attach(), session, attach.Manner(yes=True)) == 0  # type: ignore[arg-type]
+    assert f"detached; kind-otter goes on, {words} (" in capsys.readouterr().err
+    if other is not None:
+        other.close()
 
 
 def test_a_session_of_an_older_mlbox_has_no_key(inside: Inside) -> None:

@@ -6,6 +6,7 @@ while the container still starts; its probe waits for the guest, so that no time
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import queue
 import signal
@@ -50,6 +51,7 @@ class Attached:
         self._talk: Talk | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._replies: queue.Queue[Json | None] = queue.Queue()
+        self._asked = 0
         self._up = threading.Event()
 
     # ---- the process that holds the tunnels --------------------------------------------------------
@@ -151,12 +153,25 @@ class Attached:
 
     def _ask(self, op: str, **arguments: Any) -> Json:
         reply = None
-        if self._talk is not None and self._talk.send({"op": op, **arguments}):
-            try:
-                reply = self._replies.get(timeout=_REPLY)
-            except queue.Empty:
-                reply = None
+        if self._talk is not None:
+            with contextlib.suppress(TimeoutError):
+                reply = self._reply(self._talk, {"op": op, **arguments})
         return owners.answer(reply, self.reach.name)
+
+    def _reply(self, talk: Talk, question: Json) -> Json | None:
+        """None where the other end is gone. Raises TimeoutError. Questions have numbers, for the reply to one that was
+        given up may come when the next is asked; an older mlbox's process does not repeat them."""
+        self._asked += 1
+        if not talk.send({**question, "number": self._asked}):
+            return None
+        deadline = time.monotonic() + _REPLY
+        while True:
+            try:
+                reply = self._replies.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError from None
+            if reply is None or reply.get("number", self._asked) == self._asked:
+                return reply
 
     # ---- what a client can have done ----------------------------------------------------------------
 
@@ -188,22 +203,24 @@ class Attached:
         """The tunnels stay when we have left."""
         self._ask("stay")
 
-    def close(self) -> None:
-        """Leave. The tunnels stay where somebody else needs them or they were told to; else they are gone on return."""
+    def close(self) -> bool:
+        """Leave; whether the tunnels stay: somebody else needs them, or they were told to. Else they are gone on
+        return."""
         talk, self._talk = self._talk, None
         if talk is None:
-            return
+            return False
         remains = False
-        if not self.ended.is_set() and talk.send({"op": "leave"}):
+        if not self.ended.is_set():
             try:
-                remains = bool(((self._replies.get(timeout=_REPLY) or {}).get("reply") or {}).get("remains"))
-            except queue.Empty:
+                remains = bool(((self._reply(talk, {"op": "leave"}) or {}).get("reply") or {}).get("remains"))
+            except TimeoutError:
                 remains = True  # it does not answer; it will see that we have left
         talk.close()
         if not remains:
             owners.await_end(self.reach.id)
         if self._process is not None:
             self._process.poll()
+        return remains
 
     # ---- does all answer? -----------------------------------------------------------------------------
 

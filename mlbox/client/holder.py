@@ -114,13 +114,14 @@ class Holder:
         """One client's questions, until it leaves."""
         try:
             while (question := talk.receive()) is not None:
+                number = {"number": question["number"]} if "number" in question else {}
                 try:
                     reply = self._answer(talk, question)
                 except errors.MlboxError as error:
-                    talk.send(wire.encode_error(error))
+                    talk.send({**wire.encode_error(error), **number})
                 else:
                     if reply is not None:
-                        talk.send({"reply": reply})
+                        talk.send({"reply": reply, **number})
         finally:
             self._leave(talk)
             talk.close()
@@ -200,7 +201,7 @@ class Holder:
 
     def _probe(self, path: str, timeout: float) -> bool:
         self._guest_expected.wait()
-        return ping(path, timeout)
+        return ping(path, timeout, self._reach.guest_key)
 
     def _expect(self, reach: Reach) -> None:
         """The guest is there by now, and all is known about it."""
@@ -228,9 +229,13 @@ class Holder:
             self._set(state="up", since=time.time(), why="", barred=False)
             after = f" after {event.downtime:.1f} s" if event.downtime else ""
             self._say(f"tunnel is back{after}; the ports are the same")
-        elif event.kind == "refused" and not self._asking.is_alive():
-            self._asking = threading.Thread(target=self._ask_host, daemon=True)
-            self._asking.start()
+        elif event.kind in ("refused", "stranger"):
+            if event.kind == "stranger" and event.reason != self._owner.why:
+                self._set(why=event.reason)
+                self._say(f"{event.reason}; nothing is sent there")
+            if not self._asking.is_alive():
+                self._asking = threading.Thread(target=self._ask_host, daemon=True)
+                self._asking.start()
 
     def _came_up(self) -> None:
         """Nothing will be asked at the terminal any more: ssh reconnects in batch mode."""

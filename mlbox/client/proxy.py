@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 from _thread import start_new_thread
 from collections.abc import Mapping, Sequence
@@ -112,19 +113,54 @@ def reach(place: Mapping[str, Any]) -> Answer:
     if not place["ssh"]:  # this machine
         found = greeting(place["remote"])
         return GONE if found == ABSENT else found
+    _check_private(os.path.dirname(place["control"]))
     for _ in range(_TRIES):
         before = _inode(place["local"])
         found = greeting(place["local"])
         if found not in (ABSENT, SILENT):
             return found
-        with open(f"{place['control']}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = _lock(f"{place['control']}.lock")
+        try:
             if _inode(place["local"]) != before:
                 continue  # somebody else was faster
             if found == SILENT:
                 _remove(place["control"])
             _forward(place)
+        finally:
+            os.close(lock)
     raise Unreachable(f"{place['host']} does not answer")
+
+
+def _lock(path: str) -> int:
+    """A descriptor with the lock of the file that is there; one that was swept (client/ways.py) keeps nobody out."""
+    while True:
+        lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _inode(path) == os.fstat(lock).st_ino:
+            return lock
+        os.close(lock)
+
+
+def _check_private(folder: str) -> None:
+    """Makes it where it is absent. Raises Unreachable where others can reach into it: a reboot empties /tmp, and then
+    anybody can take its name, and lay links in it."""
+    if not os.path.lexists(folder):
+        os.makedirs(folder, 0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return
+    if found.st_uid == os.getuid():
+        raise Unreachable(f"{folder} is not a private folder: remove it, or chmod 700 {folder}")
+    raise Unreachable(f"{folder} is not yours but {_user(found.st_uid)}'s: ask them, or an administrator, to remove it")
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def greeting(path: str) -> Answer:

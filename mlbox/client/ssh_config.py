@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import state
+from mlbox.client import state, ways
 from mlbox.core import ids, text
 
 Json = dict[str, Any]
@@ -124,9 +124,14 @@ def place(session: str) -> Json:
 
 
 def drop(session: str) -> None:
-    """It has ended."""
+    """It has ended; ssh leaves the socket that it forwarded to it."""
+    local = place(session).get("local")
+    if local:
+        with contextlib.suppress(OSError):
+            os.unlink(str(local))
     for suffix in ("conf", "json", "known_hosts"):
         (folder() / f"{session}.{suffix}").unlink(missing_ok=True)
+    ways.sweep({place(other).get("local") for other in names()})
 
 
 def keep_only(host: str, root: str, living: Iterable[str]) -> None:

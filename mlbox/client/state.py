@@ -40,7 +40,11 @@ def runtime() -> Path:
     Not in /run/user: logind empties that at logout, and tunnels in the background outlive it."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     fit = base and len(base) < 30 and not base.startswith("/run/user/")
-    folder = Path(base) / "mlbox" if fit else Path(f"/tmp/mlbox-client-{os.getuid()}")
+    return private(Path(base) / "mlbox" if fit else Path(f"/tmp/mlbox-client-{os.getuid()}"))
+
+
+def private(folder: Path) -> Path:
+    """Made where it is absent; raises HostUnready where others can reach into it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -41,7 +41,7 @@ def plan(
         files["authorized_keys"] = "".join(f"{key}\n" for key in spec.authorized_keys)
         services["ssh"] = {"socket": "ssh.sock", "user": login, "folder": folder}
     guest = {
-        "session": session, "owner": list(owner), "run": run, "folder": folder,
+        "session": session, "key": tokens["guest"], "owner": list(owner), "run": run, "folder": folder,
         "home": home, "shell": facts.shell, "path": facts.path, "env": {**spec.env, **env},
         "timeout": spec.start_timeout, "jupyter": jupyter, "vscode": vscode, "ssh": ssh,
     }  # fmt: skip

@@ -60,8 +60,10 @@ def facts(said: Mapping[str, Any], session: str, owner: str, host: str) -> Json:
 
 def reach(said: Mapping[str, Any], folder: str, owner: str) -> Json:
     """What it takes to reach it, as session.json has it of one's own; `folder`: the door's. Raises HostUnready."""
-    secret, told = said.get("secret"), said.get("services")
+    secret, told, key = said.get("secret"), said.get("services"), said.get("guest_key", "")
     if not isinstance(secret, str) or not _SECRET.fullmatch(secret) or not isinstance(told, Mapping):
+        raise _strange(owner)
+    if key != "" and not (isinstance(key, str) and _FORMS["token"].fullmatch(key)):  # an older mlbox's has none
         raise _strange(owner)
     services = {}
     for name in _SERVICES[:-1]:
@@ -69,7 +71,7 @@ def reach(said: Mapping[str, Any], folder: str, owner: str) -> Json:
             given = told[name] if isinstance(told[name], Mapping) else {}
             services[name] = {"socket": f"{folder}/{socket_name(secret, name)}", **_formed(name, given, owner)}
     return {
-        "services": services, "guest_socket": f"{folder}/{socket_name(secret, GUEST)}",
+        "services": services, "guest_socket": f"{folder}/{socket_name(secret, GUEST)}", "guest_key": key,
         "absent": {name: why for name, why in _words(said.get("absent")).items() if is_service(name)},
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """guest.sock: one JSON line in, one out.
 
-{"op": "ping"}                   -> {"ok": true, "ready": [service…]}
+{"op": "ping", "nonce": "…"}     -> {"ok": true, "ready": [service…], "proof": "…"}; without a nonce, no proof
 {"op": "connect", "port": 6006}  -> {"ok": true}, and the connection goes on as one to 127.0.0.1:6006 in here;
                                     or {"ok": false}, and its end
 """
@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, Callable
 
+from mlbox.core.proof import proof
 from mlbox.splice import Splice
 
 _LONGEST = 4096  # bytes of a line
@@ -36,18 +37,18 @@ def give(path: Path, owner: tuple[int, int]) -> None:
         os.chown(path, *owner)
 
 
-def serve(path: Path, ready: Callable[[], list[str]], owner: tuple[int, int]) -> None:
+def serve(path: Path, ready: Callable[[], list[str]], owner: tuple[int, int], key: str) -> None:
     listener = listen(path, owner)
-    threading.Thread(target=_accept, args=(listener, ready), name="control", daemon=True).start()
+    threading.Thread(target=_accept, args=(listener, ready, key), name="control", daemon=True).start()
 
 
-def _accept(listener: socket.socket, ready: Callable[[], list[str]]) -> None:
+def _accept(listener: socket.socket, ready: Callable[[], list[str]], key: str) -> None:
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=_answer, args=(connection, ready), daemon=True).start()
+        threading.Thread(target=_answer, args=(connection, ready, key), daemon=True).start()
 
 
-def _answer(connection: socket.socket, ready: Callable[[], list[str]]) -> None:
+def _answer(connection: socket.socket, ready: Callable[[], list[str]], key: str) -> None:
     rest = b""
     with connection:
         try:
@@ -62,7 +63,9 @@ def _answer(connection: socket.socket, ready: Callable[[], list[str]]) -> None:
                 if request.get("op") == "connect":
                     _join(connection, request.get("port"), rest)
                     return
-                _say(connection, {"ok": request.get("op") == "ping", "ready": ready()})
+                nonce = request.get("nonce")
+                proved = {"proof": proof(key, nonce)} if isinstance(nonce, str) else {}
+                _say(connection, {"ok": request.get("op") == "ping", "ready": ready(), **proved})
         except (OSError, ValueError, AttributeError):
             return
 

@@ -150,7 +150,7 @@ class Keeper:
         keeping.listen(self.job)
 
     def _plan(self, ready: Ready, paths: engines.Paths) -> services.Plan:
-        tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode")}
+        tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode", "guest")}
         login = "root" if self.spec.user == "root" else here.user_name()
         return services.plan(
             self.spec, ready.facts, session=self.job.id, owner=(os.getuid(), os.getgid()),
@@ -170,7 +170,8 @@ class Keeper:
             name: {**facts, "socket": str(self.job.sockets / facts["socket"])} for name, facts in plan.services.items()
         }
         met = {"via": place.to_wire()} if place is not None else {}
-        return {"services": found, "guest_socket": str(self.job.sockets / "guest.sock"), **met}
+        guest = {"guest_socket": str(self.job.sockets / "guest.sock"), "guest_key": plan.guest["key"]}
+        return {"services": found, **guest, **met}
 
     def _info(self, plan: services.Plan, ready: Ready, place: Meeting | None) -> Json:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""

@@ -254,7 +254,8 @@ class Sharing:
             name: {word: value for word, value in facts.items() if word != "socket"}
             for name, facts in self._reach["services"].items()
         }
-        return {**self._facts(), "services": services, "secret": person.secret, "absent": self._reach.get("absent", {})}
+        known = {"absent": self._reach.get("absent", {}), "guest_key": self._reach.get("guest_key", "")}
+        return {**self._facts(), "services": services, "secret": person.secret, **known}
 
     def _logs(self) -> Json:
         return {"logs": files.tails(self._job.logs)}

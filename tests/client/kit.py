@@ -110,6 +110,12 @@ class Host:
         return {name: str(self.folder / f"{name}.sock") for name in self.servers}
 
 
+def squat(connection: socket.socket) -> None:
+    """In the guest's place, without its key: says what it knows of a guest's answers."""
+    while connection.recv(4096):
+        connection.sendall(b'{"ok": true, "ready": ["echo"], "proof": "0"}\n')
+
+
 class Opened:
     """Tunnels that are open for the length of a with block."""
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,9 +187,42 @@ def test_what_a_killed_connection_left_is_no_obstacle(way: Way) -> None:
     assert way.run().stdout == GREETING
 
 
-def test_a_folder_that_was_cleared_away_is_mlboxs_to_make(way: Way) -> None:
+def test_a_folder_that_was_cleared_away_is_made_anew(way: Way) -> None:
     way.place.update(control=str(way.folder / "gone/c"), local=str(way.folder / "gone/f"))
-    assert way.run().stdout == b"looked for\n"
+    assert way.run().stdout == GREETING
+    assert stat.S_IMODE((way.folder / "gone").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["open", "another's", "link"])
+def test_a_folder_that_others_reach_into_is_not_used(way: Way, kind: str) -> None:
+    """A lock that leads to a file of the user's would have emptied it."""
+    squatted, precious = way.folder / "squatted", way.folder / "precious"
+    precious.write_text("content")
+    if kind == "link":
+        (way.folder / "target").mkdir(mode=0o700)
+        squatted.symlink_to(way.folder / "target")
+    else:
+        squatted.mkdir()
+        squatted.chmod(0o777)
+    (squatted / "c.lock").symlink_to(precious)
+    if kind == "another's":
+        if os.getuid() != 0:
+            pytest.skip("needs root to give a folder away")
+        os.chown(squatted, 65501, 65501)
+    way.place.update(control=str(squatted / "c"), local=str(squatted / "f"))
+    done = way.run()
+    assert done.returncode == 255 and b"Traceback" not in done.stderr
+    whose = "is not yours but user 65501's" if kind == "another's" else "is not a private folder"
+    assert f"mlbox: {squatted} {whose}" in done.stderr.decode()
+    assert precious.read_text() == "content"
+
+
+def test_a_lock_that_is_a_link_is_not_followed(way: Way) -> None:
+    precious = way.folder / "precious"
+    precious.write_text("content")
+    (way.folder / "c.lock").symlink_to(precious)
+    way.run()
+    assert precious.read_text() == "content"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"name": 3}'])

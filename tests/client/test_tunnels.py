@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import threading
 import time
@@ -14,10 +15,13 @@ import pytest
 
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
 from mlbox.client.tunnels.events import Backoff
-from mlbox.client.tunnels.listener import Port
-from mlbox.client.tunnels.probe import ping
+from mlbox.client.tunnels.held import Held
+from mlbox.client.tunnels.listener import Listener, Port
+from mlbox.client.tunnels.probe import Prober, Stranger, ping
+from mlbox.client.tunnels.supervisor import Supervisor
 from mlbox.errors import MlboxError
-from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server
+from mlbox.guest import control
+from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server, echo, squat
 
 FAST = dataclasses.replace(CALM, probe_timeout=0.3)
 
@@ -65,6 +69,20 @@ def test_ports_are_on_loopback_only() -> None:
     assert {sock.getsockname()[0] for sock in port.sockets} <= {"127.0.0.1", "::1"}
     assert {sock.getsockname()[1] for sock in port.sockets} == {port.number}
     port.close()
+
+
+def test_a_port_that_leaves_before_it_was_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbox.client.tunnels.listener.STOP", 0.0)
+    first, second, served = Port(Service("first", 0)), Port(Service("second", 0)), threading.Event()
+    listener = Listener([first], lambda service, connection: served.set())
+    listener.add(second)
+    listener.remove(second)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", first.number), 20):
+        assert served.wait(20)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", second.number), 20)
+    listener.close()
 
 
 def test_two_services_that_want_one_port(host: Host) -> None:
@@ -237,6 +255,31 @@ def test_a_refused_login_is_not_repeated_soon(host: Host) -> None:
         assert patience > 30
 
 
+_JUMPED = "kex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535"
+
+
+@pytest.mark.parametrize(
+    ("said", "barred"),
+    [
+        ("ada@gpu1: Permission denied (publickey,password).", True),
+        (f"ada@jump: Permission denied (publickey).\n{_JUMPED}", True),
+        ("Load key: Permission denied\nada@gpu1: Permission denied (publickey).", True),
+        ("No ED25519 host key is known for gpu1.\nHost key verification failed.", True),
+        (f"Received disconnect: Too many authentication failures\nDisconnected from gpu1\n{_JUMPED}", True),
+        ('Load key "/home/ada/.ssh/id_rsa": Permission denied\nConnection to gpu1 timed out', False),
+        (
+            "Welcome. Elsewhere it says: Permission denied (by policy).\n" + "more\n" * 4 + "reset by peer",
+            False,
+        ),
+        ("ssh: connect to host gpu1 port 22: No route to host", False),
+    ],
+)
+def test_a_login_is_refused_by_ssh_s_last_words(said: str, barred: bool) -> None:
+    supervisor = Supervisor(lambda n: LocalLink({}), note := Events())
+    supervisor._failed(1, said, 0.0)
+    assert (note.seen[0].kind, note.seen[0].barred) == ("retrying", barred)
+
+
 class Mortal(LocalLink):
     """Ends when it is told to."""
 
@@ -374,6 +417,148 @@ def test_the_default_probe(host: Host) -> None:
         with pytest.raises(OSError):
             ping(str(path), 20)
     hangs_up.close()
+
+
+def test_a_guest_with_a_key_proves_to_be_it(host: Host) -> None:
+    path = host.folder / "g.sock"
+    control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+    assert ping(str(path), 20, "k3y")
+    assert ping(str(path), 20)  # as an older mlbox asks
+    with pytest.raises(Stranger):
+        ping(str(path), 20, "other")
+    with pytest.raises(Stranger):
+        ping(host.paths()["guest"], 20, "k3y")  # its answer is no JSON
+
+
+@pytest.mark.parametrize("said", [b"[]", b"{", b"null", b'{"proof": 7}', b"[" * 10000, b"x" * 30000], ids=len)
+def test_other_answers_are_a_stranger_s(host: Host, said: bytes) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(said + b"\n")
+
+    server = Server(host.folder / "s.sock", answer)
+    with pytest.raises(Stranger):
+        ping(str(host.folder / "s.sock"), 20, "k3y")
+    server.close()
+
+
+def keyed(path: str, timeout: float) -> bool:
+    return ping(path, timeout, "k3y")
+
+
+def test_nothing_goes_where_a_stranger_answers(host: Host) -> None:
+    heard = threading.Event()
+    path = host.folder / "g.sock"
+    squatter = Server(path, squat)
+    host.servers["echo"].close()
+    host.servers["echo"] = Server(host.folder / "echo.sock", lambda connection: heard.set())
+    with Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed) as opened, opened.connect():
+        said = opened.events.wait("stranger")
+        assert said.reason == "something else answers in the session's place"
+        assert not opened.tunnels.wait_up(0)
+        squatter.close()
+        opened.events.wait("refused")
+        assert not heard.is_set()
+        control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+        opened.events.wait("up")
+        assert heard.wait(20)
+
+
+def test_a_link_whose_guest_becomes_a_stranger_gets_nothing_new(host: Host) -> None:
+    """Its folder was moved away under a living ssh. Not even when the stranger falls silent in a way that says no."""
+    path, timing = host.folder / "g.sock", dataclasses.replace(CALM, refused_first=0.0, refused_last=0.0)
+    control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+    with Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed, timing=timing) as opened:
+        opened.events.wait("up")
+        path.unlink()
+        squatter = Server(path, squat)
+        assert opened.events.wait("lost").reason == "something else answers in the session's place"
+        opened.events.wait("stranger")
+        squatter.close()
+        opened.events.wait("refused", 2)
+        assert not opened.tunnels.wait_up(0)
+        control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
+        opened.events.wait("back")
+        with opened.connect() as sock:
+            assert opened.echoes(sock)
+
+
+class Clock(threading.Event):
+    """Nobody waits; how long they would have is noted, and after `count` times `then` is done."""
+
+    def __init__(self, count: int, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+        self._count, self._then = count, then
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        if len(self.waits) == self._count:
+            self._then()
+        return self.is_set()
+
+
+def test_a_guest_that_is_not_there_is_asked_less_and_less(host: Host) -> None:
+    answers = [*[False] * 9, True, *[False] * 2]
+
+    def probe(path: str, timeout: float) -> bool:
+        if not answers.pop(0):
+            raise ConnectionResetError
+        return True
+
+    prober = Prober(LocalLink({}), "", probe, 4.0, 3.0, lambda answer: None)
+    clock = prober._now = Clock(12, prober.stop)
+    prober.start()
+    prober.join()
+    middles = (0.5, 1, 2, 4, 8, 15, 15, 15, 15, 3, 0.5, 1)
+    assert all(middle * 0.75 <= wait <= middle * 1.25 for middle, wait in zip(middles, clock.waits)), clock.waits
+
+
+def test_who_asks_for_a_reconnect_waits_for_no_backoff(host: Host) -> None:
+    asked = threading.Semaphore(0)
+
+    def probe(path: str, timeout: float) -> bool:
+        asked.release()
+        raise ConnectionResetError
+
+    timing = dataclasses.replace(CALM, probe_every=1000.0)
+    with Opened(lambda n: LocalLink(host.paths()), probe=probe, timing=timing) as opened:
+        opened.events.wait("refused")
+        held = opened.tunnels._supervisor._candidate
+        assert held is not None
+        held._prober._absent = Backoff(1000.0, 1000.0)
+        assert asked.acquire(timeout=20)
+        assert asked.acquire(timeout=20)  # of the pause that had begun
+        opened.tunnels.reconnect()
+        assert asked.acquire(timeout=20)
+
+
+def test_the_host_is_asked_less_and_less_often(host: Host) -> None:
+    supervisor = Supervisor(lambda n: LocalLink({"guest": ""}), note := Events())
+    held = Held(1, LocalLink({"guest": ""}), ping, "guest", CALM, lambda what, detail: None)
+    for second in range(600):
+        supervisor._refused(held, "refused", float(second))
+    assert 10 <= len(note.of("refused")) <= 18
+    supervisor._answers(held, 600.0)
+    supervisor._refused(held, "refused", 600.0)
+    assert note.seen[-1].kind == "refused"
+
+
+def test_a_service_that_is_gone_is_dialled_less_and_less(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    path = host.folder / "late.sock"
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 8:
+            host.servers["late"] = Server(path, echo)
+
+    with Opened(lambda n: LocalLink({**host.paths(), "late": str(path)}), Service("late", 0)) as opened:
+        monkeypatch.setattr(opened.tunnels._supervisor, "pause", pause)
+        with opened.connect("late") as sock:
+            assert opened.echoes(sock)
+    middles = (0.05, 0.1, 0.2, 0.4, 0.8, 1, 1, 1)
+    assert all(middle * 0.75 <= wait <= middle * 1.25 for middle, wait in zip(middles, pauses)), pauses
 
 
 def test_backoff_doubles_to_its_limit() -> None:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import homes
@@ -24,11 +25,13 @@ from terminal import Terminal
 
 import mlbox
 from mlbox import cli
-from mlbox.client import journal, owners, state
+from mlbox.client import journal, owners, sessions, state
 from mlbox.client.attached import Attached, block
+from mlbox.client.commands import attach
 from mlbox.client.reach import Reach
 from mlbox.client.talk import Talk
 from mlbox.core.port import Port
+from mlbox.errors import MlboxError
 from mlbox.guest import control
 from tests.client.kit import SSHD, Host, Sshd
 
@@ -56,9 +59,9 @@ class Inside:
 
     def __init__(self, sshd: Sshd, folder: Path) -> None:
         self.config = state.Config(ssh_config=str(sshd.config), ports={"jupyter": 0})
-        control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()))
+        control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()), "k3y")
         jupyter = {"socket": str(folder / "echo.sock"), "token": "t0ken"}
-        self.reach = Reach(ID, "kind-otter", "gpu1", "", {"jupyter": jupyter}, str(folder / "g.sock"))
+        self.reach = Reach(ID, "kind-otter", "gpu1", "", {"jupyter": jupyter}, str(folder / "g.sock"), "k3y")
         self.said: queue.Queue[str] = queue.Queue()
 
     def attach(self, *ports: Port) -> Attached:
@@ -90,6 +93,16 @@ attached.close()
 @pytest.fixture
 def inside(sshd: Sshd, host: Host) -> Inside:
     return Inside(sshd, host.folder)
+
+
+class Leaves:
+    """A console at which ^C is pressed at once."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def run(self) -> str:
+        return "leave"
 
 
 def answers(port: int) -> bool:
@@ -142,9 +155,9 @@ def test_a_second_client_joins_and_the_last_one_ends_it(inside: Inside) -> None:
     second = inside.attach()
     assert (second.ports, block(second, {})) == (first.ports, block(first, {}))
     assert only().pid == pid
-    first.close()
+    assert first.close()
     assert answers(second.ports["jupyter"])
-    second.close()
+    assert not second.close()
     assert not owners.living() and not folders()
     assert is_refused(second.ports["jupyter"])
 
@@ -298,6 +311,32 @@ def test_reconnecting_is_shown_with_its_reason(inside: Inside, sshd: Sshd, capsy
     client.close()
 
 
+@pytest.mark.parametrize(
+    ("remains", "words"),
+    [(False, "its tunnels have ended"), (True, "and its tunnels stay up")],
+    ids=["last", "other"],
+)
+def test_who_leaves_is_told_what_becomes_of_the_tunnels(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], remains: bool, words: str
+) -> None:
+    other = inside.attach() if remains else None
+    monkeypatch.setattr(sessions, "enter", lambda host, session: None)
+    monkeypatch.setattr(attach, "Console", Leaves)
+    session = {"id": ID, "name": "kind-otter"}
+    assert attach.work(None, inside.attach(), session, attach.Manner(yes=True)) == 0  # type: ignore[arg-type]
+    assert f"detached; kind-otter goes on, {words} (" in capsys.readouterr().err
+    if other is not None:
+        other.close()
+
+
+def test_a_session_of_an_older_mlbox_has_no_key(inside: Inside) -> None:
+    inside.reach = replace(inside.reach, guest_key="")
+    assert "guest_key" not in inside.reach.to_wire()
+    client = inside.attach()
+    assert answers(client.ports["jupyter"])
+    client.close()
+
+
 def test_the_session_s_end_is_its_end(inside: Inside, capsys: pytest.CaptureFixture[str]) -> None:
     client = inside.attach()
     client.stay()
@@ -420,6 +459,33 @@ def test_the_folder_outlives_a_logout(monkeypatch: pytest.MonkeyPatch) -> None:
     """logind empties /run/user/UID then."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
     assert state.runtime() == Path(f"/tmp/mlbox-client-{os.getuid()}")
+
+
+@pytest.mark.parametrize("replies", [[("late", 1), ("due", 2)], [("due", 0)]], ids=["numbered", "an older mlbox's"])
+def test_a_late_reply_is_not_the_next_question_s(
+    monkeypatch: pytest.MonkeyPatch, replies: list[tuple[str, int]]
+) -> None:
+    ours, its = socket.socketpair()
+    holder, attached = Talk(its), Attached(Reach(ID, "kind-otter", "gpu1", "", {}, ""), state.Config(), (), print)
+    attached._take(talk := Talk(ours), {"ports": {}, "extra": {}})
+    monkeypatch.setattr("mlbox.client.attached._REPLY", 0.0)
+    with pytest.raises(MlboxError, match="does not answer"):
+        attached._ask("reconnect")
+    monkeypatch.setattr("mlbox.client.attached._REPLY", _LONG)
+    threading.Thread(target=attached._listen, args=(talk,), daemon=True).start()
+
+    def answer() -> None:
+        for _ in range(2):
+            holder.receive()
+        for words, number in replies:
+            holder.send({"reply": {"is": words}, **({"number": number} if number else {})})
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    assert attached._ask("add") == {"is": "due"}
+    answering.join()
+    holder.close()
+    assert attached.ended.wait(_LONG)
 
 
 def test_a_client_that_reads_nothing_holds_nobody_up() -> None:

@@ -15,7 +15,7 @@ ALL = Facts(
     python="/opt/mlbox/venv/bin/python", python_version=(3, 11), jupyter_module=True, code_server="/opt/code-server",
     sshd="/usr/sbin/sshd", sftp_server="/usr/lib/openssh/sftp-server", shell="/bin/bash", path="/opt/bin:/bin",
 )  # fmt: skip
-TOKENS = {"jupyter": "jupyter-t0ken", "vscode": "vscode-t0ken"}
+TOKENS = {"jupyter": "jupyter-t0ken", "vscode": "vscode-t0ken", "guest": "guest-k3y"}
 
 
 def plan(spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None) -> services.Plan:
@@ -36,6 +36,7 @@ def test_everything() -> None:
     assert found.files["authorized_keys"] == "ssh-ed25519 AAAA a\nssh-rsa BBBB b\n"
     assert found.guest["jupyter"][:3] == ["/opt/mlbox/venv/bin/python", "-m", "jupyterlab"]
     assert found.guest["ssh"] == {"sshd": "/usr/sbin/sshd", "sftp_server": "/usr/lib/openssh/sftp-server"}
+    assert found.guest["key"] == "guest-k3y"
     assert (found.guest["owner"], found.guest["home"], found.guest["timeout"]) == ([1000, 1001], "/home/ada", 120)
 
 

@@ -23,7 +23,7 @@ def said(**changed: object) -> Json:
     }  # fmt: skip
     good = {
         "name": "otter", "gpus": ["GPU-1"], "image": "i:1", "runtime": "docker", "since": 12.5, "trouble": {},
-        "services": services, "secret": SECRET, "absent": {},
+        "services": services, "secret": SECRET, "absent": {}, "guest_key": "k3y",
     }  # fmt: skip
     return {**good, **changed}
 
@@ -33,7 +33,10 @@ def test_what_a_good_keeper_says_is_what_one_s_own_says() -> None:
     assert (facts["id"], facts["name"], facts["owner"], facts["user"]) == (ID, "otter", "ada", "ada")
     assert (facts["gpus"], facts["image"], facts["since"], facts["host"]) == (["GPU-1"], "i:1", 12.5, "gpu2")
     found = sharing.reach(said(), FOLDER, "ada")
-    assert found["guest_socket"] == f"{FOLDER}/{SECRET}.guest"
+    assert (found["guest_socket"], found["guest_key"]) == (f"{FOLDER}/{SECRET}.guest", "k3y")
+    older = said()
+    del older["guest_key"]
+    assert sharing.reach(older, FOLDER, "ada")["guest_key"] == ""
     assert found["services"]["jupyter"] == {"socket": f"{FOLDER}/{SECRET}.jupyter", "token": "t0ken-_"}
     assert found["services"]["ssh"]["host_key"] == KEY
     only = {"ssh": said()["services"]["ssh"]}
@@ -54,6 +57,7 @@ def test_whose_it_is_and_where_its_sockets_are_is_not_its_to_say() -> None:
     "changed",
     [
         {"secret": "../../../etc/passwd".ljust(32, "x")}, {"secret": SECRET[:-1]}, {"secret": 7}, {"services": None},
+        {"guest_key": 7}, {"guest_key": "a b"},
         {"services": {"jupyter": {}}}, {"services": {"jupyter": {"token": "a b"}}}, {"services": {"ssh": []}},
         {"services": {"vscode": {"token": "t", "folder": "/w\x1b[2J"}}},
         {"services": {"vscode": {"token": "t", "folder": "--folder"}}},

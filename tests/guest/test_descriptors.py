@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlbox import descriptors
+from mlbox.core.proof import proof
 from mlbox.guest import control
 
 OWNER = (os.getuid(), os.getgid())
@@ -64,7 +65,7 @@ def test_messages_are_lines(pair: tuple[socket.socket, socket.socket]) -> None:
 @pytest.fixture
 def guest(run: Path) -> tuple[Path, list[str]]:
     ready: list[str] = []
-    control.serve(run / "s/guest.sock", lambda: list(ready), OWNER)
+    control.serve(run / "s/guest.sock", lambda: list(ready), OWNER, "k3y")
     return run / "s/guest.sock", ready
 
 
@@ -84,6 +85,13 @@ def test_ping_says_what_is_ready(guest: tuple[Path, list[str]]) -> None:
     assert ask(path, b'{"op": "ping"}', b'{"op": "ping"}') == [{"ok": True, "ready": ["jupyter"]}] * 2
 
 
+def test_who_brings_a_nonce_gets_a_proof(guest: tuple[Path, list[str]]) -> None:
+    [said] = ask(guest[0], b'{"op": "ping", "nonce": "n1"}')
+    assert said == {"ok": True, "ready": [], "proof": proof("k3y", "n1")}
+    assert ask(guest[0], b'{"op": "ping", "nonce": 7}') == [{"ok": True, "ready": []}]
+    assert ask(guest[0], b'{"op": "ping", "nonce": "\\ud800"}') == []
+
+
 def test_what_is_not_known_is_not_ok(guest: tuple[Path, list[str]]) -> None:
     assert ask(guest[0], b'{"op": "dance"}') == [{"ok": False, "ready": []}]
 
@@ -100,7 +108,7 @@ def test_the_socket_is_the_owner_s_alone(guest: tuple[Path, list[str]]) -> None:
 
 def test_a_socket_left_behind_is_replaced(run: Path) -> None:
     (run / "s/guest.sock").write_text("left behind")
-    control.serve(run / "s/guest.sock", lambda: [], OWNER)
+    control.serve(run / "s/guest.sock", lambda: [], OWNER, "k3y")
     assert ask(run / "s/guest.sock", b'{"op": "ping"}') == [{"ok": True, "ready": []}]
 
 

@@ -104,7 +104,8 @@ class Session:
             threading.Thread(target=_serve, args=(listener,), daemon=True).start()
         facts = {"user": "ada", "host_key": KEY, "folder": "/w", "socket": str(self.job.sockets / "ssh.sock")}
         self.reach: Json = {"id": id_, "name": "otter", "services": {"ssh": facts}, "gpus": [], "image": "i",
-                            "runtime": "docker", "since": 5.0, "guest_socket": "", "absent": {}}  # fmt: skip
+                            "runtime": "docker", "since": 5.0, "guest_socket": "", "guest_key": "k3y",
+                            "absent": {}}  # fmt: skip
         self.clients: list[Client] = []
         self.keep()
 
@@ -170,6 +171,7 @@ def test_nothing_is_there_before_it_is_shared(session: Session) -> None:
 def test_a_colleague_is_let_in_and_nobody_else_gets_a_byte(session: Session) -> None:
     assert session.tell("share", BOB) == {"changed": True}
     said = session.enter(BOB)
+    assert said["guest_key"] == "k3y"
     assert (said["name"], said["services"]["ssh"]["user"], "socket" in said["services"]["ssh"]) == (
         "otter",
         "ada",

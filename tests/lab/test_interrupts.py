@@ -130,7 +130,7 @@ def test_after_the_block(laptop: Laptop) -> None:
         block = terminal.block()
         terminal.wait_for("^> ")
         terminal.interrupt()
-        terminal.wait_for(r"detached; staying goes on \(mlbox session attach staying\)$")
+        terminal.wait_for(r"detached; staying goes on, its tunnels have ended \(mlbox session attach staying\)$")
         assert terminal.end() == 0
     assert own_processes(laptop) == []
     assert [(one["id"], one["state"]) for one in laptop.sessions(HOST)] == [(block["id"], "started")]

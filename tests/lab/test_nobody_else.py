@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from labbox import SESSION_IMAGE, Attached, Laptop, as_root, left_behind, ssh, token
 from labkit.inventory import RUN
@@ -25,6 +26,27 @@ HOST = "gpu2"
 NAME = "only-mine"
 SECRET = "fritillary-7702"
 NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+# Bob's, in a session's place: it says what a guest says, as far as he can know, and notes whatever else it hears.
+SQUAT = """
+mkdir -m 777 /tmp/mlbox-1001 && cd /tmp/mlbox-1001 && umask 0 && mkdir -p %s && cd %s
+nohup python3 -c '
+import os, socket, threading
+def serve(name):
+    s = socket.socket(socket.AF_UNIX); s.bind(name + ".sock"); s.listen()
+    open("up", "a").write(name + chr(10))
+    while True:
+        threading.Thread(target=talk, args=(name, s.accept()[0]), daemon=True).start()
+def talk(name, c):
+    while heard := c.recv(4096):
+        if b"ping" not in heard:
+            open("heard", "ab").write(name.encode() + heard)
+        c.sendall(b"{\\"ok\\": true, \\"ready\\": [], \\"proof\\": \\"00\\"}\\n")
+for name in ("guest", "jupyter", "vscode", "ssh"):
+    threading.Thread(target=serve, args=(name,)).start()
+' >/dev/null 2>&1 &
+until [ "$(cat up 2>/dev/null | wc -l)" = 4 ]; do sleep 0.05; done
+echo $!
+"""
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 
 
@@ -193,3 +215,28 @@ def test_its_ports_here_ask_for_a_token_or_a_key(mine: Mine) -> None:
     argv = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]
     argv += ["-o", "UserKnownHostsFile=/dev/null", "-p", str(shell), "ada@127.0.0.1", "true"]
     assert "Permission denied (publickey)" in as_nobody(*argv)
+
+
+def test_who_answers_in_the_sessions_place_is_sent_nothing(mine: Mine) -> None:
+    """As another user could after a reboot, when /tmp is empty, while tunnels in the background dial anew."""
+    sockets = f"{mine.block['id'][-8:].lower()}/s"
+    as_root(HOST, "mv", "/tmp/mlbox-1001", "/tmp/aside-1001")
+    squatter = as_bob(SQUAT % (sockets, sockets)).strip()
+    try:
+        mine.client.wait_for(r"tunnel lost \(something else answers in the session's place\)")
+        with socket.create_connection(("127.0.0.1", mine.ports()[0]), 30) as browser:
+            browser.sendall(f"GET /api/status?token={mine.secrets[0]} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            holders = mine.laptop.run("tunnels", "list", "--json").json()
+            assert isinstance(holders, list)
+            for process in psutil.Process(holders[0]["pid"]).children(recursive=True):
+                process.kill()
+            mine.client.wait_for("something else answers in the session's place; nothing is sent there")
+        assert as_bob(f"cat /tmp/mlbox-1001/{sockets}/heard") == (
+            f"cat: /tmp/mlbox-1001/{sockets}/heard: No such file or directory\n"
+        )
+    finally:
+        as_bob(f"kill {squatter}; rm -rf /tmp/mlbox-1001")
+        as_root(HOST, "sh", "-c", "rm -rf /tmp/mlbox-1001; mv /tmp/aside-1001 /tmp/mlbox-1001")
+    mine.client.wait_for("tunnel is back")
+    address = f"http://127.0.0.1:{mine.ports()[0]}/api/status?token={mine.secrets[0]}"
+    assert urllib.request.urlopen(address, timeout=60).status == 200

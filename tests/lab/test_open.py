@@ -99,6 +99,7 @@ def test_a_page_is_shown(laptop: Laptop, tool: str, sign: str) -> None:
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
     with browser.open(found[1].replace("&amp;", "&"), timeout=60) as answer:
         assert sign in answer.read().decode()
+    started.wait_for("a snap or a flatpak may not see that file: open the address above")
     assert started.stop() == 0
     assert not Path(file).exists()
 

@@ -67,7 +67,7 @@ def join(
 
 def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Then | None = None) -> int:
     """Print the block, then serve the person until they leave or the session ends."""
-    chosen = "detach"
+    chosen, remains = "detach", False
     # Before the block is there to be read: whoever has read it may end us by a signal.
     owner = text.safe(session.get("owner", ""))  # a colleague; ours has none
     console = None if manner.detach else Console(attached, lambda: sessions.logs(host, session["id"]), not owner)
@@ -92,12 +92,12 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
     except KeyboardInterrupt:
         chosen = "leave"
     finally:
-        attached.close()
+        remains = attached.close()
     if chosen == "shutdown":
         return shutdown.end(host, session["id"], as_json=False)
     if chosen == "ended" and attached.over:
         ssh_config.drop(session["id"])
-    output.note(_parting(chosen, session["name"], attached.why))
+    output.note(_parting(chosen, session["name"], attached.why, remains))
     return 0
 
 
@@ -111,10 +111,12 @@ def _say_its_end(attached: Attached, left: float) -> None:
         timer.start()
 
 
-def _parting(chosen: str, name: str, why: str) -> str:
+def _parting(chosen: str, name: str, why: str, remains: bool) -> str:
     if chosen == "ended":
         return f"{name}: {why}"
     if chosen == "detach":
         ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
         return f"detached; {name} goes on, its tunnels in the background\n  ({ways})"
-    return f"detached; {name} goes on (mlbox session attach {name})"
+    if remains:  # from before, or another client's
+        return f"detached; {name} goes on, and its tunnels stay up (end them: mlbox tunnels stop {name})"
+    return f"detached; {name} goes on, its tunnels have ended (mlbox session attach {name})"

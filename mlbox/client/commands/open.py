@@ -105,6 +105,8 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
             address = url.replace("&", "&amp;")
             state.write(path, f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={address}">\n')
             subprocess.run((program, str(path)), stdin=subprocess.DEVNULL)  # not the URL: its token would show in `ps`
+            if program == "xdg-open":
+                output.note("a browser that is a snap or a flatpak may not see that file: open the address above")
 
     try:
         return attach.join(host, wanted, config, (), attach.Manner(), show)

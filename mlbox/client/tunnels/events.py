@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["up", "lost", "retrying", "back", "refused", "closed"]
+Kind = Literal["up", "lost", "retrying", "back", "refused", "stranger", "closed"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class TunnelEvent:
              retrying  an attempt failed, the next one is due
              back      a link answers again (or, after reconnect(), a new one took over)
              refused   ssh works, but nobody is behind it: ask the host whether the session lives
+             stranger ssh works, and what answers is not the session's guest: nothing is sent there
              closed    the end
     generation: of the link it is about. reason: for people. downtime: seconds since the last answer.
     barred: the login itself was refused, and a later attempt will hardly fare better: a person may be needed."""
@@ -46,7 +47,8 @@ class Timing:
     barred_first: float = 60.0  # the login was refused: asking again soon gets an address banned
     barred_last: float = 600.0
     steady: float = 10.0  # a link that was up this long is dialled anew at once, and starts the backoff afresh
-    refused_every: float = 15.0  # between two "refused" events
+    refused_first: float = 5.0  # between two "refused" or "stranger" events: at each the host is asked
+    refused_last: float = 60.0
 
 
 class Backoff:

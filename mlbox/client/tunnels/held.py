@@ -55,6 +55,10 @@ class Held:
         self._prober.stop()
         self.link.close()
 
+    def hurry(self) -> None:
+        """Probe it now."""
+        self._prober.hurry()
+
     def probing(self) -> bool:
         return self._prober.running()
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
+from mlbox.client import state
 from mlbox.errors import MlboxError, Unreachable
 
 PATH_LIMIT = 100  # bytes; sun_path holds 104 (macOS) or 108 (Linux), and ssh wants a little
@@ -138,9 +139,7 @@ class SshLink:
     def start(self, ended: Callable[[], None]) -> None:
         if shutil.which(self._argv[0]) is None:
             raise Unreachable(f"No program {self._argv[0]} here.", "Install the OpenSSH client.")
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._directory.stat().st_mode & 0o077:
-            raise MlboxError(f"{self._directory} is open to others.", f"chmod 700 {self._directory}")
+        state.private(self._directory)
         spawned = threading.Event()
         self._waiter = threading.Thread(target=self._live, args=(spawned, ended), name="tunnel-ssh", daemon=True)
         self._waiter.start()

@@ -131,7 +131,8 @@ class Listener:
                         selector.register(sock, selectors.EVENT_READ, port.service)
             for left in self._leaving:
                 for sock in left.sockets:
-                    selector.unregister(sock)
+                    if sock in selector.get_map():  # it may have left before it was taken in
+                        selector.unregister(sock)
                 left.close()
             self._leaving.clear()
             self._changed.notify_all()

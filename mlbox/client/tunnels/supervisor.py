@@ -25,7 +25,10 @@ from mlbox.errors import MlboxError
 LinkFactory = Callable[[int], Link]
 """Makes the link of a generation (1, 2, ...). May raise MlboxError or OSError: a failed attempt."""
 
-_BARRED = ("permission denied", "host key verification failed", "too many authentication failures")
+STRANGER = "something else answers in the session's place"
+# In ssh's last words, for after "Load key …: Permission denied" it goes on.
+_LAST_WORDS = 4  # lines: a disconnection adds one, and one at a jump host two more
+_BARRED = ("permission denied (", "host key verification failed", "too many authentication failures")
 
 
 class Supervisor:
@@ -46,6 +49,7 @@ class Supervisor:
         self._timing = timing
         self._backoff = Backoff(timing.backoff_first, timing.backoff_last)
         self._barred = Backoff(timing.barred_first, timing.barred_last)
+        self._refusals = Backoff(timing.refused_first, timing.refused_last)
         self._inbox: queue.Queue[tuple[str, int, str]] = queue.Queue()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tunnel-supervisor", daemon=True)
@@ -58,7 +62,7 @@ class Supervisor:
         self._candidate: Held | None = None
         self._retry_at: float | None = None
         self._lost_at: float | None = None
-        self._refused_at: float | None = None
+        self._refused_due = 0.0
         self._generation = 0
         self._was_up = False
 
@@ -119,6 +123,8 @@ class Supervisor:
         if what == "reconnect":
             if self._candidate is None:
                 self._retry_at = now
+            else:
+                self._candidate.hurry()
         elif held is None:
             return
         elif what == "ended":
@@ -182,7 +188,8 @@ class Supervisor:
     def _failed(self, generation: int, reason: str, now: float) -> None:
         """An attempt to start failed."""
         last = _last_line(reason)
-        barred = any(sign in reason.lower() for sign in _BARRED)
+        said = "\n".join(reason.lower().splitlines()[-_LAST_WORDS:])
+        barred = any(sign in said for sign in _BARRED)
         self._retry_at = now + (self._barred if barred else self._backoff).delay()
         self._emit("retrying", generation, last, self._downtime(now), barred)
 
@@ -228,9 +235,9 @@ class Supervisor:
     # What a probe said
 
     def _candidate_said(self, held: Held, answer: str, now: float) -> None:
-        if answer == "refused":
+        if answer in ("refused", "stranger"):
             held.deadline = None  # ssh is up: starting another one would change nothing
-            self._refused(held, now)
+            self._refused(held, answer, now)
         elif answer == "silent" and held.deadline is None:
             held.deadline = now + self._timing.start_limit
         if answer != "answered":
@@ -252,9 +259,11 @@ class Supervisor:
             self._set_usable(held, False)
             seconds = self._timing.probe_timeout
             self._lost(held, f"no answer for {seconds:g} s", now - seconds, now)
-        elif answer == "refused":
-            self._set_usable(held, True)  # it is for the host to say no, at once
-            self._refused(held, now)
+        elif answer == "stranger" and held.usable:
+            self._set_usable(held, False)
+            self._lost(held, STRANGER, now, now)
+        elif answer == "refused":  # a usable one stays that: it is for the host to say no, at once
+            self._refused(held, answer, now)
         elif answer == "answered":
             if not held.usable:
                 self._set_usable(held, True)
@@ -264,7 +273,7 @@ class Supervisor:
                     self._candidate = None
             if self._lost_at is not None:
                 self._answers(held, now)
-            self._refused_at = None
+            self._forget_refusals()
 
     def _old_said(self, held: Held, answer: str, now: float) -> None:
         if answer != "silent":
@@ -277,13 +286,19 @@ class Supervisor:
         self._was_up = True
         self._barred.reset()
         self._emit(kind, held.generation, "", self._downtime(now))
-        self._lost_at = self._refused_at = None
+        self._lost_at = None
+        self._forget_refusals()
 
-    def _refused(self, held: Held, now: float) -> None:
-        due = self._refused_at is None or now - self._refused_at >= self._timing.refused_every
-        if due and held.link.alive():
-            self._refused_at = now
-            self._emit("refused", held.generation, _last_line(held.link.stderr()), self._downtime(now))
+    def _refused(self, held: Held, answer: str, now: float) -> None:
+        if now >= self._refused_due and held.link.alive():
+            self._refused_due = now + self._refusals.delay()
+            kind: Kind = "stranger" if answer == "stranger" else "refused"
+            reason = STRANGER if kind == "stranger" else _last_line(held.link.stderr())
+            self._emit(kind, held.generation, reason, self._downtime(now))
+
+    def _forget_refusals(self) -> None:
+        self._refused_due = 0.0
+        self._refusals.reset()
 
     # Small things
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mlbox.client.tunnels import inside
-from mlbox.client.tunnels.events import OnEvent, Timing
+from mlbox.client.tunnels.events import Backoff, OnEvent, Timing
 from mlbox.client.tunnels.gate import Key, admit
 from mlbox.client.tunnels.listener import Listener, Port, Service, allow_many_files
 from mlbox.client.tunnels.probe import Probe, ping
@@ -18,6 +18,7 @@ from mlbox.client.tunnels.supervisor import LinkFactory, Supervisor
 from mlbox.splice import Splice
 
 WAIT = 60.0  # seconds that a new connection waits for a link
+_AGAIN_FIRST, _AGAIN_LAST = 0.05, 1.0  # seconds until a socket that took nobody is tried again
 
 
 class Tunnels:
@@ -107,7 +108,7 @@ class Tunnels:
 
     def _carry(self, service: Service, connection: socket.socket, head: bytes) -> None:
         """Wait for a link that takes the connection, then copy until it ends."""
-        deadline = time.monotonic() + self._wait
+        deadline, again = time.monotonic() + self._wait, Backoff(_AGAIN_FIRST, _AGAIN_LAST)
         while True:
             held = self._supervisor.current(max(0.0, deadline - time.monotonic()))
             if held is None:
@@ -122,7 +123,7 @@ class Tunnels:
                 if held.add(splice):
                     break
                 far.close()
-            self._supervisor.pause(0.05)  # its process has just gone; that is noticed in a moment
+            self._supervisor.pause(again.delay())  # its process has just gone, which is noticed at once; or its service
         try:
             splice.run(head)
         finally:

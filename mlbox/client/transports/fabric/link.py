@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 from mlbox import errors
-from mlbox.client import remote
+from mlbox.client import remote, state
 from mlbox.client.transports.fabric.channel import Channel, Pool
 from mlbox.client.tunnels.link import PATH_LIMIT, POLITE
 from mlbox.core import wire
@@ -40,9 +40,7 @@ class FabricLink:
         self._ended: Callable[[], None] = lambda: None
 
     def start(self, ended: Callable[[], None]) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._folder.stat().st_mode & 0o077:
-            raise errors.MlboxError(f"{self._folder} is open to others", f"chmod 700 {self._folder}")
+        state.private(self._folder)
         self._ended = ended
         self._thread.start()
 

@@ -156,6 +156,7 @@ class Keeper:
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
+        self.job.kernels.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
         for name, content in {"guest.json": json.dumps(plan.guest), **plan.files}.items():
             files.write_whole(self.job.conf / name, content.encode())
         write_accounts(self.job, ready.facts, paths.home)

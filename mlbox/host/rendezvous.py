@@ -1,7 +1,9 @@
 """Where reverse tunnels end: the forced command of the key that a workstation dials in with (core/reverse.py).
 
     sshd has bound the fresh sockets before it runs this    rename each onto its lasting name, say `up`
-    stdin ends (the tunnel, or its keeper, is gone)         remove the names that are still this tunnel's
+    every few seconds                                       `up` again, by which the keeper knows that this lives
+    stdin ends (the tunnel, or its keeper, is gone), or     remove the names that are still this tunnel's
+      a name is another's (a later tunnel of the session)
     the folder was missing (a reboot empties /tmp)          make it; the next dial finds it
 
 The words of the request are checked, and no other word of the key's holder is ever run.
@@ -21,7 +23,7 @@ from mlbox import errors
 from mlbox.core import reverse
 from mlbox.host import files, here
 
-_KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
+_BEAT = 5.0  # s
 
 
 def main() -> int:
@@ -59,14 +61,17 @@ def _is_socket(path: Path) -> bool:
 
 
 def _stay(held: dict[Path, int]) -> None:
-    """Until the other end has gone."""
-    while True:
-        ready, _, _ = select.select([0], [], [], _KEEP_YOUNG)
-        if ready and not os.read(0, 4096):
-            return
-        for path in held:
-            with suppress(OSError):
-                os.utime(path, follow_symlinks=False)
+    """Until the other end has gone, or another tunnel has come for this one's names."""
+    with suppress(
+        OSError
+    ):  # nobody listens any more; or somebody's cleaning took a name away, and the next dial mends it
+        while all(os.lstat(path).st_ino == inode for path, inode in held.items()):
+            print("up", flush=True)
+            for path in held:
+                os.utime(path, follow_symlinks=False)  # systems that clean /tmp by age leave it alone
+            ready, _, _ = select.select([0], [], [], _BEAT)
+            if ready and not os.read(0, 4096):
+                return
 
 
 def _remove(held: dict[Path, int], fresh: dict[Path, Path]) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import secrets
+import select
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from mlbox.host.job import Job
 Json = dict[str, Any]
 _FIRST, _LAST, _HOPELESS = 0.5, 30.0, 60.0  # s between two dials
 _STEADY = 10.0  # s that a tunnel was up before its pauses start small again
+_SILENCE = 30.0  # s without a word of a rendezvous that repeats its `up`
 _HOPELESS_SIGNS = ("Permission denied", "Host key verification failed", "HOST IDENTIFICATION HAS CHANGED")
 
 
@@ -154,18 +156,35 @@ class Tunnel:
             return str(error)
         if process is None:
             return ""
-        assert process.stdin is not None and process.stdout is not None
-        said = ""
-        for line in process.stdout:
-            said = line.decode(errors="replace").strip()
-            if said == "up":
-                _note(self._job, self._place, True, "")
+        assert process.stdin is not None
+        said = self._hear(process)
         process.stdin.close()
         process.wait()
         if said in ("up", ""):
             with suppress(OSError):
                 lines = log.read_text(errors="replace").strip().splitlines()
                 said = lines[-1] if lines else "the connection ended"
+        return said
+
+    def _hear(self, process: subprocess.Popen[bytes]) -> str:
+        """The last line that the rendezvous said, until it ended or fell silent. Then ssh is killed: it would stay for
+        as long as any connection through it does. A rendezvous of an earlier version says `up` only once."""
+        assert process.stdout is not None
+        said, ups, rest, poll = "", 0, b"", select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        while poll.poll(_SILENCE * 1000 if ups > 1 else None):
+            data = os.read(process.stdout.fileno(), 4096)
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                said = line.decode(errors="replace").strip()
+                ups += said == "up"
+                if said == "up" and ups == 1:
+                    _note(self._job, self._place, True, "")
+        else:
+            said = f"the tunnel's end on {self._place.via} fell silent"
+        process.kill()
         return said
 
     def _spawn(self, log: int) -> subprocess.Popen[bytes] | None:

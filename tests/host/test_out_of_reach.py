@@ -15,6 +15,7 @@ from queuebox import Box, until
 from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
+from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
 from mlbox.host import files, lab, reverse, tick
 from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
@@ -140,6 +141,56 @@ def test_remove_leaves_what_people_wrote_and_what_runs(box: Box) -> None:
     far_session(box)
     with pytest.raises(errors.Refused, match="1 job of yours still on ws"):
         box.call(host, do="place", name="ws")
+
+
+# ---- the tunnel ----------------------------------------------------------------------------------------------
+
+
+def tunnel(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssh: str) -> tuple[reverse.Tunnel, Job]:
+    """With `ssh` for a program of that name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ssh").write_text(f"#!/bin/sh\necho >>{tmp_path}/dials\n{ssh}\n")
+    (folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(reverse, "_FIRST", 0.01)
+    job = far_session(box)
+    box.found.reserve(job)
+    return reverse.Tunnel(job, Meeting.from_wire(PLACE), ["ssh"]), job
+
+
+def dials(tmp_path: Path) -> int:
+    return (tmp_path / "dials").read_text().count("\n") if (tmp_path / "dials").exists() else 0
+
+
+def why(job: Job) -> str:
+    return str((files.read_json(job.attempt(1) / "tunnel.json") or {}).get("why", ""))
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [("exec sleep 1000 >&-", "the connection ended"), ("exec sleep 1000", "on gate fell silent")]
+)
+def test_one_whose_far_end_has_died_is_dialled_anew(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, reason: str
+) -> None:
+    """ssh stays for the connections that it carries."""
+    monkeypatch.setattr(reverse, "_SILENCE", 0.1)
+    made, job = tunnel(box, tmp_path, monkeypatch, f"echo up; echo up; {end}")
+    made.open()
+    until(lambda: dials(tmp_path) > 1)
+    until(lambda: reason in why(job))
+    made.close()
+
+
+def test_a_rendezvous_of_an_earlier_version_says_up_only_once(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reverse, "_SILENCE", 0.0)
+    made, job = tunnel(box, tmp_path, monkeypatch, "echo up; sleep 0.3; echo no more")
+    made.open()
+    until(lambda: why(job))
+    assert why(job) == "no more"
+    made.close()
 
 
 # ---- what other hosts know and do ----------------------------------------------------------------------------

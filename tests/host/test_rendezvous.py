@@ -86,10 +86,19 @@ def test_a_later_tunnel_takes_over_and_the_first_ones_end_leaves_it_alone(tmp_pa
     assert said(tunnels[0]) == b"up\n" and answers(session, "ssh", first)
     tunnels.append(dial(tmp_path, reverse.request(session, "00000002", ["ssh"])))
     assert said(tunnels[1]) == b"up\n" and answers(session, "ssh", second)
-    hang_up(tunnels[0])
+    assert tunnels[0].wait(20) == 0  # by itself: what is left of a lost connection would stay for hours
+    tunnels[0].communicate()
     assert answers(session, "ssh", second)
     hang_up(tunnels[1])
     assert names(session) == []
+
+
+def test_it_says_up_again_and_again(tmp_path: Path, session: str) -> None:
+    listener = bound(session, "00000001", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh"]))
+    assert [said(tunnel), said(tunnel), said(tunnel)] == [b"up\n"] * 3
+    hang_up(tunnel)
+    listener.close()
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path, session: str) -> None:

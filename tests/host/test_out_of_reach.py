@@ -290,6 +290,18 @@ def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypat
         box.call(relay, session=job.id, verb="sessions", args={})
 
 
+def test_where_root_is_not_there_nothing_has_ended(box: Box, quiet_stdin: None) -> None:
+    """As after a boot, before it is mounted: whoever hears that a session has ended lets go of its tunnels."""
+    job = far_session(box)
+    away = box.root.rename(box.root.with_name("away"))
+    box.root.mkdir()
+    for handler in (relay, sessions):
+        with pytest.raises(errors.HostUnready, match=r"it has no mlbox\.json"):
+            box.call(handler, session=job.id, verb="sessions", args={})
+    box.root.rmdir()
+    away.rename(box.root)
+
+
 def test_a_keeper_finds_the_word_in_the_log_by_itself(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where nobody can call its host: only the log is written."""
     behind_nat(box, box.found.host)

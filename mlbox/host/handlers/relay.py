@@ -12,7 +12,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import reverse, wire
-from mlbox.host import files, lookup, store
+from mlbox.host import files, lab, lookup, store
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -23,6 +23,7 @@ _PATIENCE = 30.0  # s for a tunnel that is being dialled
 
 def run(call: Call) -> Json:
     found = store.Store(call.root)
+    lab.identify(found.root)  # or a session of a ROOT that is not there yet would have ended
     job = lookup.mine(found, str(call.args.get("session", "")))
     with _connect(found, job) as connection:
         request = wire.Request(str(call.args.get("verb", "")), dict(call.args.get("args", {})), secrets.token_hex(8))

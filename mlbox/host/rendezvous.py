@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import stat
 import sys
 from contextlib import suppress
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import reverse
-from mlbox.host import files, here
+from mlbox.host import files, here, serve
 
 _BEAT = 5.0  # s
 
@@ -36,6 +37,7 @@ def main() -> int:
         print(error.message, file=sys.stderr)
         return error.exit_code
     names = {folder / reverse.fresh(session, token, s): folder / reverse.lasting(session, s) for s in services}
+    serve.touch(sys.argv[0])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     held: dict[Path, int] = {}
@@ -48,6 +50,7 @@ def main() -> int:
             held[name] = os.lstat(path).st_ino
             os.replace(path, name)
         print("up", flush=True)
+        _sweep(folder, reverse.lasting(session, ""))
         _stay(held)
     finally:
         _remove(held, names)
@@ -58,6 +61,17 @@ def _is_socket(path: Path) -> bool:
     with suppress(OSError):
         return stat.S_ISSOCK(os.lstat(path).st_mode)
     return False
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Sockets of this session's that were bound for a tunnel which never came up: sshd leaves them."""
+    for path in folder.glob(f"{prefix}*.*"):
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.settimeout(1)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
 
 
 def _stay(held: dict[Path, int]) -> None:

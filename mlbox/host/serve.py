@@ -92,7 +92,7 @@ def main() -> int:
         if request.verb not in _WITHOUT_ROOT:
             watchdog.watch((str(call.root or here.data_home()), watchdog.own_folder()), call.hung)
         call.progress()  # a sign of life: from here on it says itself what hangs
-        _touch(sys.argv[0])
+        touch(sys.argv[0])
         handler = importlib.import_module(f"mlbox.host.handlers.{HANDLERS[request.verb]}")
         call.send({"reply": handler.run(call)})
     except errors.MlboxError as error:
@@ -108,7 +108,7 @@ def main() -> int:
     return 0
 
 
-def _touch(program: str) -> None:
+def touch(program: str) -> None:
     """Its last use, by which `mlbox image prune` goes."""
     with suppress(OSError):
         os.utime(program)

@@ -110,6 +110,17 @@ def test_a_stale_socket_is_replaced(tmp_path: Path, session: str) -> None:
     hang_up(tunnel)
 
 
+def test_sockets_of_tunnels_that_never_came_up_go(tmp_path: Path, session: str) -> None:
+    bound(session, "00000001", "ssh").close()
+    coming, listener = bound(session, "00000003", "ssh"), bound(session, "00000002", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
+    assert [said(tunnel), said(tunnel)] == [b"up\n"] * 2
+    assert names(session) == [reverse.fresh(session, "00000003", "ssh"), reverse.lasting(session, "ssh")]
+    hang_up(tunnel)
+    coming.close()
+    listener.close()
+
+
 def test_without_the_sockets_it_says_why_and_leaves_nothing(tmp_path: Path, session: str) -> None:
     listener = bound(session, "00000001", "ssh")
     tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh", "jupyter"]))

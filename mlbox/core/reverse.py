@@ -23,6 +23,7 @@ from mlbox.errors import Usage
 Json = dict[str, Any]
 
 CALL = "call"  # the service through which the host itself is asked (host/handlers/relay.py)
+RELAYED = ("sessions", "share")  # the verbs that it may be asked for; all else comes by the share
 # Nobody can listen or connect there. Without a permitopen such a key would reach every socket of its user's on the
 # rendezvous, the container engine's too: sshd measures sockets by these lists as well (8.4, 9.2 and 10.0 do).
 _NOWHERE = "none.invalid:1"

@@ -17,17 +17,20 @@ import signal
 import socket
 import stat
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import reverse
-from mlbox.host import files, here, serve
+from mlbox.host import files, here, serve, store
 
 _BEAT = 5.0  # s
+_PATIENCE = 5.0  # s for ROOT
 
 
-def main() -> int:
+def main(host: str, root: str) -> int:
+    """`host`: whose key it is; `root`: where its sessions are."""
     try:
         session, token, services = reverse.parse(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
         folder = Path(f"/tmp/mlbox-{os.getuid()}")
@@ -46,6 +49,10 @@ def main() -> int:
             why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
             print(f"{here.host_name()}: {why}", flush=True)
             return 1
+        other = _elsewhere(session, host, root)
+        if other:
+            print(f"{here.host_name()}: session {session} is on {other}, and this key is {host}'s", flush=True)
+            return 1
         for path, name in names.items():
             held[name] = os.lstat(path).st_ino
             os.replace(path, name)
@@ -55,6 +62,21 @@ def main() -> int:
     finally:
         _remove(held, names)
     return 0
+
+
+def _elsewhere(session: str, host: str, root: str) -> str:
+    """Another host that it is on by its log: who has a key takes over no other host's sessions. A ROOT that is not
+    there, or hangs, keeps no tunnel down."""
+    said: list[str] = []
+
+    def look() -> None:
+        with suppress(OSError):
+            said.append(str(store.Store(Path(root)).job(session).state().facts.get("host", "")))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return said[0] if said and said[0] != host else ""
 
 
 def _is_socket(path: Path) -> bool:

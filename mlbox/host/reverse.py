@@ -219,7 +219,7 @@ def _note(job: Job, place: Meeting, up: bool, why: str) -> None:
 
 def _answer(listener: socket.socket, job: Job) -> None:
     """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py)."""
-    argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host")
+    argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host", "relayed")
     while True:
         connection, _ = listener.accept()
         with connection, suppress(OSError):

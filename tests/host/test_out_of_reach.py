@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from queuebox import Box, until
 
 from mlbox import errors
-from mlbox.core import ids
+from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
@@ -288,6 +290,17 @@ def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypat
     job.append("finished", {"why": "shut down"})
     with pytest.raises(errors.NotFound, match="has ended: shut down"):
         box.call(relay, session=job.id, verb="sessions", args={})
+
+
+def test_a_relayed_call_is_one_about_sessions(box: Box) -> None:
+    behind_nat(box, "ws")
+    with pytest.raises(errors.Usage, match="is not asked for 'submit'"):
+        box.call(relay, session=far_session(box).id, verb="submit", args={})
+    request = wire.Request("submit", {}, "0123456789abcdef").encode()
+    for mode, refused in (("relayed", True), ("", False)):
+        argv = (sys.executable, "-I", "-S", sys.argv[0], "host", mode)
+        said = subprocess.run(argv, input=request, stdout=subprocess.PIPE).stdout
+        assert (b"knows no 'submit'" in said) == refused
 
 
 def test_where_root_is_not_there_nothing_has_ended(box: Box, quiet_stdin: None) -> None:

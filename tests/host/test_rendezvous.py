@@ -13,6 +13,7 @@ import pytest
 from queuebox import Call, program
 
 from mlbox.core import ids, reverse
+from mlbox.core.job import JobSpec
 from mlbox.host import files, store
 from mlbox.host.handlers import rendezvous
 
@@ -38,7 +39,7 @@ def bound(session: str, token: str, service: str) -> socket.socket:
 
 
 def dial(tmp_path: Path, words: str) -> subprocess.Popen[bytes]:
-    argv = (sys.executable, str(program(tmp_path)), "rendezvous", "ws")
+    argv = (sys.executable, str(program(tmp_path)), "rendezvous", "ws", str(tmp_path / "root"))
     environment = {**os.environ, "SSH_ORIGINAL_COMMAND": words}
     return subprocess.Popen(
         argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -119,6 +120,24 @@ def test_sockets_of_tunnels_that_never_came_up_go(tmp_path: Path, session: str) 
     hang_up(tunnel)
     coming.close()
     listener.close()
+
+
+@pytest.mark.parametrize(("host", "heard"), [("gpu2", b"is on gpu2, and this key is ws's"), ("ws", b"up")])
+def test_a_key_takes_over_no_other_hosts_session(tmp_path: Path, session: str, host: str, heard: bytes) -> None:
+    found = store.Store(tmp_path / "root")
+    job = found.job(session)
+    found.create(job, JobSpec(), queued=True)
+    job.append("submitted", {"at": 1.0, "queue": "default"})
+    job.append("claimed", {"at": 1.0, "host": host, "boot": "b", "gpus": [], "attempt": 1})
+    victim = bound(session, "00000001", "ssh")
+    os.rename(FOLDER / reverse.fresh(session, "00000001", "ssh"), FOLDER / reverse.lasting(session, "ssh"))
+    thief = bound(session, "00000002", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
+    assert heard in said(tunnel)
+    assert answers(session, "ssh", victim) == (host == "gpu2")
+    tunnel.communicate()
+    for listener in (victim, thief):
+        listener.close()
 
 
 def test_without_the_sockets_it_says_why_and_leaves_nothing(tmp_path: Path, session: str) -> None:

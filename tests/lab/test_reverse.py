@@ -328,7 +328,7 @@ def test_the_tunnels_end_at_the_rendezvous_is_killed(lab: Lab, session: Attached
     with socket.create_connection(("127.0.0.1", port or 0)) as tab:
         tab.sendall(b"GET /api HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert tab.recv(4096).startswith(b"HTTP/1.1 200")
-        as_root(VIA, "pkill", "-9", "-u", "ada", "-f", "rendezvous ws$")
+        as_root(VIA, "pkill", "-9", "-u", "ada", "-f", "rendezvous ws ")
         awaited(lambda: dialling() not in ([], [before]))
     works(lab, session)
 

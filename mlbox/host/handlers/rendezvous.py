@@ -16,7 +16,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import resources, reverse, text
-from mlbox.host import files
+from mlbox.host import files, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -31,7 +31,8 @@ def run(call: Call) -> Json:
         removed = _write(path, name, "")
         return {"removed": removed, "ended": _end(name), "file": str(path)}
     # The program is the one that answers this call: planted by content, so it stays what it is.
-    program = (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "rendezvous", name)
+    root = str(store.Store(call.root).root)
+    program = (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "rendezvous", name, root)
     line = reverse.authorized(name, str(call.args.get("key", "")), program)
     changed = do == "add" and _write(path, name, line)
     folder = files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
@@ -65,7 +66,8 @@ def _end(name: str) -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if words[-3:-1] == [b"rendezvous", name.encode()] and folder.stat().st_uid == os.getuid():
+            called = [b"rendezvous", name.encode()]  # an earlier version's without ROOT
+            if called in (words[-4:-2], words[-3:-1]) and folder.stat().st_uid == os.getuid():
                 os.kill(int(folder.name), signal.SIGTERM)
                 ended += 1
     return ended

@@ -32,7 +32,7 @@ _SERVICE = re.compile(r"[a-z]{1,20}")
 _TOKEN = re.compile(r"[0-9a-f]{8}")
 _KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{60,100}={0,2}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
-_ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:%-]{0,253}")
+_ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]{0,253}")
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _FOLDER = re.compile(r"/tmp/mlbox-[0-9]{1,12}")
 

@@ -44,8 +44,13 @@ _HOPELESS_SIGNS = ("Permission denied", "Host key verification failed", "HOST ID
 
 
 def _key() -> Path:
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-    return state / "mlbox/reverse_ed25519"
+    """Hosts may share this folder. An earlier version's key is of the host that made it, as it says itself."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "mlbox"
+    host, earlier = here.host_name(), folder / "reverse_ed25519"
+    with suppress(OSError):
+        if Path(f"{earlier}.pub").read_text().split()[2:] == [reverse.mark(host)]:
+            return earlier
+    return folder / f"reverse_ed25519.{host}"
 
 
 def publish(found: store.Store, rules: Lab) -> None:
@@ -53,7 +58,7 @@ def publish(found: store.Store, rules: Lab) -> None:
     path, key = found.on() / "reverse.json", _key()
     if not rules.host(found.host).via:
         if path.exists():
-            for file in (path, key, key.with_suffix(".pub")):
+            for file in (path, key, Path(f"{key}.pub")):
                 file.unlink(missing_ok=True)
         return
     shown = {"public_key": _public(key)}

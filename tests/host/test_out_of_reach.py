@@ -19,7 +19,7 @@ from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import files, lab, reverse, tick
+from mlbox.host import files, here, lab, reverse, tick
 from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
 from mlbox.host.idle import idle
 from mlbox.host.job import Job
@@ -74,6 +74,20 @@ def test_a_tick_makes_the_key_and_shows_it_and_takes_it_away(box: Box) -> None:
     box.lab("")
     box.tick()
     assert not any(path.exists() for path in (shown, key, Path(f"{key}.pub")))
+
+
+def test_hosts_that_share_a_home_have_a_key_each(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind_nat(box, box.found.host)
+    box.tick()
+    first = reverse._key()
+    for path in (first, Path(f"{first}.pub")):  # as an earlier version named it
+        path.rename(str(path).replace(f".{box.found.host}", ""))
+    assert reverse._key().name == "reverse_ed25519"
+    shown = files.read_json(box.found.on() / "reverse.json")
+    box.tick()
+    assert files.read_json(box.found.on() / "reverse.json") == shown
+    monkeypatch.setattr(here, "host_name", lambda: "ws")
+    assert reverse._key().name == "reverse_ed25519.ws" and not reverse._key().exists()
 
 
 def test_an_idle_tick_sees_that_lab_yaml_has_changed_and_says_that_it_is_there(box: Box) -> None:

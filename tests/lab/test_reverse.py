@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 Json = dict[str, Any]
 WS, VIA = "ws", "gpu1"
 UUIDS = [HOSTS[WS].gpu_uuid(0), HOSTS[WS].gpu_uuid(1)]
-KEY = "/home/ada/.local/state/mlbox/reverse_ed25519"
+KEY = "/home/ada/.local/state/mlbox/reverse_ed25519.ws"
 
 
 def on_ws(command: str, user: str = "ada", check: bool = True) -> str:

@@ -174,7 +174,7 @@ class Keeper:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
         reachable = self._reachable(plan, place)
         if "ssh" in reachable["services"]:
-            reachable["services"]["ssh"]["host_key"] = self.guest.services["ssh"]["host_key"]
+            reachable["services"]["ssh"]["host_key"] = self.guest.services["ssh"].get("host_key", "")
         return {
             "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
             "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,

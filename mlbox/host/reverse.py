@@ -226,7 +226,11 @@ def _answer(listener: socket.socket, job: Job) -> None:
     """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py)."""
     argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host", "relayed")
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # no descriptor is left just now
+            time.sleep(_FIRST)
+            continue
         with connection, suppress(OSError):
             log = os.open(job.logs / "calls.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +20,10 @@ from queuebox import Box, until
 from mlbox import errors
 from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
+from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import files, here, lab, reverse, tick
+from mlbox.host import files, here, keeping, lab, reverse, tick
 from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
 from mlbox.host.idle import idle
 from mlbox.host.job import Job
@@ -209,6 +213,37 @@ def test_a_rendezvous_of_an_earlier_version_says_up_only_once(
     made.close()
 
 
+class _Listener:
+    """Out of descriptors at first; then one call, and none after it."""
+
+    def __init__(self, *calls: socket.socket) -> None:
+        self._calls = list(calls)
+        self._full = True
+
+    def accept(self) -> tuple[socket.socket, str]:
+        if self._full:
+            self._full = False
+            raise OSError(errno.EMFILE, "Too many open files")
+        if not self._calls:
+            threading.Event().wait()
+        return self._calls.pop(), ""
+
+
+def test_calls_are_answered_again_when_there_are_descriptors_again(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reverse, "_FIRST", 0.01)
+    job = far_session(box)
+    box.found.reserve(job)
+    shutil.copyfile(sys.argv[0], job.boot_folder / "mlbox-host.pyz")
+    near, far = socket.socketpair()
+    threading.Thread(target=reverse._answer, args=(_Listener(far), job), daemon=True).start()
+    with near:
+        near.settimeout(20)
+        near.sendall(wire.Request("sessions", {"root": str(box.root)}, "0123456789abcdef").encode())
+        assert b"0123456789abcdef" in near.recv(4096)
+
+
 # ---- what other hosts know and do ----------------------------------------------------------------------------
 
 
@@ -315,6 +350,23 @@ def test_a_relayed_call_is_one_about_sessions(box: Box) -> None:
         argv = (sys.executable, "-I", "-S", sys.argv[0], "host", mode)
         said = subprocess.run(argv, input=request, stdout=subprocess.PIPE).stdout
         assert (b"knows no 'submit'" in said) == refused
+
+
+def test_a_keeper_looks_again_after_whatever_it_found(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_LOOK_EVERY", 0.01)
+    heard = threading.Event()
+    monkeypatch.setattr(os, "kill", lambda pid, number: heard.set())
+    looks = iter((ValueError("half of an event"), State("started", requested="cancel_requested")))
+
+    class Odd(Job):
+        def state(self) -> State:
+            look = next(looks)
+            if isinstance(look, Exception):
+                raise look
+            return look
+
+    keeping.listen(Odd("", "", box.root, box.root))
+    assert heard.wait(20)
 
 
 def test_where_root_is_not_there_nothing_has_ended(box: Box, quiet_stdin: None) -> None:

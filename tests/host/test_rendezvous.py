@@ -188,6 +188,15 @@ def test_the_line_is_shown_first_then_there_once_then_gone(keys: Path) -> None:
     assert not ask("remove")["removed"]
 
 
+def test_all_that_is_somebody_elses_stays_as_it_was(keys: Path) -> None:
+    keys.parent.mkdir(mode=0o700)
+    before = f"{KEY} ada\u2028at\x0cthe\x85laptop\r\n\n#\x1c mine \udcff\n".encode(errors="surrogateescape")
+    keys.write_bytes(before)
+    line = ask("show")["line"]
+    assert ask("add")["changed"] and keys.read_bytes() == before + f"{line}\n".encode()
+    assert ask("remove")["removed"] and keys.read_bytes() == before
+
+
 def test_where_there_is_no_file_yet(keys: Path) -> None:
     ask("add")
     assert keys.stat().st_mode & 0o777 == 0o600 and keys.parent.stat().st_mode & 0o777 == 0o700

@@ -40,10 +40,12 @@ def run(call: Call) -> Json:
 
 
 def _lines(path: Path) -> list[str]:
+    """As sshd sees them; a person's comment may hold whatever else some take for a line's end."""
     try:
-        return path.read_text(errors="surrogateescape").splitlines()
+        *lines, last = path.read_bytes().decode(errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return []
+    return [*lines, last] if last else lines
 
 
 def _write(path: Path, name: str, line: str) -> bool:

@@ -15,6 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["host"]:
         from mlbox.host import serve
 
+        if arguments[1:] == ["relayed"]:  # by a reverse tunnel, not by a login
+            from mlbox.core.reverse import RELAYED
+
+            return serve.main(RELAYED)
         return serve.main()
     if arguments[:1] == ["tick"]:
         from mlbox.host import idle
@@ -24,10 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         from mlbox.host import tick
 
         return tick.main(arguments[1:])
-    if arguments[:1] == ["rendezvous"] and len(arguments) == 2:
+    if arguments[:1] == ["rendezvous"] and len(arguments) == 3:
         from mlbox.host import rendezvous
 
-        return rendezvous.main()
+        return rendezvous.main(*arguments[1:])
     if arguments[:1] == ["guest"] and len(arguments) == 2:
         from mlbox.guest import main as guest
 

@@ -23,6 +23,7 @@ from mlbox.errors import Usage
 Json = dict[str, Any]
 
 CALL = "call"  # the service through which the host itself is asked (host/handlers/relay.py)
+RELAYED = ("sessions", "share")  # the verbs that it may be asked for; all else comes by the share
 # Nobody can listen or connect there. Without a permitopen such a key would reach every socket of its user's on the
 # rendezvous, the container engine's too: sshd measures sockets by these lists as well (8.4, 9.2 and 10.0 do).
 _NOWHERE = "none.invalid:1"
@@ -31,7 +32,7 @@ _SERVICE = re.compile(r"[a-z]{1,20}")
 _TOKEN = re.compile(r"[0-9a-f]{8}")
 _KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{60,100}={0,2}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
-_ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:%-]{0,253}")
+_ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]{0,253}")
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _FOLDER = re.compile(r"/tmp/mlbox-[0-9]{1,12}")
 

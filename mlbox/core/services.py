@@ -35,6 +35,7 @@ def plan(
     if jupyter:
         files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts.shell, tokens["jupyter"])
         services["jupyter"] = {"socket": "jupyter.sock", "token": tokens["jupyter"]}
+        env = {**env, "JUPYTER_RUNTIME_DIR": f"{run}/kernels"}
     if vscode:
         services["vscode"] = {"socket": "vscode.sock", "token": tokens["vscode"], "folder": folder}
     if ssh:
@@ -56,13 +57,17 @@ def _jupyter(spec: Spec, facts: Facts, run: str) -> list[str] | None:
 
 
 def _jupyter_config(run: str, folder: str, shell: str, token: str) -> str:
-    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones."""
+    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones.
+
+    Kernels listen on sockets too, in JUPYTER_RUNTIME_DIR: on 127.0.0.1 any user of the host could subscribe to what
+    they print, for only what is sent to a kernel is signed."""
     server = {
         "sock": f"{run}/s/jupyter.sock", "sock_mode": "0600", "root_dir": folder, "token": token,
         "allow_root": True, "allow_remote_access": False, "open_browser": False,
         "terminado_settings": {"shell_command": [shell]},
     }  # fmt: skip
-    return json.dumps({"ServerApp": server, "IdentityProvider": {"token": token}})
+    kernels = {"transport": "ipc"}
+    return json.dumps({"ServerApp": server, "IdentityProvider": {"token": token}, "KernelManager": kernels})
 
 
 def _vscode(spec: Spec, facts: Facts, run: str, prefix: str) -> list[str] | None:

@@ -28,7 +28,8 @@ Json = dict[str, Any]
 _FOLDERS = Path("/tmp")
 _OF = re.compile(r"mlbox-([0-9]{1,10})\.shared")
 _MOST = 32  # doors of one owner that are looked at, the newest first; whoever makes more hides their own
-_PATIENCE = 3.0  # s in which a door answers
+_PATIENCE = 3.0  # s in which the door that is meant answers
+_GLANCE = 1.0  # s for each where many are asked: anybody can make some that never do
 _LONGEST = 256 * 1024  # bytes of an answer
 
 
@@ -45,12 +46,12 @@ class Door:
     def owner(self) -> str:
         return peer.name(self.uid)
 
-    def ask(self, question: Json) -> Json:
+    def ask(self, question: Json, patience: float = _PATIENCE) -> Json:
         """Raises NotFound where we are not let in, HostUnready where nobody answers."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             try:
-                connection.settimeout(_PATIENCE)
+                connection.settimeout(patience)
                 connection.connect(str(self.folder / "door"))
                 if peer.uid(connection) != self.uid:
                     raise errors.NotFound(f"the door of session {self.session} is not {self.owner}'s")
@@ -70,8 +71,8 @@ class Door:
             )
         return found
 
-    def facts(self) -> Json:
-        return sharing.facts(self.ask({"op": "facts"}), self.session, self.owner, here.host_name())
+    def facts(self, patience: float = _PATIENCE) -> Json:
+        return sharing.facts(self.ask({"op": "facts"}, patience), self.session, self.owner, here.host_name())
 
 
 def _asked(connection: socket.socket, question: Json, deadline: float) -> bytes:
@@ -121,11 +122,11 @@ def _known(doors: list[Door]) -> list[tuple[Door, Json]]:
 
     def one(door: Door) -> tuple[Door, Json] | None:
         try:
-            return door, door.facts()
+            return door, door.facts(_GLANCE)
         except errors.MlboxError:
             return None
 
-    with ThreadPoolExecutor(min(64, len(doors))) as pool:
+    with ThreadPoolExecutor(len(doors)) as pool:
         return [pair for pair in pool.map(one, doors) if pair is not None]
 
 

@@ -44,6 +44,11 @@ class Job:
         return self.boot_folder / "log"
 
     @property
+    def kernels(self) -> Path:
+        """The sockets of Jupyter's kernels, as a container's root may make them in it (core/services.py)."""
+        return self.boot_folder / "kernels"
+
+    @property
     def keeper_lock(self) -> Path:
         return self.boot_folder / "keeper.lock"
 

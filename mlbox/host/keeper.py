@@ -159,6 +159,7 @@ class Keeper:
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
+        self.job.kernels.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
         for name, content in {"guest.json": json.dumps(plan.guest), **plan.files}.items():
             files.write_whole(self.job.conf / name, content.encode())
         write_accounts(self.job, ready.facts, paths.home)
@@ -177,7 +178,7 @@ class Keeper:
         """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
         reachable = self._reachable(plan, place)
         if "ssh" in reachable["services"]:
-            reachable["services"]["ssh"]["host_key"] = self.guest.services["ssh"]["host_key"]
+            reachable["services"]["ssh"]["host_key"] = self.guest.services["ssh"].get("host_key", "")
         return {
             "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
             "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,

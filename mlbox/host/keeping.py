@@ -112,7 +112,7 @@ def listen(job: Job) -> None:
     def look() -> None:
         while True:
             time.sleep(_LOOK_EVERY)
-            with suppress(OSError):  # the share is away, or slow
+            with suppress(Exception):  # the share is away, or shows half of something: no word would ever come again
                 if job.state().requested:
                     os.kill(os.getpid(), signal.SIGTERM)
                     return

@@ -78,21 +78,33 @@ class GuestLink:
         self._take_in(data, brought)
 
     def _take_in(self, data: bytes, brought: list[int]) -> None:
+        """What is of no form that a guest's words have is passed over: a container's root may say anything."""
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             said = message(line)
             if "hello" in said:
-                self._take_back(said.get("leases", []), brought)
-                self.services.update(said.get("services", {}))
+                brought = self._take_back(said.get("leases"), brought)
+                services = said.get("services")
+                for name, state in services.items() if isinstance(services, dict) else ():
+                    self._note(name, state)
             elif "service" in said:
-                self.services[str(said.pop("service"))] = said
+                self._note(said.pop("service"), said)
+        for descriptor in brought:
+            os.close(descriptor)
 
-    def _take_back(self, uuids: list[str], brought: list[int]) -> None:
-        for uuid, descriptor in zip(uuids, brought):
-            if uuid in self._leases:
-                os.close(descriptor)
-            else:
+    def _note(self, name: object, state: object) -> None:
+        if isinstance(name, str) and isinstance(state, dict) and isinstance(state.get("state"), str):
+            why = {"why": str(state.get("why", ""))} if state["state"] == "failed" else {}
+            self.services[name] = {**state, **why}
+
+    def _take_back(self, uuids: object, brought: list[int]) -> list[int]:
+        """The descriptors that are no lease, or one that is here already."""
+        left = list(brought)
+        for uuid, descriptor in zip(uuids if isinstance(uuids, list) else (), brought):
+            if isinstance(uuid, str) and uuid not in self._leases:
                 self._leases[uuid] = descriptor
+                left.remove(descriptor)
+        return left
 
 
 def answers(guest: Path) -> bool:

@@ -1,7 +1,9 @@
 """Where reverse tunnels end: the forced command of the key that a workstation dials in with (core/reverse.py).
 
     sshd has bound the fresh sockets before it runs this    rename each onto its lasting name, say `up`
-    stdin ends (the tunnel, or its keeper, is gone)         remove the names that are still this tunnel's
+    every few seconds                                       `up` again, by which the keeper knows that this lives
+    stdin ends (the tunnel, or its keeper, is gone), or     remove the names that are still this tunnel's
+      a name is another's (a later tunnel of the session)
     the folder was missing (a reboot empties /tmp)          make it; the next dial finds it
 
 The words of the request are checked, and no other word of the key's holder is ever run.
@@ -12,19 +14,23 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import stat
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import reverse
-from mlbox.host import files, here
+from mlbox.host import files, here, serve, store
 
-_KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
+_BEAT = 5.0  # s
+_PATIENCE = 5.0  # s for ROOT
 
 
-def main() -> int:
+def main(host: str, root: str) -> int:
+    """`host`: whose key it is; `root`: where its sessions are."""
     try:
         session, token, services = reverse.parse(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
         folder = Path(f"/tmp/mlbox-{os.getuid()}")
@@ -34,6 +40,7 @@ def main() -> int:
         print(error.message, file=sys.stderr)
         return error.exit_code
     names = {folder / reverse.fresh(session, token, s): folder / reverse.lasting(session, s) for s in services}
+    serve.touch(sys.argv[0])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     held: dict[Path, int] = {}
@@ -42,14 +49,34 @@ def main() -> int:
             why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
             print(f"{here.host_name()}: {why}", flush=True)
             return 1
+        other = _elsewhere(session, host, root)
+        if other:
+            print(f"{here.host_name()}: session {session} is on {other}, and this key is {host}'s", flush=True)
+            return 1
         for path, name in names.items():
             held[name] = os.lstat(path).st_ino
             os.replace(path, name)
         print("up", flush=True)
+        _sweep(folder, reverse.lasting(session, ""))
         _stay(held)
     finally:
         _remove(held, names)
     return 0
+
+
+def _elsewhere(session: str, host: str, root: str) -> str:
+    """Another host that it is on by its log: who has a key takes over no other host's sessions. A ROOT that is not
+    there, or hangs, keeps no tunnel down."""
+    said: list[str] = []
+
+    def look() -> None:
+        with suppress(OSError):
+            said.append(str(store.Store(Path(root)).job(session).state().facts.get("host", "")))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return said[0] if said and said[0] != host else ""
 
 
 def _is_socket(path: Path) -> bool:
@@ -58,15 +85,29 @@ def _is_socket(path: Path) -> bool:
     return False
 
 
+def _sweep(folder: Path, prefix: str) -> None:
+    """Sockets of this session's that were bound for a tunnel which never came up: sshd leaves them."""
+    for path in folder.glob(f"{prefix}*.*"):
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.settimeout(1)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+
+
 def _stay(held: dict[Path, int]) -> None:
-    """Until the other end has gone."""
-    while True:
-        ready, _, _ = select.select([0], [], [], _KEEP_YOUNG)
-        if ready and not os.read(0, 4096):
-            return
-        for path in held:
-            with suppress(OSError):
-                os.utime(path, follow_symlinks=False)
+    """Until the other end has gone, or another tunnel has come for this one's names."""
+    with suppress(
+        OSError
+    ):  # nobody listens any more; or somebody's cleaning took a name away, and the next dial mends it
+        while all(os.lstat(path).st_ino == inode for path, inode in held.items()):
+            print("up", flush=True)
+            for path in held:
+                os.utime(path, follow_symlinks=False)  # systems that clean /tmp by age leave it alone
+            ready, _, _ = select.select([0], [], [], _BEAT)
+            if ready and not os.read(0, 4096):
+                return
 
 
 def _remove(held: dict[Path, int], fresh: dict[Path, Path]) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import secrets
+import select
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from mlbox.host.job import Job
 Json = dict[str, Any]
 _FIRST, _LAST, _HOPELESS = 0.5, 30.0, 60.0  # s between two dials
 _STEADY = 10.0  # s that a tunnel was up before its pauses start small again
+_SILENCE = 30.0  # s without a word of a rendezvous that repeats its `up`
 _HOPELESS_SIGNS = ("Permission denied", "Host key verification failed", "HOST IDENTIFICATION HAS CHANGED")
 
 
@@ -42,8 +44,13 @@ _HOPELESS_SIGNS = ("Permission denied", "Host key verification failed", "HOST ID
 
 
 def _key() -> Path:
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-    return state / "mlbox/reverse_ed25519"
+    """Hosts may share this folder. An earlier version's key is of the host that made it, as it says itself."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "mlbox"
+    host, earlier = here.host_name(), folder / "reverse_ed25519"
+    with suppress(OSError):
+        if Path(f"{earlier}.pub").read_text().split()[2:] == [reverse.mark(host)]:
+            return earlier
+    return folder / f"reverse_ed25519.{host}"
 
 
 def publish(found: store.Store, rules: Lab) -> None:
@@ -51,7 +58,7 @@ def publish(found: store.Store, rules: Lab) -> None:
     path, key = found.on() / "reverse.json", _key()
     if not rules.host(found.host).via:
         if path.exists():
-            for file in (path, key, key.with_suffix(".pub")):
+            for file in (path, key, Path(f"{key}.pub")):
                 file.unlink(missing_ok=True)
         return
     shown = {"public_key": _public(key)}
@@ -154,18 +161,35 @@ class Tunnel:
             return str(error)
         if process is None:
             return ""
-        assert process.stdin is not None and process.stdout is not None
-        said = ""
-        for line in process.stdout:
-            said = line.decode(errors="replace").strip()
-            if said == "up":
-                _note(self._job, self._place, True, "")
+        assert process.stdin is not None
+        said = self._hear(process)
         process.stdin.close()
         process.wait()
         if said in ("up", ""):
             with suppress(OSError):
                 lines = log.read_text(errors="replace").strip().splitlines()
                 said = lines[-1] if lines else "the connection ended"
+        return said
+
+    def _hear(self, process: subprocess.Popen[bytes]) -> str:
+        """The last line that the rendezvous said, until it ended or fell silent. Then ssh is killed: it would stay for
+        as long as any connection through it does. A rendezvous of an earlier version says `up` only once."""
+        assert process.stdout is not None
+        said, ups, rest, poll = "", 0, b"", select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        while poll.poll(_SILENCE * 1000 if ups > 1 else None):
+            data = os.read(process.stdout.fileno(), 4096)
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                said = line.decode(errors="replace").strip()
+                ups += said == "up"
+                if said == "up" and ups == 1:
+                    _note(self._job, self._place, True, "")
+        else:
+            said = f"the tunnel's end on {self._place.via} fell silent"
+        process.kill()
         return said
 
     def _spawn(self, log: int) -> subprocess.Popen[bytes] | None:
@@ -200,9 +224,13 @@ def _note(job: Job, place: Meeting, up: bool, why: str) -> None:
 
 def _answer(listener: socket.socket, job: Job) -> None:
     """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py)."""
-    argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host")
+    argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host", "relayed")
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # no descriptor is left just now
+            time.sleep(_FIRST)
+            continue
         with connection, suppress(OSError):
             log = os.open(job.logs / "calls.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,17 @@ def read_request() -> wire.Request:
     return wire.decode_request(bytes(line))
 
 
-def main() -> int:
+def main(verbs: Collection[str] = HANDLERS.keys()) -> int:
     call = Call(wire.Request(""))
     try:
         request = read_request()
         call = Call(request)
-        if request.verb not in HANDLERS:
+        if request.verb not in verbs:
             raise errors.Usage(f"this host's mlbox knows no {request.verb!r}")
         if request.verb not in _WITHOUT_ROOT:
             watchdog.watch((str(call.root or here.data_home()), watchdog.own_folder()), call.hung)
         call.progress()  # a sign of life: from here on it says itself what hangs
-        _touch(sys.argv[0])
+        touch(sys.argv[0])
         handler = importlib.import_module(f"mlbox.host.handlers.{HANDLERS[request.verb]}")
         call.send({"reply": handler.run(call)})
     except errors.MlboxError as error:
@@ -113,7 +114,7 @@ def main() -> int:
     return 0
 
 
-def _touch(program: str) -> None:
+def touch(program: str) -> None:
     """Its last use, by which `mlbox image prune` goes."""
     with suppress(OSError):
         os.utime(program)

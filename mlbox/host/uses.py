@@ -33,7 +33,19 @@ def begin(key: str) -> None:
         with suppress(FileExistsError):
             os.mkdir(FOLDER)
             FOLDER.chmod(0o1777)
-        (FOLDER / f"{key}.{os.getuid()}").touch(mode=0o644)
+        _touch(f"{key}.{os.getuid()}")
+
+
+def _touch(name: str) -> None:
+    """Raises OSError too where somebody has put a link there, which would have us make a file elsewhere."""
+    careful = os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | careful)
+    try:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | careful, 0o644, dir_fd=folder)
+        os.utime(file)
+        os.close(file)
+    finally:
+        os.close(folder)
 
 
 def held() -> list[str]:

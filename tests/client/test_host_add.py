@@ -38,11 +38,20 @@ def test_hashed_names_ports_and_aliases(tmp_path: Path, config: str) -> None:
 
 @pytest.mark.parametrize(
     ("said", "address", "port"),
-    [("inner.lab", "inner.lab", 22), ("inner.lab:2200", "inner.lab", 2200), ("10.0.0.9", "10.0.0.9", 22)],
-)
+    [
+        ("inner.lab", "inner.lab", 22), ("inner.lab:2200", "inner.lab", 2200), ("10.0.0.9", "10.0.0.9", 22),
+        ("2001:db8::5", "2001:db8::5", 22), ("[::1]:2200", "::1", 2200), ("[fe80::1%eth0]", "fe80::1%eth0", 22),
+    ],
+)  # fmt: skip
 def test_it_may_have_another_address_there(tmp_path: Path, said: str, address: str, port: int) -> None:
     found = host._address(via(tmp_path, "Host gate\n  User ada", f"gate {KEY}\n"), said)
     assert (found["address"], found["port"], found["user"]) == (address, port, "ada")
+
+
+@pytest.mark.parametrize("said", ["inner:ssh", "inner:", ":22", "inner:70000", "[::1", "[::1]22", "[::1]:", "[]:22"])
+def test_what_is_no_address(said: str) -> None:
+    with pytest.raises(errors.Usage, match="is no address"):
+        host._split(said)
 
 
 def test_a_host_that_was_never_verified_is_no_rendezvous(tmp_path: Path) -> None:

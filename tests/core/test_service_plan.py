@@ -57,6 +57,14 @@ def test_jupyter_listens_on_its_socket_alone_with_its_token() -> None:
     assert not [word for word in plan().guest["jupyter"] if word.startswith(("--port", "--ip"))]
 
 
+def test_so_do_its_kernels_where_no_other_user_can_reach_them() -> None:
+    found = plan()
+    assert json.loads(found.files["jupyter_server_config.json"])["KernelManager"] == {"transport": "ipc"}
+    assert found.guest["env"]["JUPYTER_RUNTIME_DIR"] == "/run/mlbox/kernels"
+    longest = f"/tmp/mlbox-4294967295/01234567/kernels/kernel-{'0' * 36}-ipc-12345"
+    assert len(longest) < 108  # what a socket's path may have
+
+
 def test_vscode_listens_on_its_socket_alone() -> None:
     argv = plan().guest["vscode"]
     assert argv[argv.index("--socket") + 1] == "/run/mlbox/s/vscode.sock"
@@ -98,7 +106,8 @@ def test_extensions_of_the_layer_are_used(spec: Spec, expected: bool) -> None:
 
 
 def test_devices_win_over_the_user_s_variables() -> None:
-    found = plan(Spec(env={"A": "1", "CUDA_VISIBLE_DEVICES": "all"}), env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
+    spec = Spec(jupyter="no", env={"A": "1", "CUDA_VISIBLE_DEVICES": "all"})
+    found = plan(spec, env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
     assert found.guest["env"] == {"A": "1", "CUDA_VISIBLE_DEVICES": "GPU-1"}
 
 

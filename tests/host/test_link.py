@@ -75,6 +75,29 @@ def test_services_as_they_were_last_said_in_whatever_pieces(path: Path) -> None:
     assert link.failed() == {"jupyter": {"state": "failed", "why": "no"}}
 
 
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {"leases": 3}, {"leases": [["GPU-1"]]}, {"leases": {"GPU-1": 0}}, {"services": [1]},
+        {"services": {"ssh": {}, "jupyter": "ready", "vscode": {"state": 1}}},
+    ],
+)  # fmt: skip
+def test_an_odd_hello_is_passed_over_and_what_it_brought_is_closed(
+    path: Path, tmp_path: Path, hello: dict[str, object]
+) -> None:
+    leases: dict[str, int] = {}
+    link = GuestLink(leases, "id")
+    link.listen(path)
+    before = len(os.listdir("/proc/self/fd"))
+    brought = [file(tmp_path, "1")]
+    guest = dial(link, path, brought, **hello)
+    assert (leases, link.services, link.failed()) == ({}, {}, {})
+    descriptors.send(guest, {"service": "ssh", "state": "failed"}, brought)
+    link.turn((), PATIENCE)
+    assert link.failed() == {"ssh": {"state": "failed", "why": ""}}
+    assert len(os.listdir("/proc/self/fd")) == before + 3  # the connection's two ends, and our own file
+
+
 def test_the_guest_s_end_is_heard_and_it_may_come_back(path: Path) -> None:
     link = GuestLink({}, "id")
     link.listen(path)

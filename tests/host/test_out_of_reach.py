@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,10 +18,12 @@ import pytest
 from queuebox import Box, until
 
 from mlbox import errors
-from mlbox.core import ids
+from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
+from mlbox.core.log import State
+from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import files, lab, reverse, tick
+from mlbox.host import files, here, keeping, lab, reverse, tick
 from mlbox.host.handlers import cancel, host, relay, sessions, shutdown, status, submit, wait
 from mlbox.host.idle import idle
 from mlbox.host.job import Job
@@ -71,6 +78,20 @@ def test_a_tick_makes_the_key_and_shows_it_and_takes_it_away(box: Box) -> None:
     box.lab("")
     box.tick()
     assert not any(path.exists() for path in (shown, key, Path(f"{key}.pub")))
+
+
+def test_hosts_that_share_a_home_have_a_key_each(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind_nat(box, box.found.host)
+    box.tick()
+    first = reverse._key()
+    for path in (first, Path(f"{first}.pub")):  # as an earlier version named it
+        path.rename(str(path).replace(f".{box.found.host}", ""))
+    assert reverse._key().name == "reverse_ed25519"
+    shown = files.read_json(box.found.on() / "reverse.json")
+    box.tick()
+    assert files.read_json(box.found.on() / "reverse.json") == shown
+    monkeypatch.setattr(here, "host_name", lambda: "ws")
+    assert reverse._key().name == "reverse_ed25519.ws" and not reverse._key().exists()
 
 
 def test_an_idle_tick_sees_that_lab_yaml_has_changed_and_says_that_it_is_there(box: Box) -> None:
@@ -140,6 +161,87 @@ def test_remove_leaves_what_people_wrote_and_what_runs(box: Box) -> None:
     far_session(box)
     with pytest.raises(errors.Refused, match="1 job of yours still on ws"):
         box.call(host, do="place", name="ws")
+
+
+# ---- the tunnel ----------------------------------------------------------------------------------------------
+
+
+def tunnel(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssh: str) -> tuple[reverse.Tunnel, Job]:
+    """With `ssh` for a program of that name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ssh").write_text(f"#!/bin/sh\necho >>{tmp_path}/dials\n{ssh}\n")
+    (folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(reverse, "_FIRST", 0.01)
+    job = far_session(box)
+    box.found.reserve(job)
+    return reverse.Tunnel(job, Meeting.from_wire(PLACE), ["ssh"]), job
+
+
+def dials(tmp_path: Path) -> int:
+    return (tmp_path / "dials").read_text().count("\n") if (tmp_path / "dials").exists() else 0
+
+
+def why(job: Job) -> str:
+    return str((files.read_json(job.attempt(1) / "tunnel.json") or {}).get("why", ""))
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [("exec sleep 1000 >&-", "the connection ended"), ("exec sleep 1000", "on gate fell silent")]
+)
+def test_one_whose_far_end_has_died_is_dialled_anew(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, reason: str
+) -> None:
+    """ssh stays for the connections that it carries."""
+    monkeypatch.setattr(reverse, "_SILENCE", 0.1)
+    made, job = tunnel(box, tmp_path, monkeypatch, f"echo up; echo up; {end}")
+    made.open()
+    until(lambda: dials(tmp_path) > 1)
+    until(lambda: reason in why(job))
+    made.close()
+
+
+def test_a_rendezvous_of_an_earlier_version_says_up_only_once(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reverse, "_SILENCE", 0.0)
+    made, job = tunnel(box, tmp_path, monkeypatch, "echo up; sleep 0.3; echo no more")
+    made.open()
+    until(lambda: why(job))
+    assert why(job) == "no more"
+    made.close()
+
+
+class _Listener:
+    """Out of descriptors at first; then one call, and none after it."""
+
+    def __init__(self, *calls: socket.socket) -> None:
+        self._calls = list(calls)
+        self._full = True
+
+    def accept(self) -> tuple[socket.socket, str]:
+        if self._full:
+            self._full = False
+            raise OSError(errno.EMFILE, "Too many open files")
+        if not self._calls:
+            threading.Event().wait()
+        return self._calls.pop(), ""
+
+
+def test_calls_are_answered_again_when_there_are_descriptors_again(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reverse, "_FIRST", 0.01)
+    job = far_session(box)
+    box.found.reserve(job)
+    shutil.copyfile(sys.argv[0], job.boot_folder / "mlbox-host.pyz")
+    near, far = socket.socketpair()
+    threading.Thread(target=reverse._answer, args=(_Listener(far), job), daemon=True).start()
+    with near:
+        near.settimeout(20)
+        near.sendall(wire.Request("sessions", {"root": str(box.root)}, "0123456789abcdef").encode())
+        assert b"0123456789abcdef" in near.recv(4096)
 
 
 # ---- what other hosts know and do ----------------------------------------------------------------------------
@@ -243,6 +345,46 @@ def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypat
     job.append("finished", {"why": "shut down"}, 1)
     with pytest.raises(errors.NotFound, match="has ended: shut down"):
         box.call(relay, session=job.id, verb="sessions", args={})
+
+
+def test_a_relayed_call_is_one_about_sessions(box: Box) -> None:
+    behind_nat(box, "ws")
+    with pytest.raises(errors.Usage, match="is not asked for 'submit'"):
+        box.call(relay, session=far_session(box).id, verb="submit", args={})
+    request = wire.Request("submit", {}, "0123456789abcdef").encode()
+    for mode, refused in (("relayed", True), ("", False)):
+        argv = (sys.executable, "-I", "-S", sys.argv[0], "host", mode)
+        said = subprocess.run(argv, input=request, stdout=subprocess.PIPE).stdout
+        assert (b"knows no 'submit'" in said) == refused
+
+
+def test_a_keeper_looks_again_after_whatever_it_found(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_LOOK_EVERY", 0.01)
+    heard = threading.Event()
+    monkeypatch.setattr(os, "kill", lambda pid, number: heard.set())
+    looks = iter((ValueError("half of an event"), State("started", requested="cancel_requested")))
+
+    class Odd(Job):
+        def state(self) -> State:
+            look = next(looks)
+            if isinstance(look, Exception):
+                raise look
+            return look
+
+    keeping.listen(Odd("", "", box.root, box.root))
+    assert heard.wait(20)
+
+
+def test_where_root_is_not_there_nothing_has_ended(box: Box, quiet_stdin: None) -> None:
+    """As after a boot, before it is mounted: whoever hears that a session has ended lets go of its tunnels."""
+    job = far_session(box)
+    away = box.root.rename(box.root.with_name("away"))
+    box.root.mkdir()
+    for handler in (relay, sessions):
+        with pytest.raises(errors.HostUnready, match=r"it has no mlbox\.json"):
+            box.call(handler, session=job.id, verb="sessions", args={})
+    box.root.rmdir()
+    away.rename(box.root)
 
 
 def test_a_keeper_finds_the_word_in_the_log_by_itself(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from queuebox import Call, program
 
 from mlbox.core import ids, reverse
+from mlbox.core.job import JobSpec
 from mlbox.host import files, store
 from mlbox.host.handlers import rendezvous
 
@@ -38,7 +39,7 @@ def bound(session: str, token: str, service: str) -> socket.socket:
 
 
 def dial(tmp_path: Path, words: str) -> subprocess.Popen[bytes]:
-    argv = (sys.executable, str(program(tmp_path)), "rendezvous", "ws")
+    argv = (sys.executable, str(program(tmp_path)), "rendezvous", "ws", str(tmp_path / "root"))
     environment = {**os.environ, "SSH_ORIGINAL_COMMAND": words}
     return subprocess.Popen(
         argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -86,10 +87,19 @@ def test_a_later_tunnel_takes_over_and_the_first_ones_end_leaves_it_alone(tmp_pa
     assert said(tunnels[0]) == b"up\n" and answers(session, "ssh", first)
     tunnels.append(dial(tmp_path, reverse.request(session, "00000002", ["ssh"])))
     assert said(tunnels[1]) == b"up\n" and answers(session, "ssh", second)
-    hang_up(tunnels[0])
+    assert tunnels[0].wait(20) == 0  # by itself: what is left of a lost connection would stay for hours
+    tunnels[0].communicate()
     assert answers(session, "ssh", second)
     hang_up(tunnels[1])
     assert names(session) == []
+
+
+def test_it_says_up_again_and_again(tmp_path: Path, session: str) -> None:
+    listener = bound(session, "00000001", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh"]))
+    assert [said(tunnel), said(tunnel), said(tunnel)] == [b"up\n"] * 3
+    hang_up(tunnel)
+    listener.close()
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path, session: str) -> None:
@@ -99,6 +109,35 @@ def test_a_stale_socket_is_replaced(tmp_path: Path, session: str) -> None:
     tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
     assert said(tunnel) == b"up\n" and answers(session, "ssh", listener)
     hang_up(tunnel)
+
+
+def test_sockets_of_tunnels_that_never_came_up_go(tmp_path: Path, session: str) -> None:
+    bound(session, "00000001", "ssh").close()
+    coming, listener = bound(session, "00000003", "ssh"), bound(session, "00000002", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
+    assert [said(tunnel), said(tunnel)] == [b"up\n"] * 2
+    assert names(session) == [reverse.fresh(session, "00000003", "ssh"), reverse.lasting(session, "ssh")]
+    hang_up(tunnel)
+    coming.close()
+    listener.close()
+
+
+@pytest.mark.parametrize(("host", "heard"), [("gpu2", b"is on gpu2, and this key is ws's"), ("ws", b"up")])
+def test_a_key_takes_over_no_other_hosts_session(tmp_path: Path, session: str, host: str, heard: bytes) -> None:
+    found = store.Store(tmp_path / "root")
+    job = found.job(session)
+    found.create(job, JobSpec(), queued=True)
+    job.append("submitted", {"at": 1.0, "queue": "default"})
+    job.append("claimed", {"at": 1.0, "host": host, "boot": "b", "gpus": [], "attempt": 1})
+    victim = bound(session, "00000001", "ssh")
+    os.rename(FOLDER / reverse.fresh(session, "00000001", "ssh"), FOLDER / reverse.lasting(session, "ssh"))
+    thief = bound(session, "00000002", "ssh")
+    tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
+    assert heard in said(tunnel)
+    assert answers(session, "ssh", victim) == (host == "gpu2")
+    tunnel.communicate()
+    for listener in (victim, thief):
+        listener.close()
 
 
 def test_without_the_sockets_it_says_why_and_leaves_nothing(tmp_path: Path, session: str) -> None:
@@ -147,6 +186,15 @@ def test_the_line_is_shown_first_then_there_once_then_gone(keys: Path) -> None:
     assert ask("remove")["removed"]
     assert keys.read_text() == f"{before}\n"
     assert not ask("remove")["removed"]
+
+
+def test_all_that_is_somebody_elses_stays_as_it_was(keys: Path) -> None:
+    keys.parent.mkdir(mode=0o700)
+    before = f"{KEY} ada\u2028at\x0cthe\x85laptop\r\n\n#\x1c mine \udcff\n".encode(errors="surrogateescape")
+    keys.write_bytes(before)
+    line = ask("show")["line"]
+    assert ask("add")["changed"] and keys.read_bytes() == before + f"{line}\n".encode()
+    assert ask("remove")["removed"] and keys.read_bytes() == before
 
 
 def test_where_there_is_no_file_yet(keys: Path) -> None:

@@ -425,3 +425,16 @@ def test_a_dead_keeper_is_not_an_end_of_sharing(offers: Any) -> None:
     offers(BOB, ONE, {"name": "otter"}).end()
     with pytest.raises(errors.HostUnready, match="nobody answers at the door"):
         door.find(ONE)
+
+
+def test_all_doors_are_asked_at_once() -> None:
+    """However many of them are silent, who waits for all waits for one."""
+    asked = threading.Barrier(200)
+
+    class Silent(door.Door):
+        def facts(self, patience: float = 0) -> Json:
+            asked.wait(20)
+            raise errors.HostUnready("nobody answers")
+
+    assert door._known([Silent(Path("/none"), BOB)] * 200) == []
+    assert not asked.broken

@@ -128,3 +128,22 @@ def test_the_last_use_is_that_of_any_user() -> None:
     assert uses.last("a1") == mine + 500
     uses.forget("a1")
     assert uses.last("a1") == mine + 500 and not (uses.FOLDER / f"a1.{os.getuid()}").exists()
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_a_link_that_somebody_put_there_leads_nowhere(tmp_path: Path, dangling: bool) -> None:
+    target = tmp_path / "target"
+    if not dangling:
+        target.touch()
+        os.utime(target, (5, 5))
+    uses.FOLDER.mkdir()
+    (uses.FOLDER / f"a1.{os.getuid()}").symlink_to(target)
+    uses.begin("a1")
+    assert target.exists() != dangling and (dangling or target.stat().st_mtime == 5)
+
+
+def test_nor_does_the_folder_where_that_is_one(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    uses.FOLDER.symlink_to(tmp_path / "mine")
+    uses.begin("a1")
+    assert os.listdir(tmp_path / "mine") == []

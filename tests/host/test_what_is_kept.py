@@ -98,3 +98,13 @@ def test_programs_go_unless_a_call_has_begun_with_one(found: store.Store) -> Non
     os.utime(old)
     assert not stored.remove(found, listed[old.name]) and old.exists()
     assert stored.remove(found, listed[half.name]) and not half.exists()
+
+
+def test_the_program_that_a_rendezvous_runs_stays(found: store.Store, home: Path) -> None:
+    """Only its line of authorized_keys names it while no tunnel is up."""
+    path = aged(here.cache_home() / OLD, 40)
+    (home / ".ssh").mkdir()
+    (home / ".ssh/authorized_keys").write_text(
+        f'restrict,command="exec python3 -I -S {path} rendezvous ws" ssh-ed25519 A'
+    )
+    assert of(found, "program")[OLD].stays == "in use"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from labbox import Attached, Laptop, left_behind, ssh
+from eavesdrop import EAR
+from labbox import SSH_CONFIG, Attached, Laptop, left_behind, ssh
 from labkit import gpus as false_gpus
 from labkit.inventory import CODE_SERVER, HOSTS
 from notebook import Notebook
@@ -100,6 +101,15 @@ class TestOneSession:
     def test_nothing_listens_on_the_hosts_network(self, here: Here) -> None:
         listening = ssh(HOST, "ss -Hltn | awk '{print $4}'").split()
         assert all(address in ("0.0.0.0:22", "[::]:22") or address.startswith("127.") for address in listening)
+
+    def test_another_user_hears_nothing_of_what_its_cells_print(self, here: Here) -> None:
+        listen = ("ssh", "-F", str(SSH_CONFIG), f"{HOST}-bob", f"python3 -c {shlex.quote(EAR)}")
+        with Notebook(here.block["jupyter"]) as notebook:
+            notebook.run("1")  # it publishes by now
+            with subprocess.Popen(listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bob:
+                assert bob.stdout is not None and bob.stdout.readline() == "listening\n"
+                notebook.run("for _ in range(100): print('fritillary-7702', flush=True)")
+                assert "fritillary" not in bob.communicate()[0]
 
     def test_the_next_session_reuses_the_environment(self, here: Here) -> None:
         before = ssh(HOST, f"ls -i {ENVIRONMENTS}")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from labbox import PYZ, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, Result, as_root, ssh, token
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 Json = dict[str, Any]
 WS, VIA = "ws", "gpu1"
 UUIDS = [HOSTS[WS].gpu_uuid(0), HOSTS[WS].gpu_uuid(1)]
-KEY = "/home/ada/.local/state/mlbox/reverse_ed25519"
+KEY = "/home/ada/.local/state/mlbox/reverse_ed25519.ws"
 
 
 def on_ws(command: str, user: str = "ada", check: bool = True) -> str:
@@ -320,12 +321,15 @@ def test_a_laptop_that_never_saw_it_asks_for_it_on_its_host(lab: Lab, session: A
     other.laptop.close()
 
 
-def test_a_stale_socket_is_replaced(lab: Lab, session: Attached) -> None:
-    """The forced command is killed too, so nobody removes the names."""
+def test_the_tunnels_end_at_the_rendezvous_is_killed(lab: Lab, session: Attached) -> None:
+    """Its names are stale then, for nobody removes them; and ssh stays for the connections that are open."""
     [before] = dialling()
-    as_root(VIA, "pkill", "-9", "-u", "ada", "-f", "rendezvous ws$")
-    as_root(WS, "kill", "-9", before, check=False)  # it may have heard
-    awaited(lambda: dialling() not in ([], [before]))
+    port = urlsplit(session.block()["jupyter"]).port
+    with socket.create_connection(("127.0.0.1", port or 0)) as tab:
+        tab.sendall(b"GET /api HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert tab.recv(4096).startswith(b"HTTP/1.1 200")
+        as_root(VIA, "pkill", "-9", "-u", "ada", "-f", "rendezvous ws ")
+        awaited(lambda: dialling() not in ([], [before]))
     works(lab, session)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from mlbox import errors
@@ -96,9 +97,19 @@ def _address(via: Host, wanted: str) -> Json:
         raise errors.Usage(f"{via.name} can't be a rendezvous: it must be dialled by OpenSSH", "another --via")
     address, port, user = via.transport.address()
     if wanted:
-        address, _, given = wanted.rpartition(":") if wanted.rpartition(":")[2].isdigit() else (wanted, "", "")
-        port = int(given or 22)
+        address, port = _split(wanted)
     return {"address": address, "port": port, "user": user, "host_keys": list(via.transport.host_keys())}
+
+
+def _split(wanted: str) -> tuple[str, int]:
+    """HOST, HOST:PORT, an IPv6 address, or [ADDRESS]:PORT. Raises Usage."""
+    found = re.fullmatch(r"\[([^][]+)\](?::([0-9]+))?", wanted) or re.fullmatch(r"([^][:]+)(?::([0-9]+))?", wanted)
+    if found is None and wanted.count(":") > 1 and not set("[]") & set(wanted):
+        return wanted, 22
+    port = int(found[2] or 22) if found is not None else 0
+    if found is None or not 0 < port < 65536:
+        raise errors.Usage(f"{text.safe(wanted)!r} is no address", "HOST, HOST:PORT or, with IPv6, [ADDRESS]:PORT")
+    return found[1], port
 
 
 def _ask(what: str, yes: bool) -> None:

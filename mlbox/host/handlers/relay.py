@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import reverse, wire
-from mlbox.host import files, lookup, store
+from mlbox.core import reverse, text, wire
+from mlbox.host import files, lab, lookup, store
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -22,10 +22,13 @@ _PATIENCE = 30.0  # s for a tunnel that is being dialled
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found, verb = store.Store(call.root), str(call.args.get("verb", ""))
+    if verb not in reverse.RELAYED:
+        raise errors.Usage(f"a host that can't be dialled is not asked for {text.safe(verb)!r}")
+    lab.identify(found.root)  # or a session of a ROOT that is not there yet would have ended
     job = lookup.mine(found, str(call.args.get("session", "")))
     with _connect(found, job) as connection:
-        request = wire.Request(str(call.args.get("verb", "")), dict(call.args.get("args", {})), secrets.token_hex(8))
+        request = wire.Request(verb, dict(call.args.get("args", {})), secrets.token_hex(8))
         connection.sendall(request.encode())
         return _relayed(call, connection, request.nonce)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import resources, reverse, text
-from mlbox.host import files
+from mlbox.host import files, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -34,7 +34,8 @@ def run(call: Call) -> Json:
                 os.kill(process, signal.SIGTERM)
         return {"removed": removed, "ended": len(tunnels), "file": str(path)}
     # The program is the one that answers this call: planted by content, so it stays what it is.
-    program = (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "rendezvous", name)
+    root = str(store.Store(call.root).root)
+    program = (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "rendezvous", name, root)
     key = str(call.args.get("key", ""))
     line = "" if call.dry and not key else reverse.authorized(name, key, program)  # it may not have shown one yet
     changed = do == "add" and _put(path, name, line, call.dry)
@@ -45,10 +46,12 @@ def run(call: Call) -> Json:
 
 
 def _lines(path: Path) -> list[str]:
+    """As sshd sees them; a person's comment may hold whatever else some take for a line's end."""
     try:
-        return path.read_text(errors="surrogateescape").splitlines()
+        *lines, last = path.read_bytes().decode(errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return []
+    return [*lines, last] if last else lines
 
 
 def _put(path: Path, name: str, line: str, dry: bool) -> bool:
@@ -72,6 +75,7 @@ def _tunnels(name: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if words[-3:-1] == [b"rendezvous", name.encode()] and folder.stat().st_uid == os.getuid():
+            called = [b"rendezvous", name.encode()]  # an earlier version's without ROOT
+            if called in (words[-4:-2], words[-3:-1]) and folder.stat().st_uid == os.getuid():
                 found.append(int(folder.name))
     return found

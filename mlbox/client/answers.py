@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -81,22 +79,6 @@ def _as_flag(name: str, value: Any) -> str:
 
 _FILES = ("requirements", "init_script")
 _FORGOTTEN = ("host", "name", "env")  # not next time's defaults: another session, and perhaps secrets
-
-
-_NEXT_ITEM = re.compile(r",(?![^\[]*\])\s*(?=[\w./~]|$)")
-
-
-def split_list(value: str) -> list[str]:
-    """Items between commas; a comma inside brackets or before a version (`numpy>=2,<3`) is the item's own."""
-    return [item for item in (part.strip() for part in _NEXT_ITEM.split(value)) if item]
-
-
-def split_words(value: str, what: str) -> list[str]:
-    """Words as a shell would read them; raises Usage where a quote stays open."""
-    try:
-        return shlex.split(value)
-    except ValueError as error:
-        raise errors.Usage(f"{what} can't be read: {error}") from None
 
 
 def from_yaml(path: Path) -> Answers:

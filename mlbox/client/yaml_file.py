@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from mlbox import errors
-from mlbox.client.answers import split_list, split_words
+from mlbox.client.words import split_list, split_words
 from mlbox.core import text
 
 Json = dict[str, Any]

@@ -141,9 +141,9 @@ def _rescue(found: store.Store, job: Job) -> bool:
         if state.facts.get("host", found.host) != found.host:
             return batch.superseded(found, job, spec)
         if spec.session:
-            from mlbox.host import keeper
+            from mlbox.host import rescue
 
-            return keeper.rescue(found, job, state, spec.work, -1 if held is None else held)
+            return rescue.rescue(found, job, state, spec.work, -1 if held is None else held)
         return batch.rescue(found, job, state, spec, -1 if held is None else held)
     finally:
         if held is not None:

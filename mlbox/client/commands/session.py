@@ -126,15 +126,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _said(arguments: argparse.Namespace) -> Answers:
     """What the flags say; None where they say nothing."""
-    from mlbox.client import answers
+    from mlbox.client import answers, words
 
     said = {name: getattr(arguments, name) for name in _AS_SAID}
     for name in ("packages", "vscode_extensions"):
         given = getattr(arguments, name)
-        said[name] = tuple(item for word in given for item in answers.split_list(word)) if given is not None else None
+        said[name] = tuple(item for word in given for item in words.split_list(word)) if given is not None else None
     for name in ("env", "mount", "port", *_LISTS_IN_LINE):
         given = getattr(arguments, name)
         said[name] = tuple(given) if given is not None else None
     given = arguments.engine_args
-    said["engine_args"] = tuple(answers.split_words(given, "--engine-args")) if given is not None else None
+    said["engine_args"] = tuple(words.split_words(given, "--engine-args")) if given is not None else None
     return answers.Answers(**said)

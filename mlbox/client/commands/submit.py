@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import answers, lab, options, output, state
+from mlbox.client import answers, lab, options, output, state, words
 from mlbox.client.remote import Host
 from mlbox.core import text
 from mlbox.core.job import REASONS, JobSpec
@@ -104,10 +104,10 @@ def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobS
 def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
     given = {name: getattr(arguments, name) for name in ("name", "image", "runtime", "user", "requirements",
                                                          "init_script")}  # fmt: skip
-    packages = [item for word in arguments.packages or () for item in answers.split_list(word)]
+    packages = [item for word in arguments.packages or () for item in words.split_list(word)]
     asked = answers.Answers(
         **given, packages=tuple(packages), env=tuple(arguments.env or ()), mount=tuple(arguments.mount or ()),
-        engine_args=tuple(answers.split_words(arguments.engine_args or "", "--engine-args")), jupyter=False,
+        engine_args=tuple(words.split_words(arguments.engine_args or "", "--engine-args")), jupyter=False,
         vscode=False,
     )  # fmt: skip
     image = settings.image if given["image"] is None and given["runtime"] != "process" else None
@@ -117,7 +117,7 @@ def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
 def _policy(arguments: argparse.Namespace) -> Json:
     said = {
         "queue": arguments.queue, "priority": arguments.priority, "retries": arguments.retries,
-        "retry_on": tuple(answers.split_list(arguments.retry_on)) if arguments.retry_on else None,
+        "retry_on": tuple(words.split_list(arguments.retry_on)) if arguments.retry_on else None,
         "backoff": parse_duration(arguments.backoff) if arguments.backoff else None,
         "grace": parse_duration(arguments.grace) if arguments.grace else None,
         "output_limit": parse_memory(arguments.output_limit) if arguments.output_limit else None,

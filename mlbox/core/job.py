@@ -77,8 +77,6 @@ class JobSpec:
             raise Usage("the array or the code is not what mlbox made")
         if self.code and self.folder:
             raise Usage("a job runs either in the code that was submitted, or in a folder of the host's")
-        if self.folder and self.folder[0] not in "/~":
-            raise Usage(f"{text.safe(self.folder)} is no folder of every host's", "name it from its root: /…, or ~/…")
 
     @property
     def session(self) -> bool:
@@ -117,6 +115,12 @@ class JobSpec:
         if unknown and strict:
             raise Usage(f"a job has no {text.safe(str(unknown[0]))!r}")
         return cls(**{key: _typed(key, value, strict) for key, value in data.items() if key in known})
+
+
+def check_folder(folder: str) -> None:
+    """Raises Usage for one that is another in each place. Not a part of `JobSpec`: older versions stored such ones."""
+    if folder and folder[0] not in "/~":
+        raise Usage(f"{text.safe(folder)} is no folder of every host's", "name it from its root: /…, or ~/…")
 
 
 def check_dependencies(after: tuple[After, ...]) -> None:

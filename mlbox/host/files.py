@@ -30,14 +30,17 @@ def private_folder(path: Path, mode: int = 0o700) -> Path:
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
     """With those above it that are missing: whatever the umask, nobody else may write to what is made."""
-    try:
-        path.mkdir(mode=mode & ~0o022)
-    except FileNotFoundError:
-        make_folder(path.parent)
-        make_folder(path, mode)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
+    for _ in range(2):  # not for ever: an old view of a share may have the one above it, and not take a new one
+        try:
+            path.mkdir(mode=mode & ~0o022)
+            return
+        except FileNotFoundError:
+            make_folder(path.parent)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+            return
+    path.mkdir(mode=mode & ~0o022)
 
 
 def is_own(path: Path, uid: int | None = None) -> bool:

@@ -251,7 +251,7 @@ def _is_ours(place: Path) -> bool:
     """Whether this user's place is there. Raises HostUnready where it is another's."""
     try:
         found = place.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # of the last, nothing in it can be read either
         return False
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         hint = "somebody else made it: ask its owner, or an administrator, to remove it"

@@ -15,6 +15,7 @@ from mlbox.core.schedule import Waiting
 from mlbox.host import archive, batch, files, here, keeping, processes, ready, store
 from mlbox.host.job import Job
 
+_SKEW = 60.0  # s; below, it is no twin's: the clock of a disk of this host's own was ahead before the boot
 _WORKS = 1200.0  # s within which the ticks of a host that is at work have published, even where nothing happens
 
 
@@ -46,7 +47,7 @@ def alone(found: store.Store) -> None:
         return
     with suppress(OSError):  # it is gone, or nothing can be written there: nor is anything started then
         age = files.now(found.parts) - path.stat().st_mtime
-        if age < min(processes.uptime() - 1, _WORKS):
+        if -_SKEW < age < min(processes.uptime() - 1, _WORKS):
             raise errors.HostUnready(
                 f"another machine that is called {found.host} works in {found.root}",
                 f"give one of them another name; if that one is gone, wait {_WORKS / 60:.0f} minutes",

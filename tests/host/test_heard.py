@@ -9,7 +9,7 @@ import pytest
 from queuebox import Box
 
 from mlbox.core.hints import waiting
-from mlbox.host import files, heard, lab, processes, ready, view
+from mlbox.host import files, heard, lab, processes, ready, store, view
 from mlbox.host.handlers import cancel, host, jobs, queue, show, status, submit
 from mlbox.host.idle import FRESH
 from mlbox.host.job import Job
@@ -69,6 +69,16 @@ def test_silence_is_measured_by_this_host_s_own_clock(box: Box, clock: Clock, of
     assert silence(box) == {"gpu9": heard.LONG + 1}
     tells(box, "gpu9", at)
     assert silence(box) == {}
+
+
+def test_a_dry_run_notes_nothing(box: Box, clock: Clock) -> None:
+    tells(box, "gpu9", 5.0)
+    note = box.found.of_ticks("heard")
+    note.unlink(missing_ok=True)
+    dry = store.Store(box.root, dry=True)
+    view.published(dry, lab.rules(dry).lab, view.known_users(dry))
+    assert not note.exists()
+    assert silence(box) == {} and note.exists()
 
 
 def test_a_boot_of_this_host_begins_anew(box: Box, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from users import let_in, nobody
@@ -416,3 +418,30 @@ def test_whatever_the_umask_nobody_else_may_write_to_a_place(tmp_path: Path) -> 
     finally:
         os.umask(before)
     assert not [folder for folder, _, _ in os.walk(found.own()) if mode(Path(folder)) & 0o022]
+
+
+def test_a_folder_that_an_old_view_does_not_take_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share says that the one above is there, and that it is not."""
+    real, asked = Path.mkdir, list[Path]()
+
+    def mkdir(path: Path, *words: Any, **kind: Any) -> None:
+        asked.append(path)
+        if path.name == "child":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        real(path, *words, **kind)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(FileNotFoundError):
+        files.make_folder(tmp_path / "parent/child")
+    assert len(asked) < 10
+
+
+@needs_root
+def test_a_root_that_this_user_can_t_enter_is_nobody_s_place(tmp_path: Path) -> None:
+    """Whoever wants to write there says so, in words of what it is for."""
+    (tmp_path / "closed").mkdir(mode=0o700)
+    let_in(tmp_path)
+    with nobody():
+        assert Store(tmp_path / "closed").live_jobs() == []

@@ -623,6 +623,27 @@ def test_another_machine_of_this_name_takes_no_job_for_its_own(
         assert os.listdir(box.found.parts) == []
 
 
+def test_a_clock_that_was_ahead_before_the_boot_makes_no_second_machine(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.tick()
+    ahead = time.time() + 7200
+    os.utime(box.found.on() / "host.json", (ahead, ahead))
+    another_boot(monkeypatch, tmp_path, uptime=3600)
+    assert box.submit("true")
+
+
+@pytest.mark.parametrize("stored", ["data/x", "./here"])
+def test_a_folder_that_older_versions_took_is_still_a_job_s(box: Box, stored: str) -> None:
+    with pytest.raises(errors.Usage, match="no folder of every host's"):
+        box.submit("true", folder=stored)
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true", folder="/tmp")
+    path = job.folder / "spec.json"
+    path.write_text(path.read_text().replace('"/tmp"', f'"{stored}"'))
+    assert box.call(cancel, job=job.id)["state"] == "cancelled"
+
+
 @pytest.mark.parametrize(("policy", "end"), [("requeue", "finished"), ("hold", "failed")])
 def test_a_reboot(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, end: str) -> None:
     job = box.sh("test $MLBOX_ATTEMPT = 2 || exec sleep 60", on_host_loss=policy)

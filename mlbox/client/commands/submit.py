@@ -11,7 +11,7 @@ from mlbox import errors
 from mlbox.client import answers, lab, options, output, state, words
 from mlbox.client.remote import Host
 from mlbox.core import text
-from mlbox.core.job import REASONS, JobSpec
+from mlbox.core.job import REASONS, JobSpec, check_folder
 from mlbox.core.resources import parse_duration, parse_memory
 from mlbox.core.schedule import After
 
@@ -97,6 +97,7 @@ def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobS
         after=(*_after(arguments.after, "ok"), *_after(arguments.after_any, "any")), folder=arguments.folder or "",
         **_policy(arguments),
     )  # fmt: skip
+    check_folder(spec.folder)
     code = "" if spec.folder else "." if arguments.code is None else arguments.code
     return spec, count, code
 

@@ -66,10 +66,11 @@ def _known(found: store.Store, name: str) -> None:
 def _requeue(call: Call, found: store.Store, name: str) -> Json:
     """What it has counts for nothing from here on: nobody's job waits for it, and should it be back, it starts nothing
     until a person says so."""
-    requeued = _fence(found, name)
+    if name == found.host:
+        raise errors.Refused(f"{name} is the host that answers this, so it is not gone", "mlbox host drain")
     with suppress(errors.Refused):  # another has drained, or fenced, it already
-        _drain(found, name, True, "fenced")
-    return {"requeued": requeued}
+        _drain(found, name, True, "fenced")  # first: it starts nothing of what is in line again from here on
+    return {"requeued": _fence(found, name)}
 
 
 # ---- reverse tunnels ------------------------------------------------------------------------------------------
@@ -165,8 +166,6 @@ def _fence(found: store.Store, name: str) -> list[str]:
     """`name` is gone for good, says a person: this user's jobs there are in line again, whatever it was doing.
 
     Should it come back all the same, it finds its marks fenced, ends what it runs, and that counts for nothing."""
-    if name == found.host:
-        raise errors.Refused(f"{name} is the host that answers this, so it is not gone", "mlbox host drain")
     requeued = []
     for id_ in view.names(found.on(name) / "live"):
         if not ids.is_ulid(id_):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from mlbox import errors
@@ -17,6 +18,7 @@ from mlbox.host.serve import Call
 
 Json = dict[str, Any]
 _WAITING, _ENDED = 200, 20
+_RENEWED = 3.0  # s
 
 
 def run(call: Call) -> Json:
@@ -91,3 +93,16 @@ class Reasons:
 
     def of(self, job: Job, spec: JobSpec, state: State) -> str:
         return next(iter(self.by_host(job, spec, state).values()), "")
+
+
+class Fresh:
+    """Why one job waits, for whoever looks again and again: all that all hosts tell is read for it."""
+
+    def __init__(self, found: store.Store, job: Job) -> None:
+        self._found, self._job, self._due, self._why = found, job, 0.0, ""
+
+    def why(self, state: State) -> str:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _RENEWED
+            self._why = Reasons(self._found, [self._job.owner]).of(self._job, self._job.spec(), state)
+        return self._why

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.host import lab, lookup, store
-from mlbox.host.handlers.jobs import Reasons
+from mlbox.host.handlers.jobs import Fresh
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -29,7 +29,7 @@ def run(call: Call) -> Json:
     job = lookup.mine(found, str(call.args.get("job", "")))
     follow, tail = bool(call.args.get("follow")), int(call.args.get("tail", 0))
     wanted = int(call.args.get("attempt", 0))
-    said = ("", "")
+    said, reasons = ("", ""), Fresh(found, job)
     while True:
         state = job.state()
         number = wanted or state.attempt
@@ -41,7 +41,7 @@ def run(call: Call) -> Json:
         if not follow or not state.live or wanted:
             return {"state": state.name, "exit": state.facts.get("exit"), "signal": state.facts.get("signal"),
                     "why": str(state.facts.get("why", "")), "attempt": number}  # fmt: skip
-        why = Reasons(found, [job.owner]).of(job, job.spec(), state) if state.waiting else ""
+        why = reasons.why(state) if state.waiting else ""
         if (state.name, why) != said:
             said = (state.name, why)
             call.progress(state=state.name, why=why or str(state.facts.get("why", "")))

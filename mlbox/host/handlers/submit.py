@@ -12,7 +12,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.hints import waiting
-from mlbox.core.job import JobSpec
+from mlbox.core.job import JobSpec, check_folder
 from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits
 from mlbox.core.schedule import stuck
@@ -32,6 +32,7 @@ def run(call: Call) -> Json:
     _root(call, found)
     spec = _named(JobSpec.from_wire(call.args.get("spec", {})))
     check_env(spec.work.env)
+    check_folder(spec.folder)
     count = call.args.get("array", 0)
     if type(count) is not int or not 0 <= count <= MOST_IN_ARRAY:
         raise errors.Usage(f"an array has 1 to {MOST_IN_ARRAY} jobs")
@@ -111,11 +112,22 @@ def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[Job]:
     except (errors.MlboxError, OSError) as error:
         left = [job for job in reversed(made) if not _take_back(found, job, replace(spec, array=first))]
         if left:
-            why = error.message if isinstance(error, errors.MlboxError) else str(error)
-            hint = f"mlbox cancel {spec.name}, once there is room to write"
-            raise errors.HostUnready(f"{why}; {text.count(len(left), 'job')} of the array stay in line", hint) from None
+            stay = len(left) + isinstance(error, _Stays)
+            raise _Stays(f"{_why(error)}; {text.count(stay, 'job')} of the array stay in line", _hint(spec)) from None
         raise
     return made
+
+
+class _Stays(errors.HostUnready):
+    """What was not acknowledged could not be taken back either."""
+
+
+def _why(error: Exception) -> str:
+    return error.message if isinstance(error, errors.MlboxError) else str(error)
+
+
+def _hint(spec: JobSpec) -> str:
+    return f"mlbox cancel {spec.name}, once there is room to write"
 
 
 def _ulid() -> str:
@@ -131,8 +143,9 @@ def submit(found: store.Store, spec: JobSpec, id_: str = "") -> Job:
         facts = {"at": time.time(), "submitted": time.time(), "owner": found.user, "queue": spec.queue}
         job.append("submitted", facts)
         ready.publish(found, waiting(job.id, found.user, spec, job.state()))
-    except (errors.MlboxError, OSError):
-        _take_back(found, job, spec)
+    except (errors.MlboxError, OSError) as error:
+        if not _take_back(found, job, spec):
+            raise _Stays(f"{_why(error)}; it may stay in line", _hint(spec)) from None
         raise
     with suppress(OSError):  # whoever looks finds it in line
         found.unmark_making(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlbox.host import lab, lookup, store
-from mlbox.host.handlers.jobs import Reasons
+from mlbox.host.handlers.jobs import Fresh
 from mlbox.host.handlers.logs import pause
 from mlbox.host.serve import Call
 
@@ -16,6 +16,7 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
+    reasons = Fresh(found, job)
     while True:
         state = job.state()
         host = str(state.facts.get("host", ""))
@@ -24,6 +25,6 @@ def run(call: Call) -> Json:
             return {"state": state.name, "host": host, "ssh": place.ssh,
                     "via": place.via if place.reverse else "",
                     "why": str(state.facts.get("why", ""))}  # fmt: skip
-        why = Reasons(found, [found.user]).of(job, job.spec(), state) if state.waiting else f"starting on {host}"
+        why = reasons.why(state) if state.waiting else f"starting on {host}"
         call.progress(state=state.name, why=why)
         pause()

@@ -45,6 +45,10 @@ class NotConnected(Unreachable):
     """Not even a connection came about: nothing of what was asked can have been done."""
 
 
+class NotLetIn(Unreachable):
+    """The host key or the login stood in the way: nothing of what was asked can have been done either."""
+
+
 class HostUnready(MlboxError):
     """Connected, but the host lacks something mlbox needs (Python, an engine, a right)."""
 

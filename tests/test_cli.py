@@ -288,6 +288,13 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
     asked = spec["resources"]
     assert (spec["queue"], spec["priority"], asked["cpus"], asked["gpu_share"]) == ("night", -3, 2, 8192)
     assert (asked["hosts"], asked["labels"]) == (["gpu1"], ["a", "b"])
+    from_file = ["session", "-f", "session.yaml", "--dry-run"]
+    assert cli.main([*from_file, "local", "--json"]) == 0  # a host is a word against the file's queue
+    assert json.loads(capsys.readouterr().out)["host"] == "local"
+    (home / "session.yaml").write_text("host: local\nname: calm-owl\n")
+    assert cli.main([*from_file, "--queue", "night"]) == 0
+    spec = json.loads(capsys.readouterr().out)["spec"]
+    assert (spec["queue"], spec["work"]["name"]) == ("night", "calm-owl")
 
 
 def test_a_dry_run_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,8 +88,9 @@ def from_yaml(path: Path) -> Answers:
     kinds = {
         **dict.fromkeys((f.name for f in fields(Answers)), yaml_file.one), **dict.fromkeys(_FILES, yaml_file.file),
         **dict.fromkeys(("jupyter", "vscode"), yaml_file.flag),
-        **dict.fromkeys(("mount", "engine_args", "port", "on", "label"), yaml_file.words),
-        **dict.fromkeys(("cpus", "priority"), yaml_file.number), "packages": yaml_file.items,
+        **dict.fromkeys(("mount", "engine_args", "port"), yaml_file.words),
+        **dict.fromkeys(("on", "label", "packages"), yaml_file.items),
+        **dict.fromkeys(("cpus", "priority"), yaml_file.number),
         "vscode_extensions": yaml_file.extensions, "env": yaml_file.variables, "start_timeout": yaml_file.seconds,
     }  # fmt: skip
     return Answers(**yaml_file.read(path, kinds, "conf/session.yaml"))

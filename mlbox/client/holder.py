@@ -208,6 +208,7 @@ class Holder:
         with self._lock:
             self._reach = reach
         self._guest_expected.set()
+        self._tunnels.hurry()
 
     def _on_event(self, event: TunnelEvent) -> None:
         if not self._guest_expected.is_set():

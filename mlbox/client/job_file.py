@@ -36,7 +36,7 @@ def kinds(parser: argparse.ArgumentParser) -> dict[str, yaml_file.Kind]:
     return {
         **found, "packages": yaml_file.items, "env": yaml_file.variables, "requirements": yaml_file.file,
         "init_script": yaml_file.file, "code": _code, "command": _command, "engine_args": _engine_args,
-        "retry_on": _retry_on,
+        "retry_on": _retry_on, **dict.fromkeys(("on", "label", "after", "after_any"), yaml_file.items),
     }  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def _command(name: str, value: Any, path: Path) -> tuple[str, ...]:
 
 
 def _code(name: str, value: Any, path: Path) -> str:
-    return "" if value in ("false", "no") else yaml_file.file(name, value, path)
+    said = yaml_file.one(name, value, path)
+    return "" if yaml_file.TRUTHS.get(said.lower()) is False else yaml_file.file(name, said, path)
 
 
 def _engine_args(name: str, value: Any, path: Path) -> str:

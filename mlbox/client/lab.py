@@ -75,7 +75,7 @@ def submitting() -> Iterator[None]:
         else:
             output.note("\n  it may be in line: mlbox jobs")
         raise
-    except errors.NotConnected:
+    except (errors.NotConnected, errors.NotLetIn):
         raise
     except errors.Unreachable as error:
         lost = "if the connection was lost on the way, it may be in line: mlbox jobs, before you submit it again"

@@ -23,10 +23,13 @@ def common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--root", metavar="DIR", help="mlbox's folder on the host (default: the user's data home there)")
 
 
-def hosts(parser: argparse.ArgumentParser) -> None:
-    """Which are asked."""
+def hosts(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Which are asked; `more`: whom else, where none is named."""
     parser.add_argument(
-        "hosts", nargs="*", metavar="HOST", help="hosts to ask (default: those configured or seen before)"
+        "hosts",
+        nargs="*",
+        metavar="HOST",
+        help=f"hosts to ask (default: those configured or seen before{more})",
     )
     common(parser)
 

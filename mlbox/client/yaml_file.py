@@ -18,7 +18,7 @@ from mlbox.core import text
 Json = dict[str, Any]
 Kind = Callable[[str, Any, Path], Any]  # of a setting: its name, what the file says, the file; raises Usage
 _LARGEST = 1 << 20  # bytes
-_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def read(path: Path, kinds: Mapping[str, Kind], example: str) -> Json:
@@ -59,6 +59,8 @@ def _document(path: Path, hint: str) -> Json:
         document = yaml.load(content.decode(), Typed)
     except RecursionError:
         raise errors.Usage(f"{path}: it is nested too deeply", hint) from None
+    except (AttributeError, KeyError):  # PyYAML's own, for `!!bool abc`
+        raise errors.Usage(f"{path}: a value is not of the type that its tag (!!…) says", hint) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
         raise errors.Usage(f"{path}: {_problem(error)}", hint) from None
     if document is None:
@@ -84,9 +86,9 @@ def one(name: str, value: Any, path: Path) -> str:
 
 
 def flag(name: str, value: Any, path: Path) -> bool:
-    if not isinstance(value, str) or value.lower() not in _TRUTHS:
+    if not isinstance(value, str) or value.lower() not in TRUTHS:
         raise errors.Usage(f"{path}: {name} is true or false")
-    return _TRUTHS[value.lower()]
+    return TRUTHS[value.lower()]
 
 
 def number(name: str, value: Any, path: Path) -> int:
@@ -105,7 +107,7 @@ def words(name: str, value: Any, path: Path) -> tuple[str, ...]:
     """A list, or a text with words as a shell would read them."""
     items = split_words(value, f"{path}: {name}") if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise errors.Usage(f"{path}: {name} is a list")
+        raise errors.Usage(f"{path}: {name} is a list of texts (quote null and ~)")
     return tuple(items)
 
 

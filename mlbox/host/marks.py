@@ -7,9 +7,11 @@ back.
 from __future__ import annotations
 
 import json
+import os
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlbox import errors
@@ -29,6 +31,15 @@ def take_back(path: Path) -> None:
     """Raises Refused where it is another's."""
     with _of_its_owner(path):
         path.unlink(missing_ok=True)
+
+
+def check(path: Path) -> None:
+    """Raises Refused where another's stands there, which neither `leave` nor `take_back` could change."""
+    with suppress(FileNotFoundError):
+        mark, folder = path.lstat(), path.parent.stat()
+        if folder.st_mode & stat.S_ISVTX and os.getuid() not in (0, mark.st_uid, folder.st_uid):
+            with _of_its_owner(path):
+                raise PermissionError
 
 
 @contextmanager

@@ -102,8 +102,8 @@ def test_all_are_away(asked: dict[str, Any]) -> None:
         ("Read from remote host gpu1: Connection timed out", errors.Unreachable),
         ("Read from remote host gpu1: No route to host\nclient_loop: send disconnect: Broken pipe", errors.Unreachable),
         ("Timeout, server gpu1 not responding.", errors.Unreachable),
-        ("me@gpu1: Permission denied (publickey).", errors.Unreachable),
-        ("No ED25519 host key is known for gpu1\nHost key verification failed.", errors.Unreachable),
+        ("me@gpu1: Permission denied (publickey).", errors.NotLetIn),
+        ("No ED25519 host key is known for gpu1\nHost key verification failed.", errors.NotLetIn),
     ],
 )
 def test_what_ssh_said_of_a_connection_that_never_was(said: str, kind: type[errors.MlboxError]) -> None:

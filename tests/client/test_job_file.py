@@ -185,6 +185,7 @@ def test_which_folder_s_code_goes_along(asked: Asked, content: str, words: tuple
         ("{" * 5000, "job.yaml: it is nested too deeply"),
         ("\0" * 10, "job.yaml: "),
         ("#" * ((1 << 20) + 1), "job.yaml is larger than 1 MiB"),
+        ("name: !!bool abc\n", "not of the type that its tag"),
         ("name: !!python/object/apply:os.system ['touch hacked']\n", "line 1, column 7"),
     ],
     ids=lambda v: v.splitlines()[0][:30] if isinstance(v, str) and v else "",

@@ -62,6 +62,15 @@ def test_once_where_all_are_known(
     assert asked["rounds"] == [["one", "gpu2"]]
 
 
+def test_a_silent_host_of_the_lab_is_told_and_not_waited_for(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = {"host": "gpu4", "silent": 9000.0, "jobs": [], "drained": ""}
+    asked.update(one={**reply("gpu1", LAB), "silent": [silent]}, gpu2=reply("gpu2", LAB))
+    assert told(capsys) == ["one", "gpu2", "gpu3.lab", "gpu4"]
+    assert asked["rounds"] == [["one", "gpu2"], ["gpu3.lab"]]
+
+
 def test_hosts_that_are_named_are_meant(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     asked["one"] = reply("gpu1", LAB)
     assert told(capsys, "one") == ["one"]

@@ -329,7 +329,7 @@ def test_a_name_that_is_none(place: Place, name: str) -> None:
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_login_that_is_refused(place: Place, name: str) -> None:
     error = failure(place.transport(name, place.config(f"{place.folder}/id", "/nonexistent")))
-    assert type(error) is errors.Unreachable
+    assert type(error) is errors.NotLetIn
     assert "gpu1: the login was refused" in error.message
 
 

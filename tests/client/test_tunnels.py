@@ -514,7 +514,8 @@ def test_a_guest_that_is_not_there_is_asked_less_and_less(host: Host) -> None:
     assert all(middle * 0.75 <= wait <= middle * 1.25 for middle, wait in zip(middles, clock.waits)), clock.waits
 
 
-def test_who_asks_for_a_reconnect_waits_for_no_backoff(host: Host) -> None:
+@pytest.mark.parametrize("ask", [Tunnels.reconnect, Tunnels.hurry])
+def test_who_asks_waits_for_no_backoff(host: Host, ask: Callable[[Tunnels], None]) -> None:
     asked = threading.Semaphore(0)
 
     def probe(path: str, timeout: float) -> bool:
@@ -529,7 +530,7 @@ def test_who_asks_for_a_reconnect_waits_for_no_backoff(host: Host) -> None:
         held._prober._absent = Backoff(1000.0, 1000.0)
         assert asked.acquire(timeout=20)
         assert asked.acquire(timeout=20)  # of the pause that had begun
-        opened.tunnels.reconnect()
+        ask(opened.tunnels)
         assert asked.acquire(timeout=20)
 
 

@@ -26,8 +26,9 @@ def by_ann(box: Box, folder: str, name: str) -> None:
 @pytest.mark.parametrize("do", ["pause", "resume"])
 def test_another_s_pause(box: Box, do: str) -> None:
     by_ann(box, "paused", "default")
-    with nobody(), pytest.raises(errors.Refused) as refused:
-        box.call(queue, do=do, queue="default")
+    for dry in (True, False):
+        with nobody(), pytest.raises(errors.Refused) as refused:
+            box.call(queue, do=do, queue="default", dry_run=dry)
     hint = f"only ann or root, whose folder {box.root}/paused is, can resume it"
     assert (refused.value.message, refused.value.hint) == ("default was paused by ann", hint)
     assert [row["paused"] for row in box.call(queue)["queues"]] == ["ann"]
@@ -36,8 +37,14 @@ def test_another_s_pause(box: Box, do: str) -> None:
 
 def test_another_s_drain(box: Box) -> None:
     by_ann(box, "drained", box.found.host)
-    with nobody(), pytest.raises(errors.Refused, match="was drained by ann"):
-        box.call(host, do="resume", name=box.found.host)
+    for dry in (True, False):
+        with nobody(), pytest.raises(errors.Refused, match="was drained by ann"):
+            box.call(host, do="resume", name=box.found.host, dry_run=dry)
+
+
+def test_a_host_that_is_none_can_t_be_resumed(box: Box) -> None:
+    with pytest.raises(errors.NotFound, match="no host gpu99"):
+        box.call(host, do="resume", name="gpu99")
 
 
 def test_a_host_that_another_has_drained_can_be_fenced(box: Box) -> None:

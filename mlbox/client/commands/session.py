@@ -101,11 +101,18 @@ def _how(group: Any) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from mlbox.client import answers
     from mlbox.client.commands import session_queue, session_start
 
     from_file = answers.from_yaml(Path(arguments.file)) if arguments.file else answers.Answers()
-    said = _said(arguments).over(from_file)
+    said = _said(arguments)
+    if said.queue:
+        from_file = replace(from_file, host=None)
+    elif said.host:
+        from_file = replace(from_file, **dict.fromkeys(("queue", *_IN_LINE, *_LISTS_IN_LINE)))
+    said = said.over(from_file)
     how = session_start.Options(
         new=arguments.new, detach=arguments.detach, yes=arguments.yes, json=arguments.json,
         dry_run=arguments.dry_run, fresh=arguments.fresh,

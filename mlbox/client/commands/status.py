@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="Every host's GPUs, who holds them, and the sessions there.")
-    options.hosts(made)
+    options.hosts(made, ", and the lab's")
     return made
 
 
@@ -60,7 +60,8 @@ def _unasked(replies: dict[str, Json | errors.MlboxError]) -> list[str]:
     answers = [reply for reply in replies.values() if not isinstance(reply, errors.MlboxError)]
     asked = {*replies, *(reply["host"] for reply in answers)}
     told = {name: ssh for reply in answers for name, ssh in reply.get("lab", {}).items()}
-    return list(dict.fromkeys(ssh for name, ssh in told.items() if not {name, ssh} & asked))
+    silent = {host["host"] for host in _silent(answers)}  # each would cost a time-out, and is told all the same
+    return list(dict.fromkeys(ssh for name, ssh in told.items() if name not in silent and not {name, ssh} & asked))
 
 
 def _out_of_reach(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:

@@ -157,13 +157,15 @@ def explain(host: str, stderr: str) -> errors.MlboxError:
     last = lines[-1] if lines else "ssh ended without a word"
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in stderr:
         message = f"{host} showed another host key than the one you know: it was reinstalled, or somebody is in between"
-        return errors.Unreachable(message, f"ask its administrator; only then remove the old key: ssh-keygen -R {host}")
+        return errors.NotLetIn(message, f"ask its administrator; only then remove the old key: ssh-keygen -R {host}")
     if "Host key verification failed" in stderr or "No ED25519 host key is known" in stderr:
         message = f"{host}'s host key is not known on this machine yet"
-        return errors.Unreachable(
+        return errors.NotLetIn(
             message, f"run `ssh {host}` once and compare the fingerprint with what its administrator says"
         )
-    kind = errors.NotConnected if any(sign in stderr for sign in _NEVER_MET) else errors.Unreachable
+    kind = errors.NotLetIn if "Permission denied (" in last else errors.Unreachable
+    if any(sign in stderr for sign in _NEVER_MET):
+        kind = errors.NotConnected
     for sign, what, hint in _SIGNS:
         if sign in stderr:
             return kind(f"{host}: {what} ({last})", hint.format(host=host))

@@ -87,6 +87,10 @@ class Supervisor:
         """A new link now. What runs over the current one goes on while that one answers."""
         self._inbox.put(("reconnect", 0, ""))
 
+    def hurry(self) -> None:
+        """Whoever is asked ever less often, for it was not there, is asked now."""
+        self._inbox.put(("hurry", 0, ""))
+
     def drained(self, generation: int) -> None:
         """A connection over that link has ended."""
         self._inbox.put(("drained", generation, ""))
@@ -125,6 +129,10 @@ class Supervisor:
                 self._retry_at = now
             else:
                 self._candidate.hurry()
+        elif what == "hurry":
+            for one in (self._current, self._candidate):
+                if one is not None:
+                    one.hurry()
         elif held is None:
             return
         elif what == "ended":

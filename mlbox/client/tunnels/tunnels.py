@@ -91,6 +91,10 @@ class Tunnels:
         """A new link now; the ports and the connections that still work stay."""
         self._supervisor.reconnect()
 
+    def hurry(self) -> None:
+        """The guest is there by now, as somebody else knows."""
+        self._supervisor.hurry()
+
     def close(self, reason: str = "") -> None:
         """Free the ports, end every connection and process, wait for every thread. Any number of times."""
         self._supervisor.close(reason)

@@ -30,7 +30,7 @@ def run(call: Call) -> Json:
     name, what = str(call.args.get("name", "")) or found.host, str(call.args.get("do", ""))
     if not resources.is_label(name):
         raise errors.Usage(f"{text.safe(name)!r} can't be a host's name")
-    if what in ("drain", "fence"):
+    if what in ("drain", "fence") or (what == "resume" and name not in view.marks(found.root / "drained")):
         _known(found, name)
     if what in _OTHERS:
         return {"host": name, **_OTHERS[what](call, found, name)}
@@ -44,8 +44,8 @@ def run(call: Call) -> Json:
 def _drain(found: store.Store, name: str, drain: bool, why: str) -> None:
     path = found.root / "drained" / name
     if found.dry:
-        return
-    if drain:
+        marks.check(path)
+    elif drain:
         marks.leave(found, path, why)
     else:
         marks.take_back(path)

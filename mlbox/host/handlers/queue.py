@@ -25,11 +25,14 @@ def run(call: Call) -> Json:
         queues = edit.lab
         if not found.dry:
             edit.write()
+            queues = lab.rules(found).lab  # as the last good one from here on, should the next edit break the file
     elif what in ("pause", "resume"):
         if name not in queues.queues:
             raise errors.NotFound(f"there is no queue {text.safe(name)}", "there are: " + ", ".join(queues.queues))
         paused = {**paused, name: found.user if what == "pause" else ""}
-        if not found.dry:
+        if found.dry:
+            marks.check(found.root / "paused" / name)
+        else:
             _pause(found, name, what == "pause", str(call.args.get("why", "")))
     return {"host": found.host, "queues": _list(found, queues, paused), "trouble": rules.trouble}
 

@@ -72,7 +72,7 @@ class Verifier:
         blob = key.asbytes()
         if blob in self._known.revoked:
             message = f"{self._host} showed a host key that is marked as revoked (Host key verification failed)"
-            raise errors.Unreachable(message, "ask its administrator")
+            raise errors.NotLetIn(message, "ask its administrator")
         if any(blob == known for _, known in self._known.keys):
             return
         digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
@@ -87,7 +87,7 @@ class Verifier:
         else:
             message = f"{self._host}'s host key is not known on this machine yet (Host key verification failed)"
             hint = f"it showed {shown}; where its administrator says the same, add this line to {file}:\n{line}"
-        raise errors.Unreachable(message, hint)
+        raise errors.NotLetIn(message, hint)
 
     def transport(self, sock: Any, **options: Any) -> Any:
         """paramiko's Transport, that asks first for the kinds of key that are known."""

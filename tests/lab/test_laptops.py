@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
 HOST_PYZ = ROOT / "build/mlbox-host.pyz"
 PYTHONS = {"gpu1": (3, 9), "gpu2": (3, 11)}
+FOLDERS = "ls -d /tmp/mlbox-$(id -u)/* 2>/dev/null | grep -vE '[.](lock|heard)$'"  # of sessions
 
 
 class Login:
@@ -46,7 +47,7 @@ def login(request: pytest.FixtureRequest) -> Iterator[Login]:
     made.copy(PYZ)
     yield made
     made.mlbox("session shutdown --host local")
-    left = made.run("ls -d /tmp/mlbox-$(id -u)/* | grep -vE '[.](lock|heard)$'; pgrep -u $(id -u) -fa '[m]lbox|[j]upyter'").out
+    left = made.run(f"{FOLDERS}; pgrep -u $(id -u) -fa '[m]lbox|[j]upyter'").out
     made.run("rm -rf laptop mlbox .local .cache .config; rm -rf /tmp/mlbox-$(id -u)")
     assert left == ""
 
@@ -60,7 +61,7 @@ def test_version_and_a_dry_run(login: Login) -> None:
     assert dry.code == 0, dry.all
     document = json.loads(dry.out)
     assert document["host"] == "local" and document["spec"]["image"] == ""
-    assert login.run("ls -d /tmp/mlbox-$(id -u)/* 2>/dev/null | grep -vE '[.](lock|heard)$'").out == ""  # nothing was started
+    assert login.run(FOLDERS).out == ""  # nothing was started
 
 
 JUPYTER = {"gpu1"}  # where it is installed with it: on the oldest Python; elsewhere for less than half the time

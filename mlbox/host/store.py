@@ -227,7 +227,7 @@ class Store:
     def end(self, job: Job) -> None:
         """It is over here, and on record as such: nothing needs to find it among the live ones any more."""
         self.clear(job)
-        for name in (job.id, job.id + ENDING):
+        for name in (job.id + ENDING, job.id):  # the one that all is found by goes last
             (self.live / name).unlink(missing_ok=True)
 
     def clear(self, job: Job) -> None:

@@ -986,10 +986,12 @@ def limits_are_kept(seen: View, made: Plan) -> None:
     for job_, gpus in new:
         rule = seen.lab.queues[job_.queue]
 
-        def within(limit: int, same: Any, gpu_limit: int = 0, gpus: tuple[str, ...] = gpus) -> None:
-            count = [held for other, held in [*old, *new] if same(other)]
-            assert limit == 0 or len(count) <= limit
-            assert gpu_limit == 0 or not gpus or len({uuid for held in count for uuid in held}) <= gpu_limit
+        def within(limit: int, same: Any, gpu_limit: int = 0, started: Waiting = job_, taken: Any = gpus) -> None:
+            others = [(other, held) for other, held in [*old, *new] if same(other) and other is not started]
+            assert limit == 0 or len(others) < limit
+            has = {uuid for _, held in others for uuid in held}
+            # A share of a GPU that is held already is none more, also where a limit has been lowered meanwhile.
+            assert gpu_limit == 0 or set(taken) <= has or len(has | set(taken)) <= gpu_limit
 
         within(rule.max_running, lambda o, j=job_: o.queue == j.queue)
         within(

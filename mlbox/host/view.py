@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from mlbox.host import files, heard, inventory, lease, look, store, usage
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
+_PAUSES = (0.01, 0.05, 0.2)  # s
 BEAT = 180.0  # s after which a user's ticks on this host count as stopped
 
 
@@ -195,9 +197,10 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
     """All hosts as they last told of themselves, whoever's tick it was; `users` are all that are known."""
     newest: dict[str, Json] = {}
     told: dict[str, str] = {}
+    pauses = iter(_PAUSES)
     for user in users:
         for name in names(found.own(user) / "on"):
-            document = files.read_json(found.on(name, user) / "host.json")
+            document = _told(found.on(name, user), pauses)
             if isinstance(document, dict):
                 at = _number(document.get("at"))
                 told[name] = f"{told.get(name, '')}{user} {at} "
@@ -206,6 +209,19 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
     silent = heard.silent(found, told)
     known = (_host(found, rules, name, document) for name, document in sorted(newest.items()))
     return [replace(host, silent=silent.get(host.name, 0.0)) for host in known if host]
+
+
+def _told(folder: Path, pauses: Iterator[float]) -> Any:
+    """host.json. GlusterFS may have none for a moment while its host replaces it, and lists it all the same: a host is
+    not to be taken for one that was never heard of. `pauses` are for all that are read: many may be no JSON at all."""
+    while True:
+        document = files.read_json(folder / "host.json")
+        if document is not None or "host.json" not in names(folder):
+            return document
+        pause = next(pauses, None)
+        if pause is None:
+            return None
+        time.sleep(pause)
 
 
 def silent(found: store.Store, rules: Lab) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +71,29 @@ def test_silence_is_measured_by_this_host_s_own_clock(box: Box, clock: Clock, of
     assert silence(box) == {"gpu9": heard.LONG + 1}
     tells(box, "gpu9", at)
     assert silence(box) == {}
+
+
+def test_a_host_that_is_telling_something_new_just_now_is_known(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GlusterFS lists the file that is being replaced, and does not have it for a moment."""
+    tells(box, "gpu9", 5.0)
+    box.lab("hosts: {gpu9: {ssh: gpu9}}\n")
+    real, missing = files.read_json, iter((True,) * 3)
+
+    def read_json(path: Path, owner: int | None = None) -> Any:
+        return None if path.parent.name == "gpu9" and next(missing, False) else real(path, owner)
+
+    monkeypatch.setattr(files, "read_json", read_json)
+    assert "gpu9" in {h.name for h in view.published(box.found, lab.rules(box.found).lab, [box.found.user])}
+
+
+def test_many_that_tell_nothing_readable_cost_three_pauses(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        tells(box, f"gpu{number}", 5.0)
+        (box.found.on(f"gpu{number}") / "host.json").write_text("{")
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert view.published(box.found, lab.rules(box.found).lab, [box.found.user]) == []
+    assert len(pauses) == 3
 
 
 def test_a_dry_run_notes_nothing(box: Box, clock: Clock) -> None:

@@ -41,7 +41,8 @@ def serve(c):
         line = c.makefile("rb").readline()
         if line == b"kill\n": return signal_sshd(c, 9)
         if line == b"stop\n": return signal_sshd(c, 19)
-        n = 1 if line.startswith(b"{") else int(line)
+        if line.startswith(b"{"): return c.sendall(b"{}\n")
+        n = int(line)
         while n > 0:
             c.sendall(block[:n])
             n -= len(block)

@@ -1,4 +1,4 @@
-"""A link together with what the supervisor knows about it and the connections that run over it."""
+"""A link together with its probing and the connections that run over it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Callable
 from mlbox.client.tunnels.events import Timing
 from mlbox.client.tunnels.link import Link
 from mlbox.client.tunnels.probe import Probe, Prober
+from mlbox.client.tunnels.succession import Seen, What
 from mlbox.splice import Splice
 
 
 class Held:
-    """`tell(what, detail)` hears ("ended", "") and ("probe", answer).
-
-    usable: it answers, or refuses at once, so new connections may go there. deadline: the monotonic time at
-    which it is given up, if any. up_since: of its first answer.
-    """
+    """`tell(what, detail)` hears ("ended", "") and ("probe", answer)."""
 
     def __init__(
         self,
@@ -25,13 +22,10 @@ class Held:
         probe: Probe,
         service: str,
         timing: Timing,
-        tell: Callable[[str, str], None],
+        tell: Callable[[What, str], None],
     ) -> None:
         self.generation = generation
         self.link = link
-        self.usable = False
-        self.deadline: float | None = None
-        self.up_since: float | None = None
         self._tell = tell
         self._prober = Prober(
             link,
@@ -77,9 +71,10 @@ class Held:
         with self._lock:
             self._splices.discard(splice)
 
-    def idle(self) -> bool:
+    def seen(self) -> Seen:
         with self._lock:
-            return not self._splices
+            idle = not self._splices
+        return Seen(idle, self.link.alive(), self.link.stderr())
 
     def cut(self) -> None:
         """End its connections now."""

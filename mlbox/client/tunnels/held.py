@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from mlbox.client.tunnels.events import Timing
 from mlbox.client.tunnels.link import Link
 from mlbox.client.tunnels.probe import Probe, Prober
 from mlbox.client.tunnels.succession import Seen, What
-from mlbox.splice import Splice
+from mlbox.splice import Splices
 
 
 class Held:
@@ -26,6 +25,7 @@ class Held:
     ) -> None:
         self.generation = generation
         self.link = link
+        self.splices = Splices()
         self._tell = tell
         self._prober = Prober(
             link,
@@ -35,9 +35,6 @@ class Held:
             timing.probe_every,
             lambda answer: tell("probe", answer),
         )
-        self._splices: set[Splice] = set()
-        self._closed = False
-        self._lock = threading.Lock()
 
     def start(self) -> None:
         """May raise MlboxError or OSError, from the link."""
@@ -60,26 +57,5 @@ class Held:
         """Wait for the last probe, at most for its timeout."""
         self._prober.join()
 
-    def add(self, splice: Splice) -> bool:
-        """False if the link was given up meanwhile: try another one."""
-        with self._lock:
-            if not self._closed:
-                self._splices.add(splice)
-            return not self._closed
-
-    def remove(self, splice: Splice) -> None:
-        with self._lock:
-            self._splices.discard(splice)
-
     def seen(self) -> Seen:
-        with self._lock:
-            idle = not self._splices
-        return Seen(idle, self.link.alive(), self.link.stderr())
-
-    def cut(self) -> None:
-        """End its connections now."""
-        with self._lock:
-            self._closed = True
-            splices = list(self._splices)
-        for splice in splices:
-            splice.cut()
+        return Seen(self.splices.idle(), self.link.alive(), self.link.stderr())

@@ -154,7 +154,7 @@ class Supervisor:
         self._leaving = [other for other in self._leaving if other.probing()]
         self._leaving.append(held)
         if cut:
-            held.cut()
+            held.splices.cut()
 
     def _end_all(self) -> None:
         for generation in list(self._links):

@@ -212,7 +212,7 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
         assert keeper_lock is not None  # nobody else knows of it
         found.create(job, JobSpec(work=spec, resources=Resources(gpus=spec.gpus)), queued=False)
         job.attempt(1).mkdir(mode=0o700)
-        found.mark_live(job, _record(spec, held))
+        found.mark_live(job, _record(held))
         job.append("submitted", {"at": time.time(), "by": here.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
         job.append("claimed", {"at": time.time(), "claimed_at": time.time(), **claim})
@@ -229,7 +229,7 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
     return job, keeper_lock
 
 
-def _record(spec: Spec, held: dict[str, int]) -> Json:
+def _record(held: dict[str, int]) -> Json:
     """As other users' schedulers need to know it."""
     return {
         "gpus": sorted(held),

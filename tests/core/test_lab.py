@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbox.core.lab import Host, Lab, Queue, UserLimits, from_document
+from mlbox.core.lab import Host, Lab, Queue, UserLimits, _Section, from_document
 from mlbox.core.resources import Resources
 from mlbox.errors import Usage
 
@@ -179,3 +180,12 @@ def test_limits_of_a_user_or_of_everyone(user: str, limits: UserLimits) -> None:
 def test_what_the_rules_would_never_let_run_is_refused(queue: str, asked: Resources, reason: str) -> None:
     lab = read("queues: {default: , night: {max_gpus_per_user: 2, max_time_limit: 1h}}\nusers: {ann: {max_gpus: 4}}")
     assert lab.refusal("ann", queue, asked) == reason
+
+
+def test_the_example_shows_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: set[str] = set()
+    monkeypatch.setattr(_Section, "knows", lambda section, *keys: known.update(keys))
+    example = (REPOSITORY / "conf" / "lab.yaml").read_text(encoding="utf-8")
+    read(example)
+    assert {key for key in known if not re.search(rf"\b{key}:", example)} == set()
+    assert {"tunnel", "max_priority", "half_life", "preempts"} < known

@@ -91,7 +91,8 @@ def over(box: Box) -> str:
 def test_of_two_that_ask_the_smaller_id_goes_on(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.lab(LIMITED[0])
     asking(box, EARLY)
-    assert "is full: 1 of 1" in over(box)  # at once
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    assert "is full: 1 of 1" in over(box)
     asking(box, EARLY).unlink()
     hint = asking(box, LATE)
     looks = []

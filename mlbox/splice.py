@@ -72,6 +72,43 @@ class Splice:
             up.join(HALF_CLOSED_CHECK)
 
 
+class Splices:
+    """Those that run by one way, or for one person, and end with it."""
+
+    def __init__(self) -> None:
+        self._running: set[Splice] = set()
+        self._over = False
+        self._lock = threading.Lock()
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def idle(self) -> bool:
+        with self._lock:
+            return not self._running
+
+    def add(self, splice: Splice) -> bool:
+        """False where they were ended meanwhile: it must not run."""
+        with self._lock:
+            if not self._over:
+                self._running.add(splice)
+            return not self._over
+
+    def remove(self, splice: Splice) -> None:
+        with self._lock:
+            self._running.discard(splice)
+
+    def cut(self) -> int:
+        """End them now, and whatever would be added; how many they were."""
+        with self._lock:
+            self._over = True
+            running = list(self._running)
+        for splice in running:
+            splice.cut()
+        return len(running)
+
+
 def _copy(source: socket.socket, sink: socket.socket) -> str:
     """Copy to the end of `source`, then end `sink`'s input. "ended", or what broke: "source", "sink"."""
     view = memoryview(bytearray(BUFFER))

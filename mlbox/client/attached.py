@@ -23,10 +23,11 @@ from typing import Any, Callable
 import mlbox
 from mlbox import errors
 from mlbox.client import output, owners, ssh_config, state
-from mlbox.client.reach import TITLES, Reach
+from mlbox.client.reach import Reach
 from mlbox.client.talk import Talk
 from mlbox.core import text
 from mlbox.core.port import Port
+from mlbox.core.services import TITLES
 
 Json = dict[str, Any]
 _UP = 60.0  # s for the tunnel to come up after the session is ready

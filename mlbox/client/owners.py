@@ -86,7 +86,7 @@ def give_up(folder: Path) -> None:
 
 def sweep() -> None:
     """Remove what killed owners left."""
-    with contextlib.suppress(errors.MlboxError, OSError):
+    with contextlib.suppress(errors.MlboxError, OSError):  # the next one does it
         living()
 
 

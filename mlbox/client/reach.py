@@ -10,7 +10,6 @@ from mlbox.core import reverse
 
 Json = dict[str, Any]
 PORTS = {"jupyter": 8878, "vscode": 8898, "ssh": 8022}
-TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
 GUEST = "guest"  # the link's name for the socket of the guest itself
 
 

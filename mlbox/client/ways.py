@@ -21,7 +21,7 @@ _OURS = re.compile(r"[0-9a-f]{16}(f|p\.lock)")
 
 def sweep(kept: Container[object]) -> None:
     """Remove what nobody uses. `kept`: the local sockets of sessions that ssh knows."""
-    with contextlib.suppress(errors.MlboxError, OSError):
+    with contextlib.suppress(errors.MlboxError, OSError):  # the next one does it
         for path in state.runtime().iterdir():
             if not _OURS.fullmatch(path.name):
                 continue
@@ -39,7 +39,7 @@ def _is_dead(path: Path) -> bool:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return True
-        except OSError:
+        except OSError:  # it can't be known, and a living one's is not to be removed
             pass
         return False
 

@@ -73,7 +73,7 @@ class _Plan:
         self.problems: list[str] = []
         self.absent: dict[str, str] = {}
 
-    def system(self, what: str, *names: str) -> bool:
+    def system(self, *names: str) -> bool:
         """Have the image's package manager install something; False where there is none."""
         if not (self.root and self.facts.package_manager):
             return False
@@ -145,7 +145,7 @@ def _plan_python(work: _Plan) -> None:
     if work.facts.usable_python:
         return
     found = ".".join(map(str, work.facts.python_version)) if work.facts.python else ""
-    if not found and work.system("python", *_names(work, "python")):
+    if not found and work.system(*_names(work, "python")):
         work.after = replace(work.after, python="/usr/bin/python3", python_version=(*OLDEST_PYTHON,), venv=True)
         return
     if found:
@@ -157,7 +157,7 @@ def _plan_python(work: _Plan) -> None:
 def _plan_ssh(work: _Plan) -> None:
     if work.facts.sshd:
         return
-    if work.system("ssh", *_names(work, "ssh")):
+    if work.system(*_names(work, "ssh")):
         sftp = _SYSTEM_SFTP[work.facts.package_manager]
         work.after = replace(work.after, sshd="/usr/sbin/sshd", sftp_server=sftp)
     else:
@@ -174,7 +174,7 @@ def _plan_environment(work: _Plan) -> None:
         wants_jupyter = True
     if not (wants_jupyter or wanted) or not facts.usable_python:
         return
-    if not facts.venv and not work.system("venv", *_names(work, "venv")):
+    if not facts.venv and not work.system(*_names(work, "venv")):
         why = f"{facts.python} can't make virtual environments (python3-venv, pip)"
         if wanted:
             work.problems.append(why)

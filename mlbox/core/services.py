@@ -1,4 +1,4 @@
-"""What a session's guest is told: which services to start, how, and on which sockets. Pure.
+"""What a session's guest is told (which services to start, how, and on which sockets), and its clients. Pure.
 
 No secret is in an argument: tokens go into files (`files`), which only the session's owner can read.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlbox.core.facts import Facts
-from mlbox.core.session import Spec
+if TYPE_CHECKING:  # who only asks for a title need not load them
+    from mlbox.core.facts import Facts
+    from mlbox.core.session import Spec
 
 Json = dict[str, Any]
+TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,28 @@ def plan(
         "timeout": spec.start_timeout, "jupyter": jupyter, "vscode": vscode, "ssh": ssh,
     }  # fmt: skip
     return Plan(guest, files, services)
+
+
+def reachable(plan: Plan, sockets: str, met: Json | None) -> Json:
+    """The sockets that a tunnel leads to, in this folder of the host's, with what opens each; enough to dial while the
+    guest starts. `met`: the rendezvous where a reverse tunnel brings them (core/reverse.py)."""
+    found = {name: {**facts, "socket": f"{sockets}/{facts['socket']}"} for name, facts in plan.services.items()}
+    guest = {"guest_socket": f"{sockets}/guest.sock", "guest_key": plan.guest["key"]}
+    return {"services": found, **guest, **({"via": met} if met else {})}
+
+
+def described(
+    reached: Json, spec: Spec, *, absent: Mapping[str, str], gpus: tuple[str, ...], host_key: str,
+    now: float, limit: int,
+) -> Json:  # fmt: skip
+    """All that a client needs to know of a session that is there; `limit`: s from now, 0 for none."""
+    services = {
+        name: {**facts, "host_key": host_key} if name == "ssh" else facts for name, facts in reached["services"].items()
+    }
+    return {
+        "name": spec.name, **reached, "services": services, "absent": dict(absent), "gpus": list(gpus),
+        "image": spec.image, "runtime": spec.runtime, "since": now, "ends": now + limit if limit else 0,
+    }  # fmt: skip
 
 
 def _jupyter(spec: Spec, facts: Facts, run: str) -> list[str] | None:

@@ -50,7 +50,7 @@ class KeeperLink:
             try:
                 self._talk()
                 pause = 0.1
-            except OSError:
+            except OSError:  # there is no keeper just now
                 pass
             if not self._met and waited > _PATIENCE:
                 os.kill(os.getpid(), 15)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from mlbox.host import files
 from mlbox.host.job import Job
-from mlbox.splice import Splice
+from mlbox.splice import Splices
 
 MOST = 7  # with two descriptors for each connection of theirs below 1024, the usual limit of a process
 TOO_MANY = f"it is shared with {MOST} people already"
@@ -23,41 +23,20 @@ class Colleague:
     def __init__(self, uid: int, secret: str = "", keys: Iterable[str] = ()) -> None:
         self.uid, self.secret, self.keys = uid, secret or os.urandom(16).hex(), list(keys)
         self.listeners: list[socket.socket] = []
+        self.splices = Splices()
         self._taken = 0
-        self._splices: set[Splice] = set()
-        self._gone = False
         self._lock = threading.Lock()
 
     def take(self) -> bool:
         """Room for one connection more."""
         with self._lock:
-            free = not self._gone and self._taken < _CONNECTIONS
+            free = not self.splices.over and self._taken < _CONNECTIONS
             self._taken += free
             return free
 
     def give(self) -> None:
         with self._lock:
             self._taken -= 1
-
-    def add(self, splice: Splice) -> bool:
-        """False where the share was taken back meanwhile."""
-        with self._lock:
-            if not self._gone:
-                self._splices.add(splice)
-            return not self._gone
-
-    def remove(self, splice: Splice) -> None:
-        with self._lock:
-            self._splices.discard(splice)
-
-    def cut(self) -> int:
-        """End all that is open; how much that was."""
-        with self._lock:
-            self._gone = True
-            splices = list(self._splices)
-        for splice in splices:
-            splice.cut()
-        return len(splices)
 
 
 # ---- on record: what survives a keeper -------------------------------------------------------------------

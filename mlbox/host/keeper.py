@@ -121,12 +121,13 @@ class Keeper:
             self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
             self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
         )  # fmt: skip
-        self.caller.send({"progress": {"text": "starting", "starting": self._reachable(plan, place)}})
+        reachable = services.reachable(plan, str(self.job.sockets), place.to_wire() if place else None)
+        self.caller.send({"progress": {"text": "starting", "starting": reachable}})
         log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._child = self.engine.start(run, log)
         os.close(log)
         self._await_services(set(plan.services))
-        return self._info(plan, ready, place)
+        return self._info(ready, reachable)
 
     def _with_extensions(self) -> Spec:
         if not self.claim.code:
@@ -164,25 +165,14 @@ class Keeper:
         write_accounts(self.job, ready.facts, paths.home)
         shutil.copyfile(sys.argv[0], self.job.boot_folder / "mlbox-host.pyz")
 
-    def _reachable(self, plan: services.Plan, place: Meeting | None) -> Json:
-        """The sockets that a tunnel leads to, with what opens each; enough to dial while the guest starts."""
-        found = {
-            name: {**facts, "socket": str(self.job.sockets / facts["socket"])} for name, facts in plan.services.items()
-        }
-        met = {"via": place.to_wire()} if place is not None else {}
-        guest = {"guest_socket": str(self.job.sockets / "guest.sock"), "guest_key": plan.guest["key"]}
-        return {"services": found, **guest, **met}
-
-    def _info(self, plan: services.Plan, ready: Ready, place: Meeting | None) -> Json:
-        """What a client needs to reach this session; it holds tokens, so it lives in the per-boot folder only."""
-        reachable = self._reachable(plan, place)
-        if "ssh" in reachable["services"]:
-            reachable["services"]["ssh"]["host_key"] = self.guest.services["ssh"].get("host_key", "")
-        return {
-            "id": self.job.id, "name": self.spec.name, **reachable, "absent": dict(ready.absent),
-            "gpus": list(self.claim.gpus), "image": self.spec.image, "runtime": self.spec.runtime,
-            "since": time.time(), "ends": time.time() + self.claim.time_limit if self.claim.time_limit else 0,
-        }  # fmt: skip
+    def _info(self, ready: Ready, reachable: Json) -> Json:
+        """It holds tokens, so it lives in the per-boot folder only."""
+        host_key = str(self.guest.services.get("ssh", {}).get("host_key", ""))
+        found = services.described(
+            reachable, self.spec, absent=ready.absent, gpus=self.claim.gpus, host_key=host_key, now=time.time(),
+            limit=self.claim.time_limit,
+        )  # fmt: skip
+        return {"id": self.job.id, **found}
 
     def _await_services(self, wanted: set[str]) -> None:
         """Raises StartFailed or HostUnready with the first reason why they won't all be there, Cancelled."""
@@ -199,7 +189,7 @@ class Keeper:
                 raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt(1)}/log")
             waiting = sorted(wanted - set(self.guest.services))
             if waiting:
-                self.caller.say("waiting for " + ", ".join(_TITLES[name] for name in waiting))
+                self.caller.say("waiting for " + ", ".join(services.TITLES[name] for name in waiting))
 
     def _turn(self, timeout: float | None) -> None:
         """Wait for anything to happen, and take it in."""
@@ -294,9 +284,6 @@ class Keeper:
         except OSError as error:
             outcome = {"why": str(error)}
         self._end("finished", outcome)
-
-
-_TITLES = {"jupyter": "Jupyter", "vscode": "VS Code", "ssh": "SSH"}
 
 
 def _user_folder(spec: Spec) -> Path:

@@ -71,7 +71,7 @@ class Sharing:
         os.write(self._stop_w, b"x")
         self._thread.join()
         for person in self._people.values():
-            person.cut()
+            person.splices.cut()
         store.clear_shares(self._job)
 
     # ---- listening ---------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Sharing:
         trouble = colleague.take_out(self._job, self._people.values())
         for listener in person.listeners:
             self._close(listener)
-        ended = person.cut()
+        ended = person.splices.cut()
         if not self._people and self._door is not None:
             self._close(self._door)
             self._door = None
@@ -218,10 +218,10 @@ class Sharing:
             far.connect(str(self._job.sockets / f"{service}.sock"))
             far.settimeout(None)
             near.settimeout(None)
-            if person.add(splice):
+            if person.splices.add(splice):
                 splice.run()
         finally:
-            person.remove(splice)
+            person.splices.remove(splice)
             far.close()
 
     def _converse(self, person: Colleague, connection: socket.socket) -> None:

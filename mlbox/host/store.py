@@ -2,7 +2,7 @@
 
     ROOT/                                  the user's data home, or the folder that a lab shares
       mlbox.json, lab.yaml                 which ROOT this is; what people decide (host/lab.py)
-      drained/<host>                       a person's word: this host starts nothing (content: whose, when, why)
+      drained/<host>, paused/<queue>       a person's word: nothing starts there (whose, when, why)
       users/                               as open as ROOT itself, and sticky
       users/<user>/jobs/<aa>/<ulid>/       a job or a session
           spec.json                        write-once: what was asked for (no secret in it)
@@ -13,6 +13,8 @@
       users/<user>/on/<host>/              one writer: this user's ticks on that host
           live/<ulid>                      hint: a job or session that the host runs, as others need to know it
           live/<ulid>.ending               beside it, by any host: it was told to end
+          making/<ulid>                    what is being made or moved, and by which process
+          parts/                           files on their way into folders that vanish when they are empty
           host.json                        inventory, and the beat
           reverse.json                     the key it dials out with, where nobody dials it (host/reverse.py)
           usage.json, waits.json           GPU time used; why jobs wait

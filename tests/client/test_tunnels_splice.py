@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlbox import splice as splice_module
-from mlbox.splice import Splice
+from mlbox.splice import Splice, Splices
 
 
 class Joined:
@@ -126,3 +126,16 @@ def test_cut_ends_blocked_copies(joined: Joined) -> None:
             joined.service.send(bytes(1 << 16))  # until everything up to the client, who doesn't read, is full
     joined.splice.cut()
     assert joined.ended()
+
+
+def test_those_that_are_cut_take_no_more(joined: Joined) -> None:
+    running = Splices()
+    assert running.idle()
+    assert running.add(joined.splice)
+    assert not running.idle()
+    running.remove(joined.splice)
+    assert running.idle()
+    assert running.add(joined.splice)
+    assert (running.over, running.cut(), running.over) == (False, 1, True)
+    assert joined.ended()
+    assert not running.add(joined.splice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,15 @@ def test_limits_of_a_user_or_of_everyone(user: str, limits: UserLimits) -> None:
 def test_what_the_rules_would_never_let_run_is_refused(queue: str, asked: Resources, reason: str) -> None:
     lab = read("queues: {default: , night: {max_gpus_per_user: 2, max_time_limit: 1h}}\nusers: {ann: {max_gpus: 4}}")
     assert lab.refusal("ann", queue, asked) == reason
+
+
+@pytest.mark.parametrize("path", ["", "hosts.x", "queues.x", "users.x", "fair_share", "allow"])
+def test_the_example_shows_every_key(path: str) -> None:
+    document: object = {"qqqqqqqq": 1}
+    for part in reversed(path.split(".") if path else ()):
+        document = {part: document}
+    with pytest.raises(Usage, match="there are: ") as caught:
+        from_document(document)
+    example = (REPOSITORY / "conf" / "lab.yaml").read_text(encoding="utf-8")
+    known = caught.value.message.partition("there are: ")[2].split(", ")
+    assert [key for key in known if not re.search(rf"\b{key}:", example)] == []

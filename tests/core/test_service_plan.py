@@ -40,6 +40,34 @@ def test_everything() -> None:
     assert (found.guest["owner"], found.guest["home"], found.guest["timeout"]) == ([1000, 1001], "/home/ada", 120)
 
 
+def test_what_a_client_is_told() -> None:
+    reached = services.reachable(plan(), "/tmp/mlbox-1000/01J0/s", None)
+    assert reached["services"]["jupyter"] == {
+        "socket": "/tmp/mlbox-1000/01J0/s/jupyter.sock", "token": "jupyter-t0ken",
+    }  # fmt: skip
+    assert (reached["guest_socket"], reached["guest_key"]) == ("/tmp/mlbox-1000/01J0/s/guest.sock", "guest-k3y")
+    assert "via" not in reached
+    assert services.reachable(plan(), "/s", {"via": "gpu1"})["via"] == {"via": "gpu1"}
+    said = services.described(
+        reached, Spec(name="kind-otter", image="i"), absent={"vscode": "no room"}, gpus=("u",), host_key="hk",
+        now=5.0, limit=60,
+    )  # fmt: skip
+    assert said["services"]["ssh"] == {**reached["services"]["ssh"], "host_key": "hk"}
+    assert "host_key" not in said["services"]["jupyter"] and "host_key" not in reached["services"]["ssh"]
+    assert (said["name"], said["image"], said["gpus"], said["absent"]) == (
+        "kind-otter",
+        "i",
+        ["u"],
+        {"vscode": "no room"},
+    )
+    assert (said["since"], said["ends"], said["guest_key"]) == (5.0, 65.0, "guest-k3y")
+
+
+def test_without_a_limit_it_has_no_end() -> None:
+    reached = services.reachable(plan(), "/s", None)
+    assert services.described(reached, Spec(), absent={}, gpus=(), host_key="", now=5.0, limit=0)["ends"] == 0
+
+
 def test_no_token_in_any_argument_or_in_what_the_guest_prints() -> None:
     found = plan()
     for argv in (found.guest["jupyter"], found.guest["vscode"]):

@@ -13,7 +13,7 @@ from users import let_in, nobody
 from mlbox import errors
 from mlbox.core.gpu import Holder
 from mlbox.core.session import Mount, Spec
-from mlbox.host import lease, sweep
+from mlbox.host import lease, mountable, sweep
 from mlbox.host.handlers import session
 from mlbox.host.store import Store
 
@@ -27,7 +27,7 @@ from mlbox.host.store import Store
 )  # fmt: skip
 def test_the_host_s_own_is_refused(path: str, write: bool) -> None:
     with pytest.raises(errors.Refused, match="may not be mounted"):
-        session._allowed(Path(path), write)
+        mountable.allowed(Path(path), write)
 
 
 def _to(target: str) -> Callable[[Path], None]:
@@ -42,14 +42,14 @@ def _to(target: str) -> Callable[[Path], None]:
 def test_links_are_followed_first(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
     prepare(tmp_path / "innocent")
     with pytest.raises(errors.Refused, match="may not be mounted"):
-        session._allowed(tmp_path / "innocent", write=False)
+        mountable.allowed(tmp_path / "innocent", write=False)
 
 
 def test_a_link_to_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("/etc")
     with pytest.raises(errors.Refused, match="may not be mounted"):
-        session._allowed(tmp_path / "a", write=False)
+        mountable.allowed(tmp_path / "a", write=False)
 
 
 @pytest.mark.parametrize("name", ["docker.sock", "docker"])
@@ -58,13 +58,13 @@ def test_sockets_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch, name: 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(name)
         with pytest.raises(errors.Refused, match="may not be mounted"):
-            session._allowed(home / name, write=False)
+            mountable.allowed(home / name, write=False)
 
 
 def test_folders_and_files_of_the_user_s_are_fine(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file"):
-        session._allowed(path, write=True)
+        mountable.allowed(path, write=True)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_what_the_user_may_not_reach_is_refused(tmp_path: Path, mode: int, write
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(mode)
     with nobody(), pytest.raises(errors.Refused, match=words) as caught:
-        session._allowed(tmp_path / "a", write)
+        mountable.allowed(tmp_path / "a", write)
     assert ("add :ro" in caught.value.hint) == write
     (tmp_path / "a").chmod(0o777)
     with nobody():
-        session._allowed(tmp_path / "a", write)
+        mountable.allowed(tmp_path / "a", write)
 
 
 @pytest.mark.parametrize(
@@ -100,20 +100,12 @@ def test_folders_of_a_spec(home: Path, spec: Spec, words: str) -> None:
     (home / "ok").mkdir()
     (home / "file").write_text("")
     with pytest.raises(errors.Refused, match=words):
-        session._folders(spec)
+        mountable.check(spec)
 
 
 def test_good_folders_of_a_spec(home: Path) -> None:
     (home / "ok").mkdir()
-    session._folders(Spec(user_folder="~/ok", mounts=(Mount("~/ok", "/a"),)))
-
-
-def test_all_that_is_wrong_is_said_at_once() -> None:
-    found = session._together([errors.Refused("no GPU", "wait"), errors.HostUnready("no docker")])
-    assert isinstance(found, errors.Refused)
-    assert found.message == "2 things are in the way:\n  - no GPU\n    wait\n  - no docker"
-    alone = errors.NotFound("x")
-    assert session._together([alone]) is alone
+    mountable.check(Spec(user_folder="~/ok", mounts=(Mount("~/ok", "/a"),)))
 
 
 def test_a_session_that_is_being_made_is_left_alone(home: Path) -> None:

@@ -1270,10 +1270,12 @@ def test_an_unmounted_root_is_not_made(box: Box, tmp_path: Path) -> None:
 
 
 def test_a_job_that_ends_while_root_is_away_is_recorded_when_it_is_back(box: Box, tmp_path: Path) -> None:
-    job = box.sh("sleep 0.5; exit 3")
+    job = box.sh(f"until test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
     box.started(job)
+    log = tmp_path / "away" / (job.attempt(1) / "keeper.log").relative_to(tmp_path / "root")
     (tmp_path / "root").rename(tmp_path / "away")
-    time.sleep(1.5)
+    (tmp_path / "go").touch()
+    until(lambda: "the end is not on record yet" in log.read_text())
     (tmp_path / "away").rename(tmp_path / "root")
     state = box.end(job)
     assert (state.name, state.facts["exit"], box.claims(job)) == ("failed", 3, [1])

@@ -14,8 +14,8 @@ from typing import Any
 from mlbox import errors
 from mlbox.client import options, output, sessions, ssh_config, ssh_include, state
 from mlbox.client.commands import attach
-from mlbox.client.reach import TITLES
 from mlbox.client.remote import Host
+from mlbox.core.services import TITLES
 
 # Words of a command; {name} is what ssh calls the session, {folder} where its work is.
 EDITORS = {

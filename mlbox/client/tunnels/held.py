@@ -1,22 +1,18 @@
-"""A link together with what the supervisor knows about it and the connections that run over it."""
+"""A link together with its probing and the connections that run over it."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from mlbox.client.tunnels.events import Timing
 from mlbox.client.tunnels.link import Link
 from mlbox.client.tunnels.probe import Probe, Prober
-from mlbox.splice import Splice
+from mlbox.client.tunnels.succession import Seen, What
+from mlbox.splice import Splices
 
 
 class Held:
-    """`tell(what, detail)` hears ("ended", "") and ("probe", answer).
-
-    usable: it answers, or refuses at once, so new connections may go there. deadline: the monotonic time at
-    which it is given up, if any. up_since: of its first answer.
-    """
+    """`tell(what, detail)` hears ("ended", "") and ("probe", answer)."""
 
     def __init__(
         self,
@@ -25,13 +21,11 @@ class Held:
         probe: Probe,
         service: str,
         timing: Timing,
-        tell: Callable[[str, str], None],
+        tell: Callable[[What, str], None],
     ) -> None:
         self.generation = generation
         self.link = link
-        self.usable = False
-        self.deadline: float | None = None
-        self.up_since: float | None = None
+        self.splices = Splices()
         self._tell = tell
         self._prober = Prober(
             link,
@@ -41,9 +35,6 @@ class Held:
             timing.probe_every,
             lambda answer: tell("probe", answer),
         )
-        self._splices: set[Splice] = set()
-        self._closed = False
-        self._lock = threading.Lock()
 
     def start(self) -> None:
         """May raise MlboxError or OSError, from the link."""
@@ -66,25 +57,5 @@ class Held:
         """Wait for the last probe, at most for its timeout."""
         self._prober.join()
 
-    def add(self, splice: Splice) -> bool:
-        """False if the link was given up meanwhile: try another one."""
-        with self._lock:
-            if not self._closed:
-                self._splices.add(splice)
-            return not self._closed
-
-    def remove(self, splice: Splice) -> None:
-        with self._lock:
-            self._splices.discard(splice)
-
-    def idle(self) -> bool:
-        with self._lock:
-            return not self._splices
-
-    def cut(self) -> None:
-        """End its connections now."""
-        with self._lock:
-            self._closed = True
-            splices = list(self._splices)
-        for splice in splices:
-            splice.cut()
+    def seen(self) -> Seen:
+        return Seen(self.splices.idle(), self.link.alive(), self.link.stderr())

@@ -36,7 +36,7 @@ import os, sys
 try:
     import ctypes
     ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGTERM
-except Exception:
+except Exception:  # a Python without ctypes, or a C library without prctl: then it may outlive us
     pass
 if os.getppid() != int(sys.argv[1]):
     sys.exit("mlbox ended")

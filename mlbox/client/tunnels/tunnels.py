@@ -124,14 +124,14 @@ class Tunnels:
                 return
             if far is not None:
                 splice = Splice(connection, far)
-                if held.add(splice):
+                if held.splices.add(splice):
                     break
                 far.close()
             self._supervisor.pause(again.delay())  # its process has just gone, which is noticed at once; or its service
         try:
             splice.run(head)
         finally:
-            held.remove(splice)
+            held.splices.remove(splice)
             self._supervisor.drained(held.generation)
 
 

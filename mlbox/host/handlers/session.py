@@ -11,22 +11,19 @@ import os
 import secrets
 import selectors
 import shutil
-import stat
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from mlbox import errors
 from mlbox.core import gpu, ids, text, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
-from mlbox.core.session import Mount, Spec, check_env
-from mlbox.host import engines, here, inventory, keeper, keeping, lease, processes, slots, store
+from mlbox.core.session import Spec, check_env
+from mlbox.host import checks, engines, here, inventory, keeper, keeping, lease, mountable, processes, slots, store
 from mlbox.host.handlers import sessions
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -71,30 +68,10 @@ def _named(spec: Spec) -> Spec:
 def _check(spec: Spec, found: store.Store) -> tuple[str, str, list[gpu.Gpu]]:
     """The engine, the image's identity (empty: it is not there) and the GPUs. All checks at once; all that is wrong is
     said at once, what concerns the host as a whole first."""
-
-    def guarded(check: Callable[[], Any]) -> Any:
-        try:
-            return check()
-        except errors.MlboxError as error:
-            return error
-
-    checks: tuple[Callable[[], Any], ...] = (
-        lambda: _engine(spec, found), lambda: _gpus(spec, found), lambda: _space(found), lambda: _folders(spec),
-    )  # fmt: skip
-    with ThreadPoolExecutor(len(checks)) as pool:
-        results = list(pool.map(guarded, checks))
-    problems = [result for result in results if isinstance(result, errors.MlboxError)]
-    if problems:
-        raise _together(problems)
-    return *results[0], results[1]
-
-
-def _together(problems: list[errors.MlboxError]) -> errors.MlboxError:
-    problems = list({problem.message: problem for problem in problems}.values())
-    if len(problems) == 1:
-        return problems[0]
-    lines = [f"- {p.message}" + (f"\n    {p.hint}" if p.hint else "") for p in problems]
-    return type(problems[0])(f"{len(problems)} things are in the way:\n  " + "\n  ".join(lines))
+    (runtime, identity), gpus, _, _ = checks.side_by_side((
+        lambda: _engine(spec, found), lambda: _gpus(spec, found), lambda: _space(found), lambda: mountable.check(spec),
+    ))  # fmt: skip
+    return runtime, identity, gpus
 
 
 def _gpus(spec: Spec, found: store.Store) -> list[gpu.Gpu]:
@@ -120,19 +97,7 @@ def _engine(spec: Spec, found: store.Store) -> tuple[str, str]:
 
 def _space(found: store.Store) -> None:
     folders = [next(p for p in (folder, *folder.parents) if os.path.exists(p)) for folder in (found.root, Path("/tmp"))]
-    _all([partial(_usable, folder) for folder in folders])
-
-
-def _all(checks: Iterable[Callable[[], None]]) -> None:
-    """Every check is made, and all that they found is raised as one."""
-    problems = []
-    for check in checks:
-        try:
-            check()
-        except errors.MlboxError as error:
-            problems.append(error)
-    if problems:
-        raise _together(problems)
+    checks.one_by_one([partial(_usable, folder) for folder in folders])
 
 
 def _usable(folder: Path) -> None:
@@ -145,44 +110,6 @@ def _enough(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < SPACE << 20:
         raise errors.Refused(f"{folder} has {free >> 20} MiB free; a session needs {SPACE} MiB", "make room there")
-
-
-def _folders(spec: Spec) -> None:
-    """Only what the user may reach is mounted, and never what would hand out the host."""
-    own = [partial(_user_folder, Path(os.path.expanduser(spec.user_folder)))] if spec.user_folder else []
-    _all([*own, *(partial(_mountable, mount) for mount in spec.mounts)])
-
-
-def _user_folder(folder: Path) -> None:
-    if not os.path.isdir(folder):
-        raise errors.Refused(f"there is no folder {folder} on this host", "make it, or choose another --user-folder")
-    _allowed(folder, write=True)
-
-
-def _mountable(mount: Mount) -> None:
-    source = Path(os.path.expanduser(mount.source))
-    if not os.path.exists(source):  # unlike Path.exists, False where a folder on the way is closed to us
-        raise errors.Refused(f"there is no {source} on this host to mount", "check --mount")
-    _allowed(source, write=not mount.read_only)
-
-
-_FORBIDDEN = ("/", "/dev", "/etc", "/proc", "/run", "/sys", "/var", "/var/run", "/boot", "/root")
-
-
-def _allowed(path: Path, write: bool) -> None:
-    real = os.path.realpath(path)
-    if real in _FORBIDDEN or real.startswith(("/proc/", "/sys/", "/dev/", "/run/")) or _is_socket(real):
-        raise errors.Refused(f"{path} may not be mounted", "it would give the container a hold on the host")
-    if not os.access(real, os.R_OK) or (write and not os.access(real, os.W_OK)):
-        hint = "" if not write else "add :ro if reading is enough"
-        raise errors.Refused(f"you may not {'write to' if write else 'read'} {path}", hint)
-
-
-def _is_socket(path: str) -> bool:
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return False  # told by the checks of rights
 
 
 # ---- decide and take -----------------------------------------------------------------------------------
@@ -212,7 +139,7 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
         assert keeper_lock is not None  # nobody else knows of it
         found.create(job, JobSpec(work=spec, resources=Resources(gpus=spec.gpus)), queued=False)
         job.attempt(1).mkdir(mode=0o700)
-        found.mark_live(job, _record(spec, held))
+        found.mark_live(job, _record(held))
         job.append("submitted", {"at": time.time(), "by": here.user_name()})
         claim = {"host": found.host, "boot": processes.boot_id(), "gpus": sorted(held), "attempt": 1}
         job.append("claimed", {"at": time.time(), "claimed_at": time.time(), **claim})
@@ -229,15 +156,10 @@ def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, 
     return job, keeper_lock
 
 
-def _record(spec: Spec, held: dict[str, int]) -> Json:
+def _record(held: dict[str, int]) -> Json:
     """As other users' schedulers need to know it."""
-    return {
-        "gpus": sorted(held),
-        "started": time.time(),
-        "kind": "session",
-        "queue": "",
-        "program": Path(sys.argv[0]).name,
-    }
+    program = Path(sys.argv[0]).name
+    return {"gpus": sorted(held), "started": time.time(), "kind": "session", "queue": "", "program": program}
 
 
 def _announce(call: Call, job: Job, spec: Spec, gpus: list[gpu.Gpu], chosen: tuple[gpu.Gpu, ...], cached: bool) -> None:

@@ -75,7 +75,9 @@ class Pool:
 
 
 class Channel:
-    """One command. Its error output is read at once, for it would fill the window that it shares with the rest."""
+    """One command. Its error output is read at once, for it would fill the window that it shares with the rest.
+
+    Where the connection has ended, paramiko raises whatever its transport or its socket just had; wait() tells."""
 
     def __init__(self, channel: Any, connection: Connection, done: Callable[[Connection], None]) -> None:
         self._channel, self._connection, self._done = channel, connection, done
@@ -93,7 +95,7 @@ class Channel:
                 if sent == 0:
                     raise EOFError
                 view = view[sent:]
-        except Exception:  # paramiko's many ways of saying so
+        except Exception:
             raise errors.Unreachable("the connection ended while a request was sent") from None
 
     def close_input(self) -> None:
@@ -103,7 +105,7 @@ class Channel:
     def read(self) -> bytes:
         try:
             data: bytes = self._channel.recv(65536)
-        except Exception:  # the connection ended in the middle of it; wait() tells
+        except Exception:
             return b""
         return data
 

@@ -73,7 +73,7 @@ class Connection:
 
     def _ask(self) -> None:
         while self.alive() and not self._over.wait(_ASK):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the connection has ended, which whoever uses it tells
                 self._made.transport.global_request("keepalive@openssh.com", wait=True)
 
     def _watch(self) -> None:

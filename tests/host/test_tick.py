@@ -29,7 +29,22 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import (
+    claim,
+    engines,
+    files,
+    here,
+    idle,
+    keeping,
+    lease,
+    lookup,
+    processes,
+    ready,
+    runner,
+    store,
+    tick,
+    view,
+)
 from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status, submit
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
@@ -423,6 +438,18 @@ def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: p
         disk.setattr(submit, "submit", full)
         box.submit_all("true", array=3)
     assert box.hints() == [job.id for job in made]
+
+
+def test_a_host_without_room_in_tmp_claims_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keeper would die of it, the job be lost, and be claimed here again until it had failed."""
+    with monkeypatch.context() as disk:
+        disk.setattr(runner, "_ROOM", "/dev/full")
+        job = box.sh("true")
+        waits = box.tick().waits or {}
+    why = f"{box.found.host}: /tmp/mlbox-{os.getuid()} takes no job: No space left on device"
+    assert (job.state().name, waits[job.id]) == ("submitted", why)
+    assert not job.boot_folder.exists()
+    assert box.tick().started == (job.id,) and box.end(job).name == "finished"
 
 
 def test_a_cancellation_that_a_claim_outran_is_one_of_a_running_job(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:

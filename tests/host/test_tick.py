@@ -440,6 +440,25 @@ def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: p
     assert box.hints() == [job.id for job in made]
 
 
+def test_a_job_is_not_run_with_masks_in_the_place_of_its_secrets(held: Box) -> None:
+    job = held.sh("echo $TOKEN", env={"TOKEN": "s3cret"})
+    (job.folder / "secret.json").unlink()
+    held.call(queue, do="resume", queue="default")
+    held.tick()
+    state = job.state()
+    assert (state.name, held.output(job)) == ("failed", "")
+    assert "has no readable secret.json" in state.facts["why"]
+
+
+@pytest.mark.parametrize(
+    "words", [{"env": {f"A{n}": "x" * 100_000 for n in range(12)}}, {"retry_on": ("exit",) * 200_000}]
+)
+def test_what_is_too_long_to_be_read_back_is_refused(box: Box, words: Json) -> None:
+    with pytest.raises(errors.Refused, match="more than 1024 KiB"):
+        box.sh("true", **words)
+    assert not box.hints() and not list((box.found.own() / "jobs").glob("*/*"))
+
+
 def test_a_host_without_room_in_tmp_claims_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keeper would die of it, the job be lost, and be claimed here again until it had failed."""
     with monkeypatch.context() as disk:

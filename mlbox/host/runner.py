@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.host import keeping, processes
+from mlbox.host import here, keeping, processes
 from mlbox.host.run import Signals
 
 Json = dict[str, Any]
@@ -162,7 +162,7 @@ def _run(command: Command, signals: Signals, output: Output) -> Json:
     try:
         process = subprocess.Popen(
             command.argv, stdin=subprocess.DEVNULL, stdout=write, stderr=write, env=command.env, cwd=command.folder,
-            start_new_session=True,
+            start_new_session=True, umask=here.umask,
         )  # fmt: skip
     finally:
         os.close(write)

@@ -22,7 +22,7 @@ from mlbox.core.hints import waiting
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
-from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, store
+from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, runner, store
 from mlbox.host.attempts import Attempt
 from mlbox.host.job import Job
 
@@ -50,6 +50,7 @@ def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None, af
         keeper_lock = keeping.lock(made)
         if keeper_lock is None:
             return False
+        runner.make_room(made.boot_folder)
         attempt = _claim(found, made, job, chosen, rules, after)
         if attempt is not None:
             log, kept = attempt.folder / "keeper.log", (keeper_lock, *held.values())

@@ -244,7 +244,7 @@ class Keeper:
         over = self.claim.found.end
         try:
             if self._append(event, facts):
-                add_usage(self.claim.found, self.job.state())
+                add_usage(self.claim.found, self.job, self.job.state())
         except OSError as error:
             print(f"{event} is not on record: {error}", file=sys.stderr)
             over = self.claim.found.clear

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import wire
+from mlbox.core import text, wire
 from mlbox.host import here, watchdog
 
 Json = dict[str, Any]
@@ -65,9 +65,15 @@ class Call:
 
     @property
     def root(self) -> Path | None:
-        """The lab's ROOT where the caller named one."""
+        """The lab's ROOT where the caller named one. Raises Usage for one that is another in each place: what goes on
+        after the call has its own."""
         root = self.args.get("root")
-        return Path(os.path.expanduser(root)) if isinstance(root, str) and root else None
+        if not isinstance(root, str) or not root:
+            return None
+        path = Path(os.path.expanduser(root))
+        if not path.is_absolute():
+            raise errors.Usage(f"{text.safe(root)} is no folder of every host's", "name it from its root: /…, or ~/…")
+        return path
 
     @property
     def dry(self) -> bool:

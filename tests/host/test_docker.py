@@ -68,6 +68,10 @@ def test_it_can_be_found_by_its_session() -> None:
     assert values(argv, "--hostname") == ["kind-otter"]
 
 
+def test_the_engine_keeps_no_second_copy_of_what_it_prints() -> None:
+    assert values(arguments(RUN), "--log-driver") == ["none"]
+
+
 def test_gpus_go_by_uuid() -> None:
     argv = arguments(RUN)
     assert values(argv, "--gpus") == ['"device=GPU-1,GPU-2"']

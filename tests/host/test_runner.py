@@ -236,3 +236,12 @@ def test_what_a_full_disk_has_no_room_for_is_said_later() -> None:
     output = Output(Path("/dev/full"), 1 << 20)
     output.write(b"lost")
     assert output.close() == "\n[mlbox: 4 bytes of output were dropped: No space left on device]\n"
+
+
+def test_the_record_of_an_end_is_written_where_room_was_made_for_it(tmp_path: Path) -> None:
+    """A job may well fill /tmp: it has ended as it did all the same."""
+    runner.make_room(tmp_path)
+    room = (tmp_path / "room").stat()
+    assert room.st_blocks * 512 >= room.st_size >= 4096
+    assert sh(tmp_path, "exit 3").end()["exit"] == 3
+    assert (tmp_path / "exit.json").stat().st_ino == room.st_ino

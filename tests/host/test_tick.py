@@ -29,7 +29,22 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import (
+    claim,
+    engines,
+    files,
+    here,
+    idle,
+    keeping,
+    lease,
+    lookup,
+    processes,
+    ready,
+    runner,
+    store,
+    tick,
+    view,
+)
 from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status, submit
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
@@ -423,6 +438,37 @@ def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: p
         disk.setattr(submit, "submit", full)
         box.submit_all("true", array=3)
     assert box.hints() == [job.id for job in made]
+
+
+def test_a_job_is_not_run_with_masks_in_the_place_of_its_secrets(held: Box) -> None:
+    job = held.sh("echo $TOKEN", env={"TOKEN": "s3cret"})
+    (job.folder / "secret.json").unlink()
+    held.call(queue, do="resume", queue="default")
+    held.tick()
+    state = job.state()
+    assert (state.name, held.output(job)) == ("failed", "")
+    assert "has no readable secret.json" in state.facts["why"]
+
+
+@pytest.mark.parametrize(
+    "words", [{"env": {f"A{n}": "x" * 100_000 for n in range(12)}}, {"retry_on": ("exit",) * 200_000}]
+)
+def test_what_is_too_long_to_be_read_back_is_refused(box: Box, words: Json) -> None:
+    with pytest.raises(errors.Refused, match="more than 1024 KiB"):
+        box.sh("true", **words)
+    assert not box.hints() and not list((box.found.own() / "jobs").glob("*/*"))
+
+
+def test_a_host_without_room_in_tmp_claims_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keeper would die of it, the job be lost, and be claimed here again until it had failed."""
+    with monkeypatch.context() as disk:
+        disk.setattr(runner, "_ROOM", "/dev/full")
+        job = box.sh("true")
+        waits = box.tick().waits or {}
+    why = f"{box.found.host}: /tmp/mlbox-{os.getuid()} takes no job: No space left on device"
+    assert (job.state().name, waits[job.id]) == ("submitted", why)
+    assert not job.boot_folder.exists()
+    assert box.tick().started == (job.id,) and box.end(job).name == "finished"
 
 
 def test_a_cancellation_that_a_claim_outran_is_one_of_a_running_job(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:

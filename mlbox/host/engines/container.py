@@ -222,7 +222,8 @@ class Container:
         check_engine_args(run.engine_args)
         argv = [self.program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
         argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges"]
-        argv += ["--workdir", "/workspace", *self.identity(run.user)]
+        # Its output comes to whoever runs this: kept by the engine too, it would fill the host's disk without a limit.
+        argv += ["--log-driver", "none", "--workdir", "/workspace", *self.identity(run.user)]
         # CUDA images carry "all", which would show every GPU.
         argv += self.devices(run.gpus) if run.gpus else ["--env", "NVIDIA_VISIBLE_DEVICES=void"]
         if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):

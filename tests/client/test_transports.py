@@ -292,6 +292,25 @@ def test_a_connection_that_ends_is_told_and_made_anew(far: Transport) -> None:
     assert run(far, "exec echo again") == (0, b"again\n", "")
 
 
+# The user's own words for a host
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_host_whose_shell_is_a_command_of_the_user_s_own_runs_ours(place: Place, name: str) -> None:
+    there = place.transport(name, place.config(more="RemoteCommand tmux new -A\nRequestTTY yes\n"))
+    assert run(there, "exec echo ours") == (0, b"ours\n", "")
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_port_that_the_user_forwards_is_left_to_the_user_s_own_ssh(place: Place, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    there = place.transport(name, place.config(more=f"LocalForward 127.0.0.1:{port} 127.0.0.1:9\n"))
+    assert run(there, "exec true")[0] == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 # Refusals
 
 

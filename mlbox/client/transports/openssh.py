@@ -56,6 +56,8 @@ class OpenSsh:
     def _shared(self) -> tuple[str, ...]:
         options = ["ControlMaster=auto", f"ControlPath={self._control}", f"ControlPersist={_PERSIST}"]
         options += ["ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"]
+        # What the user's `ssh HOST` runs, and ports that it forwards, are not for this connection, which stays a while.
+        options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
         return (*(word for option in options for word in ("-o", option)), "-T", "-a", "-x")
 
     def _dial(self) -> None:

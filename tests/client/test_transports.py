@@ -359,6 +359,47 @@ def test_public_keys_are_those_of_the_configuration(place: Place, name: str) -> 
     assert (place.folder / "id.pub").read_text().strip() in there.public_keys()
 
 
+@contextlib.contextmanager
+def an_agent(place: Place) -> Iterator[str]:
+    """One without a key; its socket."""
+    socket = f"{place.folder}/agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        await_(lambda: Path(socket).exists())
+        yield socket
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_who_logs_in_without_a_key_has_one_for_sessions(
+    place: Place, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and most desktops always have an agent; with a password or Kerberos nothing is in it."""
+    there = place.transport(name, place.config(f"{place.folder}/id", "/nonexistent"))
+    with an_agent(place) as socket:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+        (file,) = there.identity_files()
+        assert there.public_keys() == (Path(f"{file}.pub").read_text().strip(),)
+
+
+def test_a_key_that_only_the_agent_has_whom_the_configuration_names(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = (place.folder / "id.pub").read_text().strip()
+    with an_agent(place) as socket:
+        add = ["ssh-add", "-q", f"{place.folder}/id"]
+        subprocess.run(add, check=True, capture_output=True, env={**os.environ, "SSH_AUTH_SOCK": socket})
+        monkeypatch.setenv("SSH_AUTH_SOCK", "/nonexistent")
+        monkeypatch.setenv("PASSWORDS", socket)
+        for agent in (socket, "$PASSWORDS"):
+            config = place.config(f"{place.folder}/id", "/nonexistent", f"IdentityAgent {agent}\n")
+            there = place.transport("openssh", config)
+            assert (there.agent(), there.identity_files()) == (agent, ())
+            assert there.public_keys() == (public,)
+
+
 @pytest.mark.parametrize("name", ["", "-oProxyCommand=x", "two words"])
 @pytest.mark.parametrize("kind", REMOTE)
 def test_a_name_that_would_be_an_option(place: Place, kind: str, name: str) -> None:
@@ -813,19 +854,14 @@ def test_a_key_with_a_passphrase(place: Place, monkeypatch: pytest.MonkeyPatch, 
 def test_keys_of_an_agent(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copy(place.folder / "id.pub", tmp_path / "id.pub")
     (tmp_path / "id").write_text("not readable here")
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{place.folder}/agent"], stdout=subprocess.DEVNULL)
-    try:
-        await_(lambda: Path(f"{place.folder}/agent").exists())
-        monkeypatch.setenv("SSH_AUTH_SOCK", f"{place.folder}/agent")
+    with an_agent(place) as socket:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
         subprocess.run(["ssh-add", "-q", f"{place.folder}/id"], check=True, capture_output=True)
         assert fabric_login(place, place.config(f"{place.folder}/id", f"{tmp_path}/id"))
         strange = place.config(f"{place.folder}/id", "/nonexistent")
         assert "refused" in failure(place.transport("fabric", strange)).message  # IdentitiesOnly
         strange.write_text(strange.read_text().replace("IdentitiesOnly yes", "IdentitiesOnly no"))
         assert fabric_login(place, strange)
-    finally:
-        agent.terminate()
-        agent.wait()
 
 
 def test_without_fabric_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,12 +81,15 @@ class OpenSsh:
 
     def identity_files(self) -> tuple[str, ...]:
         self._resolver.join()
-        found = [os.path.expanduser(name) for name in self._resolved.get("identityfile", [])]
-        there = tuple(name for name in found if os.path.isfile(name))
-        return there or (() if os.environ.get("SSH_AUTH_SOCK") else keys.own())
+        found = (os.path.expanduser(name) for name in self._resolved.get("identityfile", []))
+        return keys.identities(found, self.agent())
 
     def public_keys(self) -> tuple[str, ...]:
-        return keys.public(self.identity_files())
+        return keys.public(self.identity_files(), self.agent())
+
+    def agent(self) -> str:
+        self._resolver.join()
+        return self._resolved.get("identityagent", [""])[0]
 
     def way(self, socket: str) -> dict[str, Any] | None:
         """A connection of its own: the commands' one is given up when it is silent, and a shell is not."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -33,6 +34,7 @@ CODE_SERVER_SHA256 = {
     "4.108.1-macos-amd64": "239a1305a4d6bf72aba912d1033b744d981e083de21b6a903d5d6e3832467703",
     "4.108.1-macos-arm64": "33854eb31fccdc7db594de5bac76e93614c8a9cd4cd8d36d934dbf6c54ccdf00",
 }
+_HASHED = re.compile(r"(?:^|\s)--(?:hash|require-hashes)\b", re.M)
 CODE_SERVER_URL = "https://github.com/coder/code-server/releases/download/v{version}/{file}"
 
 
@@ -187,18 +189,20 @@ def _plan_environment(work: _Plan) -> None:
         lines.append("ipykernel")
     lines += spec.packages
     work.files["packages.txt"] = "\n".join(lines) + "\n"
-    arguments = '-r "$BUILD/packages.txt"'
+    pip = '"$PREFIX/venv/bin/python" -m pip'
+    install = f"{pip} install --no-input --progress-bar off --disable-pip-version-check"
+    packages, requirements, locked = '-r "$BUILD/packages.txt"', '-r "$BUILD/requirements.txt"', '"$PREFIX/locked.txt"'
+    installs = [f"{install} {packages}"]
     if spec.requirements:
         work.files["requirements.txt"] = spec.requirements
-        arguments += ' -r "$BUILD/requirements.txt"'
+        installs = [f"{install} {packages} {requirements}"]
+        if _HASHED.search(spec.requirements):  # pip then wants a hash of all that it is given
+            more = [f"{pip} freeze --local >{locked}", f"{install} -c {locked} {packages}"] if lines else []
+            installs = [f"{install} {requirements}", *more]
     title = "installing " + ", ".join(
         [*(line.split("==")[0] for line in lines), *(["requirements"] if spec.requirements else [])]
     )
-    script = (
-        f'"{facts.python}" -m venv --system-site-packages "$PREFIX/venv"\n'
-        '"$PREFIX/venv/bin/python" -m pip install --no-input --progress-bar off '
-        f"--disable-pip-version-check {arguments}"
-    )
+    script = "\n".join([f'"{facts.python}" -m venv --system-site-packages "$PREFIX/venv"', *installs])
     work.steps.append(Step(title, script))
     work.after = replace(
         work.after,

@@ -159,6 +159,20 @@ def test_requirements_and_script_travel_as_they_are() -> None:
     assert found.files["init-script"] == "#!/bin/bash\necho é\n"
 
 
+@pytest.mark.parametrize("line", ["a==1 --hash=sha256:0", "a==1 \\\n  --hash sha256:0", "--require-hashes"])
+def test_requirements_with_hashes_come_first_and_hold(line: str) -> None:
+    """Beside them pip would ask for a hash of every package."""
+    spec = have(IMAGE, requirements=f"{line}\n", vscode="no")
+    _, first, locked, last = plan(spec, replace(PYTHON, sshd="/s")).steps[0].script.splitlines()
+    assert first.endswith(
+        'pip install --no-input --progress-bar off --disable-pip-version-check -r "$BUILD/requirements.txt"'
+    )
+    assert locked.endswith('pip freeze --local >"$PREFIX/locked.txt"')
+    assert last.endswith('-c "$PREFIX/locked.txt" -r "$BUILD/packages.txt"')
+    _, alone = plan(have(spec, jupyter="no"), replace(PYTHON, sshd="/s")).steps[0].script.splitlines()
+    assert alone == first
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [("#!/usr/bin/env python3\n", '"$BUILD/init-script"'), ("echo hello\n", '/bin/sh "$BUILD/init-script"')],

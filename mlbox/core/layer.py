@@ -92,10 +92,14 @@ _SYSTEM_NAMES = {
     "apt-get": {
         "python": ("python3", "python3-venv", "ca-certificates"),
         "venv": ("python3-venv",),
-        "ssh": ("openssh-server",),
+        "ssh": ("openssh-server", "rsync"),
     },
-    "apk": {"python": ("python3", "py3-pip"), "venv": ("py3-pip",), "ssh": ("openssh-server", "openssh-sftp-server")},
-    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server",)},
+    "apk": {
+        "python": ("python3", "py3-pip"),
+        "venv": ("py3-pip",),
+        "ssh": ("openssh-server", "openssh-sftp-server", "rsync"),
+    },
+    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server", "rsync")},
 }
 _SYSTEM_INSTALL = {
     "apt-get": "export DEBIAN_FRONTEND=noninteractive\napt-get update -qq\n"

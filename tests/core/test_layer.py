@@ -39,15 +39,15 @@ def have(spec: Spec, **more: Any) -> Spec:
         (IMAGE, FULL, True, [], [], []),
         (IMAGE, replace(FULL, jupyter_module=False, jupyter="/conda/bin/jupyter-lab"), True, [], [], []),
         (have(IMAGE, jupyter="no", vscode="no"), replace(PYTHON, sshd="/s"), True, [], [], []),
-        (IMAGE, PYTHON, True, ["installing openssh-server", JUPYTER, VSCODE], [], []),
+        (IMAGE, PYTHON, True, ["installing openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, BARE, True,
-         ["installing python3, python3-venv, ca-certificates, openssh-server", JUPYTER, VSCODE], [], []),
+         ["installing python3, python3-venv, ca-certificates, openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(BARE, package_manager="dnf"), True,
-         ["installing python3, python3-pip, openssh-server", JUPYTER, VSCODE], [], []),
+         ["installing python3, python3-pip, openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(PYTHON, venv=False), True,
-         ["installing openssh-server, python3-venv", JUPYTER, VSCODE], [], []),
+         ["installing openssh-server, rsync, python3-venv", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(BARE, package_manager="apk", musl=True), True,
-         ["installing python3, py3-pip, openssh-server, openssh-sftp-server", JUPYTER], [], ["vscode"]),
+         ["installing python3, py3-pip, openssh-server, openssh-sftp-server, rsync", JUPYTER], [], ["vscode"]),
         (IMAGE, replace(FULL, code_server="", arch=""), True, [], [], ["vscode"]),
         (IMAGE, replace(PYTHON, package_manager=""), True, [JUPYTER, VSCODE], [], ["ssh"]),
         (IMAGE, replace(BARE, package_manager=""), True, [VSCODE],
@@ -299,7 +299,7 @@ def test_every_step_prints_its_title_first() -> None:
     assert [text.index(f'cat "$BUILD/{name}"') for name in names] == sorted(
         text.index(f'cat "$BUILD/{name}"') for name in names
     )
-    assert next(iter(names.values())) == f"@step 1/{len(found.steps)} installing openssh-server\n"
+    assert next(iter(names.values())) == f"@step 1/{len(found.steps)} installing openssh-server, rsync\n"
     assert len(names) == len(found.steps)
 
 

@@ -188,7 +188,8 @@ def _plan_environment(work: _Plan) -> None:
             work.lacks("jupyter", why)
         return
     lines = []
-    if wants_jupyter or (wanted and not facts.jupyter_module and spec.jupyter != "no"):
+    brings_jupyter = wants_jupyter or (wanted and not facts.jupyter_module and spec.jupyter != "no")
+    if brings_jupyter:
         lines.append(f"jupyterlab=={spec.jupyter_version or JUPYTERLAB}")
         lines.append("ipykernel")
     lines += spec.packages
@@ -211,7 +212,8 @@ def _plan_environment(work: _Plan) -> None:
     work.after = replace(
         work.after,
         python=f"{work.prefix}/venv/bin/python",
-        jupyter_module=facts.jupyter_module or bool(lines and lines[0].startswith("jupyterlab==")),
+        jupyter_module=facts.jupyter_module or brings_jupyter,
+        jupyter_classic=facts.jupyter_classic and not brings_jupyter,
         path=f"{work.prefix}/venv/bin:{facts.path}",
     )
 

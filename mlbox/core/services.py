@@ -33,7 +33,7 @@ def plan(
     ssh = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
     files, services = {}, {}
     if jupyter:
-        files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts.shell, tokens["jupyter"])
+        files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts, tokens["jupyter"])
         services["jupyter"] = {"socket": "jupyter.sock", "token": tokens["jupyter"]}
         env = {**env, "JUPYTER_RUNTIME_DIR": f"{run}/kernels"}
     if vscode:
@@ -56,18 +56,22 @@ def _jupyter(spec: Spec, facts: Facts, run: str) -> list[str] | None:
     return [*start, "--no-browser", f"--config={run}/conf/jupyter_server_config.json"]
 
 
-def _jupyter_config(run: str, folder: str, shell: str, token: str) -> str:
-    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones.
+def _jupyter_config(run: str, folder: str, facts: Facts, token: str) -> str:
+    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones. Never both servers'
+    settings: JupyterLab 3 and later take what is in NotebookApp for the user's, and drop its own.
 
     Kernels listen on sockets too, in JUPYTER_RUNTIME_DIR: on 127.0.0.1 any user of the host could subscribe to what
     they print, for only what is sent to a kernel is signed."""
     server = {
-        "sock": f"{run}/s/jupyter.sock", "sock_mode": "0600", "root_dir": folder, "token": token,
+        "sock": f"{run}/s/jupyter.sock", "sock_mode": "0600", "token": token,
         "allow_root": True, "allow_remote_access": False, "open_browser": False,
-        "terminado_settings": {"shell_command": [shell]},
+        "terminado_settings": {"shell_command": [facts.shell]},
     }  # fmt: skip
-    kernels = {"transport": "ipc"}
-    return json.dumps({"ServerApp": server, "IdentityProvider": {"token": token}, "KernelManager": kernels})
+    if facts.jupyter_classic:
+        servers: Json = {"NotebookApp": {**server, "notebook_dir": folder}}
+    else:
+        servers = {"ServerApp": {**server, "root_dir": folder}, "IdentityProvider": {"token": token}}
+    return json.dumps({**servers, "KernelManager": {"transport": "ipc"}})
 
 
 def _vscode(spec: Spec, facts: Facts, run: str, prefix: str) -> list[str] | None:

@@ -153,6 +153,12 @@ def test_packages_travel_as_a_file(spec: Spec, line: str) -> None:
     assert line in plan(spec, PYTHON).files["packages.txt"].splitlines()
 
 
+def test_a_jupyter_of_another_version_is_no_longer_the_image_s_old_one() -> None:
+    old = replace(FULL, jupyter_classic=True)
+    assert plan(have(IMAGE, packages=("x",)), old).after.jupyter_classic
+    assert not plan(have(IMAGE, jupyter_version="4.4.10"), old).after.jupyter_classic
+
+
 def test_requirements_and_script_travel_as_they_are() -> None:
     found = plan(have(IMAGE, requirements="a\r\nb", init_script="#!/bin/bash\necho é\n"), FULL)
     assert found.files["requirements.txt"] == "a\r\nb"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_jupyter_listens_on_its_socket_alone_with_its_token() -> None:
     )  # fmt: skip
     assert server["token"] == config["IdentityProvider"]["token"] == "jupyter-t0ken"
     assert not [word for word in plan().guest["jupyter"] if word.startswith(("--port", "--ip"))]
+
+
+def test_a_jupyter_of_before_its_own_server_does_so_too() -> None:
+    """As NVIDIA's images had for years."""
+    found = plan(facts=replace(ALL, jupyter_classic=True))
+    config = json.loads(found.files["jupyter_server_config.json"])
+    server = config.pop("NotebookApp")
+    assert (server["sock"], server["sock_mode"], server["token"], server["notebook_dir"]) == (
+        "/run/mlbox/s/jupyter.sock", "0600", "jupyter-t0ken", "/workspace",
+    )  # fmt: skip
+    assert config == {"KernelManager": {"transport": "ipc"}}
 
 
 def test_so_do_its_kernels_where_no_other_user_can_reach_them() -> None:

@@ -95,6 +95,23 @@ def test_probe_sees_this_python(tmp_path: Path) -> None:
     assert found.python_version == sys.version_info[:3]
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("2.3.2", (True, True)), ("3.0.0", (True, False)), ("4.4.10", (True, False)), ("", (False, False))],
+)
+def test_probe_sees_which_jupyter(tmp_path: Path, version: str, expected: tuple[bool, bool]) -> None:
+    if version:
+        (tmp_path / "jupyterlab").mkdir()
+        (tmp_path / "jupyterlab/__init__.py").write_text("")
+        (tmp_path / f"jupyterlab-{version}.dist-info").mkdir()
+        about = f"Metadata-Version: 2.1\nName: jupyterlab\nVersion: {version}\n"
+        (tmp_path / f"jupyterlab-{version}.dist-info/METADATA").write_text(about)
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    found = probe({"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)})
+    assert (found.jupyter_module, found.jupyter_classic) == expected
+
+
 # ---- the memo ------------------------------------------------------------------------------------
 
 

@@ -268,7 +268,19 @@ def by_file() -> str:
 
 def included() -> bool:
     try:
-        lines = (Path.home() / ".ssh/config").read_text(errors="replace").splitlines()
+        return holds((Path.home() / ".ssh/config").read_text(errors="replace").splitlines())
     except OSError:
         return False
-    return any(map(includes, lines))
+
+
+def holds(lines: Iterable[str]) -> bool:
+    """Whether these lines of a configuration include ours whatever host is meant: what follows a Host or Match line is
+    for those hosts only."""
+    for_all = True
+    for line in lines:
+        keyword, *words = _words(line)
+        if keyword in ("host", "match"):
+            for_all = [word.lower() for word in words] == (["*"] if keyword == "host" else ["all"])
+        elif for_all and includes(line):
+            return True
+    return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlbox.core.facts import Facts
-from mlbox.core.session import Spec
+from mlbox.core.session import ENGINES, Spec
 
 Json = dict[str, Any]
 
@@ -30,7 +30,9 @@ def plan(
     """`run`, `folder`, `home` and `prefix` are paths as the guest sees them; `login` is the user inside."""
     jupyter = _jupyter(spec, facts, run)
     vscode = _vscode(spec, facts, run, prefix)
-    ssh = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
+    ssh: Json | None = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
+    if ssh and spec.runtime in ENGINES and (spec.user == "root" or owner[0] == 0):
+        ssh["unlock"] = True
     files, services = {}, {}
     if jupyter:
         files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts, tokens["jupyter"])

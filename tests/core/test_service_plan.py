@@ -41,6 +41,16 @@ def test_everything() -> None:
     assert (found.guest["owner"], found.guest["home"], found.guest["timeout"]) == ([1000, 1001], "/home/ada", 120)
 
 
+def test_only_a_container_s_own_root_is_unlocked() -> None:
+    image, root = Spec(image="x", runtime="docker"), Spec(image="x", runtime="docker", user="root")
+    assert plan(root).guest["ssh"]["unlock"]
+    assert "unlock" not in plan(image).guest["ssh"]
+    as_root = {"session": "01J0", "owner": (0, 0), "login": "root", "run": "", "folder": "", "home": "", "prefix": ""}
+    for spec, unlocked in ((image, True), (Spec(runtime="process"), False)):
+        found = services.plan(spec, ALL, **as_root, tokens=TOKENS, env={})  # type: ignore[arg-type]
+        assert ("unlock" in found.guest["ssh"]) is unlocked
+
+
 def test_no_token_in_any_argument_or_in_what_the_guest_prints() -> None:
     found = plan()
     for argv in (found.guest["jupyter"], found.guest["vscode"]):

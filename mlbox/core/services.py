@@ -24,14 +24,14 @@ class Plan:
 
 
 def plan(
-    spec: Spec, facts: Facts, *, session: str, owner: tuple[int, int], login: str,
+    spec: Spec, facts: Facts, *, session: str, login: str,
     run: str, folder: str, home: str, prefix: str, tokens: Mapping[str, str], env: Mapping[str, str],
 ) -> Plan:  # fmt: skip
     """`run`, `folder`, `home` and `prefix` are paths as the guest sees them; `login` is the user inside."""
     jupyter = _jupyter(spec, facts, run)
     vscode = _vscode(spec, facts, run, prefix)
     ssh: Json | None = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
-    if ssh and spec.runtime in ENGINES and (spec.user == "root" or owner[0] == 0):
+    if ssh and spec.runtime in ENGINES and login == "root":
         ssh["unlock"] = True
     files, services = {}, {}
     if jupyter:
@@ -44,7 +44,7 @@ def plan(
         files["authorized_keys"] = "".join(f"{key}\n" for key in spec.authorized_keys)
         services["ssh"] = {"socket": "ssh.sock", "user": login, "folder": folder}
     guest = {
-        "session": session, "key": tokens["guest"], "owner": list(owner), "run": run, "folder": folder,
+        "session": session, "key": tokens["guest"], "run": run, "folder": folder,
         "home": home, "shell": facts.shell, "path": facts.path, "env": {**spec.env, **env},
         "timeout": spec.start_timeout, "jupyter": jupyter, "vscode": vscode, "ssh": ssh,
     }  # fmt: skip

@@ -19,10 +19,12 @@ ALL = Facts(
 TOKENS = {"jupyter": "jupyter-t0ken", "vscode": "vscode-t0ken", "guest": "guest-k3y"}
 
 
-def plan(spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None) -> services.Plan:
+def plan(
+    spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None, login: str = "ada"
+) -> services.Plan:
     return services.plan(
         spec or Spec(authorized_keys=("ssh-ed25519 AAAA a", "ssh-rsa BBBB b")), facts, session="01J0",
-        owner=(1000, 1001), login="ada", run="/run/mlbox", folder="/workspace", home="/home/ada",
+        login=login, run="/run/mlbox", folder="/workspace", home="/home/ada",
         prefix="/opt/mlbox", tokens=TOKENS, env=env or {},
     )  # fmt: skip
 
@@ -38,17 +40,21 @@ def test_everything() -> None:
     assert found.guest["jupyter"][:3] == ["/opt/mlbox/venv/bin/python", "-m", "jupyterlab"]
     assert found.guest["ssh"] == {"sshd": "/usr/sbin/sshd", "sftp_server": "/usr/lib/openssh/sftp-server"}
     assert found.guest["key"] == "guest-k3y"
-    assert (found.guest["owner"], found.guest["home"], found.guest["timeout"]) == ([1000, 1001], "/home/ada", 120)
+    assert (found.guest["home"], found.guest["timeout"]) == ("/home/ada", 120)
 
 
-def test_only_a_container_s_own_root_is_unlocked() -> None:
-    image, root = Spec(image="x", runtime="docker"), Spec(image="x", runtime="docker", user="root")
-    assert plan(root).guest["ssh"]["unlock"]
-    assert "unlock" not in plan(image).guest["ssh"]
-    as_root = {"session": "01J0", "owner": (0, 0), "login": "root", "run": "", "folder": "", "home": "", "prefix": ""}
-    for spec, unlocked in ((image, True), (Spec(runtime="process"), False)):
-        found = services.plan(spec, ALL, **as_root, tokens=TOKENS, env={})  # type: ignore[arg-type]
-        assert ("unlock" in found.guest["ssh"]) is unlocked
+@pytest.mark.parametrize(
+    ("spec", "login", "unlocked"),
+    [
+        (Spec(image="x", runtime="docker", user="root"), "root", True),
+        (Spec(image="x", runtime="podman"), "root", True),
+        (Spec(image="x", runtime="docker"), "ada", False),
+        (Spec(runtime="process"), "root", False),
+    ],
+    ids=["by choice", "root's own", "ada's", "no container"],
+)
+def test_only_a_container_s_own_root_is_unlocked(spec: Spec, login: str, unlocked: bool) -> None:
+    assert ("unlock" in plan(spec, login=login).guest["ssh"]) is unlocked
 
 
 def test_no_token_in_any_argument_or_in_what_the_guest_prints() -> None:

@@ -107,6 +107,12 @@ _SYSTEM_INSTALL = {
     "apk": "apk add --no-cache {names}",
     "dnf": "dnf install -y -q {names}\ndnf clean -q all",
 }
+_OLDEST = ".".join(map(str, OLDEST_PYTHON))
+_NEW_ENOUGH = f"""
+/usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < {OLDEST_PYTHON})' || {{
+echo "the image's package manager has $(/usr/bin/python3 --version) only; mlbox needs {_OLDEST} or newer"
+exit 1
+}}"""
 _SYSTEM_SFTP = {
     "apt-get": "/usr/lib/openssh/sftp-server",
     "apk": "/usr/lib/ssh/sftp-server",
@@ -127,6 +133,7 @@ def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = 
     if work.packages:
         manager = facts.package_manager
         script = _SYSTEM_INSTALL[manager].format(names=" ".join(work.packages))
+        script += _NEW_ENOUGH if "python3" in work.packages else ""
         work.steps.insert(0, Step("installing " + ", ".join(work.packages), script))
     return Layer(
         _key(work),
@@ -155,7 +162,7 @@ def _plan_python(work: _Plan) -> None:
         work.after = replace(work.after, python="/usr/bin/python3", python_version=(*OLDEST_PYTHON,), venv=True)
         return
     if found:
-        work.problems.append(f"its python3 is {found}; mlbox needs 3.9 or newer")
+        work.problems.append(f"its python3 is {found}; mlbox needs {_OLDEST} or newer")
     else:
         work.problems.append("it has no python3, and no package manager (apt-get, apk, dnf) that could add one")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +154,20 @@ def test_a_folder_of_the_user_s_for_the_process_runtime() -> None:
 )
 def test_packages_travel_as_a_file(spec: Spec, line: str) -> None:
     assert line in plan(spec, PYTHON).files["packages.txt"].splitlines()
+
+
+def test_a_python_that_is_too_old_is_said_before_anything_wants_a_newer_one(tmp_path: Path) -> None:
+    """Ubuntu 20.04 has 3.8."""
+    installed = plan(IMAGE, BARE).steps[0].script
+    old, check = tmp_path / "python3", installed[installed.index("\n/usr/bin/python3") :]
+    for minor, code in ((8, 1), (9, 0)):
+        old.write_text(f"#!{sys.executable}\nimport sys\nsys.version_info = (3, {minor})\n"
+                       "print('Python 3.8.10') if sys.argv[1] == '--version' else exec(sys.argv[2])\n")  # fmt: skip
+        old.chmod(0o755)
+        script = f"set -eu\n({check.replace('/usr/bin/python3', str(old))}\n)"
+        done = subprocess.run(("/bin/sh", "-c", script), capture_output=True, text=True)
+        assert (done.returncode, "has Python 3.8.10 only" in done.stdout) == (code, bool(code))
+    assert "python3" not in plan(IMAGE, PYTHON).steps[0].script
 
 
 def test_a_jupyter_of_another_version_is_no_longer_the_image_s_old_one() -> None:

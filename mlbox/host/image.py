@@ -18,6 +18,7 @@ from mlbox.host import files, here
 from mlbox.host.engines import Say
 from mlbox.host.run import Result
 
+_SHOWN = 16  # lines of a log: pip's words on what packages want of one another take up to a dozen
 _VERSION = 3  # of the probe; its answers from an older one are asked again
 
 _PYTHON = (
@@ -164,7 +165,8 @@ def step_progress(say: Say) -> Callable[[str], None]:
 def build_failed(result: Result) -> errors.StartFailed:
     steps = [line for line in result.lines if line.startswith("@step ")]
     what = steps[-1].split(" ", 2)[2] if steps else "preparing the layer"
-    tail = "\n".join(f"  {line}" for line in result.lines[-12:] if line.strip() and not line.startswith("@step"))
+    said = [line for line in result.lines if line.strip() and not line.startswith("@step")]
+    tail = "\n".join(f"  {line}" for line in said[-_SHOWN:])
     return errors.StartFailed(
         f"{what} failed (exit {result.code}); the log ends with\n{tail}", "nothing was kept; mend it and run again"
     )

@@ -188,3 +188,22 @@ def test_a_failed_build_says_where(lines: tuple[str, ...], words: str) -> None:
     found = image.build_failed(Result(3, lines))
     assert isinstance(found, errors.StartFailed)
     assert found.message.startswith(f"{words} (exit 3)") and found.message.endswith("  boom")
+
+
+def test_what_pip_says_of_a_conflict_is_shown_whole() -> None:
+    conflict = (
+        *("ERROR: Cannot install a==1 and b==2 because these package versions have conflicting dependencies.", ""),
+        *(
+            "The conflict is caused by:",
+            "    a 1 depends on c<2",
+            "    b 2 depends on c>=2",
+            "    d 1 depends on c",
+            "",
+        ),
+        *("Additionally, some packages in these conflicts have no matching distributions available:", "    c", ""),
+        *("To fix this you could try to:", "1. loosen the range of package versions you've specified"),
+        *("2. remove package versions to allow pip to attempt to solve the dependency conflict", ""),
+        "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io",
+    )
+    shown = image.build_failed(Result(1, ("@step 1/1 installing a", *("Collecting c",) * 50, *conflict))).message
+    assert all(line in shown for line in conflict)

@@ -187,6 +187,7 @@ def _check(session: str, user: str, host_key: str) -> None:
 
 def _verified(known_hosts: str, keys: Sequence[str], agent: str) -> list[str]:
     lines = [f'  UserKnownHostsFile "{known_hosts}"', "  StrictHostKeyChecking yes"]
+    lines += ["  PubkeyAuthentication yes", "  PreferredAuthentications publickey"]  # whatever the user's hosts take
     lines += [f'  IdentityAgent "{agent.replace("%", "%%")}"'] if agent else []
     return [*lines, *(f'  IdentityFile "{file}"' for file in keys)]
 

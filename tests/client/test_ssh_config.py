@@ -71,6 +71,16 @@ def test_a_session_by_its_name(home: Path) -> None:
     assert place["find"][2:] == ["ssh-config", "proxy", ID, "--ssh-config", "/etc/lab config"]
 
 
+def test_how_the_users_hosts_log_in_is_not_how_sessions_do(home: Path) -> None:
+    enter()
+    own = home / "config"
+    own.write_text(f'Include "{ssh_config.top()}"\nHost *\n  PubkeyAuthentication no\n'
+                   "  PreferredAuthentications password,keyboard-interactive\n")  # fmt: skip
+    found = resolved("-F", str(own), "kind-otter")
+    assert (found["preferredauthentications"], found["pubkeyauthentication"]) == (["publickey"], ["true"])
+    assert resolved("-F", str(own), "gpu1")["pubkeyauthentication"] == ["false"]
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_a_session_by_its_port(home: Path, host: str) -> None:
     add()

@@ -352,6 +352,18 @@ def test_a_login_that_is_refused(place: Place, name: str) -> None:
     assert "gpu1: the login was refused" in error.message
 
 
+def test_a_refusal_is_told_where_the_user_s_ssh_is_quiet(place: Place, tmp_path: Path) -> None:
+    there = place.transport("openssh", place.config(f"{place.folder}/id", "/nonexistent", "LogLevel QUIET\n"))
+    error = failure(there)
+    assert type(error) is errors.NotLetIn
+    assert "gpu1: the login was refused" in error.message
+    ended = threading.Event()
+    link = there.link({"guest": "/tmp/guest.sock"}, tmp_path / "l", 2)
+    link.start(ended.set)
+    assert ended.wait(LIMIT)
+    assert "Permission denied" in link.stderr()
+
+
 @pytest.mark.parametrize("name", REMOTE)
 def test_public_keys_are_those_of_the_configuration(place: Place, name: str) -> None:
     there = place.transport(name)

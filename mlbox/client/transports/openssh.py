@@ -58,6 +58,7 @@ class OpenSsh:
         options += ["ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"]
         # What the user's `ssh HOST` runs, and ports that it forwards, are not for this connection, which stays a while.
         options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
+        options += ["LogLevel=INFO"]  # by its words it is told why there is no connection
         return (*(word for option in options for word in ("-o", option)), "-T", "-a", "-x")
 
     def _dial(self) -> None:

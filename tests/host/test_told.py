@@ -9,7 +9,7 @@ from queuebox import Box
 
 from mlbox import errors
 from mlbox.host import files, processes
-from mlbox.host.handlers import cancel, host, jobs, move, queue, show
+from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show
 from mlbox.host.job import Job
 
 
@@ -95,8 +95,23 @@ def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> N
     assert box.call(show, job="train")["job"]["id"] == new.id
     assert box.call(cancel, job="train")["id"] == new.id
     box.end(new)
-    with pytest.raises(errors.NotFound, match="2 jobs are called 'train'"):
-        box.call(show, job="train")
+    assert box.call(show, job="train")["job"]["id"] == new.id
+    again = box.found.job(box.call(retry, job="train")["id"])
+    box.jobs.append(again)
+    assert box.call(cancel, job="train")["id"] == again.id
+    box.end(again)
+    assert box.call(logs, job="train")["state"] == "cancelled"
+    assert box.call(cancel, job="train")["id"] == again.id
+    with pytest.raises(errors.NotFound, match="3 jobs are called"):
+        box.call(show, job=again.id[:3])
+
+
+def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) -> None:
+    made = box.submit_all("true", array=2, name="sweep")
+    for job in made:
+        box.end(job)
+    with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
+        box.call(show, job="sweep")
 
 
 def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:

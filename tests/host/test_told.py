@@ -9,7 +9,7 @@ from queuebox import Box
 
 from mlbox import errors
 from mlbox.host import files, processes
-from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show
+from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status
 from mlbox.host.job import Job
 
 
@@ -112,6 +112,20 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
         box.end(job)
     with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
         box.call(show, job="sweep")
+
+
+def test_what_is_paused_or_drained_says_by_whom_and_why(box: Box) -> None:
+    box.call(queue, do="pause", queue="default", why="the cluster\nmoves")
+    me = box.found.user
+    [told] = box.call(queue)["queues"]
+    assert told["paused"] == f"{me} (the cluster moves)"
+    assert box.call(status)["queues"][0]["paused"] == told["paused"]
+    job = box.submit("true")
+    [row] = box.call(jobs)["jobs"]
+    assert row["waits"] == f"queue default is paused by {told['paused']}"
+    box.call(host, do="drain", name=box.found.host, why="new PSU")
+    assert box.call(status)["drained"] == f"{me} (new PSU)"
+    assert job.state().waiting
 
 
 def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:

@@ -29,11 +29,12 @@ def run(call: Call) -> Json:
     elif what in ("pause", "resume"):
         if name not in queues.queues:
             raise errors.NotFound(f"there is no queue {text.safe(name)}", "there are: " + ", ".join(queues.queues))
-        paused = {**paused, name: found.user if what == "pause" else ""}
+        why = str(call.args.get("why", ""))
+        paused = {**paused, name: view.said_by(found.user, why) if what == "pause" else ""}
         if found.dry:
             marks.check(found.root / "paused" / name)
         else:
-            _pause(found, name, what == "pause", str(call.args.get("why", "")))
+            _pause(found, name, what == "pause", why)
     return {"host": found.host, "queues": _list(found, queues, paused), "trouble": rules.trouble}
 
 

@@ -35,7 +35,9 @@ def run(call: Call) -> Json:
             marks.check(found.root / "paused" / name)
         else:
             _pause(found, name, what == "pause", why)
-    return {"host": found.host, "queues": _list(found, queues, paused), "trouble": rules.trouble}
+    told = _list(found, queues, paused)
+    serving = [host for queue in told if queue["name"] == name for host in queue["hosts"]]
+    return {"host": found.host, "queues": told, "trouble": rules.trouble, "nudge": lab.others(found, serving)}
 
 
 def _list(found: store.Store, rules: Lab, paused: Mapping[str, str]) -> list[Json]:

@@ -159,6 +159,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["queue", "list", "--jason"], "did you mean --json?"),
         (["queue", "list", "--dry-run"], "unrecognized arguments: --dry-run"),
         (["queue", "process", "--watch", "--dry-run"], "not allowed with argument"),
+        (["logs", "x", "-n", "-3"], "-n -3: there are no lines before the first"),
         (["jobs", "-n", "few"], "-n/--ended takes a whole number, not 'few'"),
         (["submit", "train.py", "--lr", "3"], "a command with options goes behind --"),
         (["host", "drain"], "required: NAME"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from queuebox import Box
+from queuebox import Box, Call
 
 from mlbox import errors
 from mlbox.host import files, processes
@@ -112,6 +112,26 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
         box.end(job)
     with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
         box.call(show, job="sweep")
+
+
+@pytest.mark.parametrize(
+    ("asked", "printed"), [({}, "a\nb\nc\n"), ({"tail": 2}, "b\nc\n"), ({"tail": 0}, ""), ({"attempt": 1}, "a\nb\nc\n")]
+)
+def test_the_end_of_an_output(box: Box, asked: dict[str, int], printed: str) -> None:
+    job = box.sh("printf 'a\\nb\\nc\\n'")
+    box.end(job)
+    call = Call(box.root, job=job.id, **asked)
+    logs.run(call)
+    assert "".join(said["output"] for said in call.said) == printed
+
+
+@pytest.mark.parametrize("attempt", [2, -1])
+@pytest.mark.parametrize("follow", [False, True])
+def test_an_attempt_that_never_was_has_not_printed_nothing(box: Box, attempt: int, follow: bool) -> None:
+    job = box.submit("true", name="train")
+    box.end(job)
+    with pytest.raises(errors.NotFound, match=f"no attempt {attempt} of job train: it has had 1"):
+        box.call(logs, job="train", attempt=attempt, follow=follow)
 
 
 def test_what_is_paused_or_drained_says_by_whom_and_why(box: Box) -> None:

@@ -27,8 +27,8 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
-    follow, tail = bool(call.args.get("follow")), int(call.args.get("tail", 0))
-    wanted = int(call.args.get("attempt", 0))
+    follow, tail = bool(call.args.get("follow")), call.args.get("tail")
+    wanted = _attempt(job, int(call.args.get("attempt", 0)))
     said, reasons = ("", ""), Fresh(found, job)
     while True:
         state = job.state()
@@ -48,26 +48,37 @@ def run(call: Call) -> Json:
         pause()
 
 
+def _attempt(job: Job, wanted: int) -> int:
+    """0: the latest. Raises NotFound where there was none of that number."""
+    had = job.state().attempt
+    if 0 <= wanted <= had:
+        return wanted
+    raise errors.NotFound(
+        f"there is no attempt {wanted} of job {job.shown().name}: it has had {had}", "mlbox show tells of each"
+    )
+
+
 class _Place:
     """How far a file has been sent."""
 
     offset = 0
 
 
-def _follow(call: Call, job: Job, number: int, tail: int) -> None:
+def _follow(call: Call, job: Job, number: int, tail: int | None) -> None:
     """One attempt, to its end."""
     place, path = _Place(), job.attempt(number) / "output.log"
     _send(call, path, place, tail)
     while True:
         state = job.state()
         over = state.attempt != number or not state.running
-        _send(call, path, place, 0)  # after the state was read: nothing is printed after an end
+        _send(call, path, place, None)  # after the state was read: nothing is printed after an end
         if over:
             return
         pause()
 
 
-def _send(call: Call, path: Path, place: _Place, tail: int) -> None:
+def _send(call: Call, path: Path, place: _Place, tail: int | None) -> None:
+    """What of it was not sent yet; of what is there at first the last `tail` lines, or all."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -77,7 +88,7 @@ def _send(call: Call, path: Path, place: _Place, tail: int) -> None:
         with suppress(OSError):  # a share that is read-only now is no reason not to read
             os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
         size = os.fstat(descriptor).st_size
-        if tail and not place.offset:
+        if tail is not None and not place.offset:
             place.offset = _start_of_tail(file, size, tail)
         file.seek(place.offset)
         while data := file.read(_BLOCK):
@@ -87,6 +98,8 @@ def _send(call: Call, path: Path, place: _Place, tail: int) -> None:
 
 def _start_of_tail(file: Any, size: int, lines: int) -> int:
     """Where the last `lines` lines begin, looked for in the last MiB."""
+    if lines <= 0:
+        return size
     start = max(0, size - (1 << 20))
     file.seek(start)
     content = file.read()

@@ -275,7 +275,7 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
     words = "--gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m --priority -3"
     for run in (
         ["submit", "--no-code", "--json", *words.split(), "--", "true"],
-        ["session", "--queue", "default", *words.split()],
+        ["session", "--queue", "default", "--json", *words.split()],
     ):
         assert cli.main([run[0], "--dry-run", "--gpus", "A100:2", *run[1:]]) == 0
         spec = json.loads(capsys.readouterr().out)["spec"]
@@ -284,7 +284,7 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
             "hosts": ["gpu1", "gpu2"], "labels": ["nvlink"], "time_limit": 5400,
         })  # fmt: skip
     (home / "session.yaml").write_text("queue: night\npriority: -3\ncpus: 4\non: gpu1\nlabel: [a, b]\ngpu_share: 8G\n")
-    assert cli.main(["session", "-f", "session.yaml", "--dry-run", "--cpus", "2"]) == 0
+    assert cli.main(["session", "-f", "session.yaml", "--dry-run", "--json", "--cpus", "2"]) == 0
     spec = json.loads(capsys.readouterr().out)["spec"]
     asked = spec["resources"]
     assert (spec["queue"], spec["priority"], asked["cpus"], asked["gpu_share"]) == ("night", -3, 2, 8192)
@@ -293,7 +293,7 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
     assert cli.main([*from_file, "local", "--json"]) == 0  # a host is a word against the file's queue
     assert json.loads(capsys.readouterr().out)["host"] == "local"
     (home / "session.yaml").write_text("host: local\nname: calm-owl\n")
-    assert cli.main([*from_file, "--queue", "night"]) == 0
+    assert cli.main([*from_file, "--queue", "night", "--json"]) == 0
     spec = json.loads(capsys.readouterr().out)["spec"]
     assert (spec["queue"], spec["work"]["name"]) == ("night", "calm-owl")
 

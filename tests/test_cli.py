@@ -191,7 +191,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["session"], "on which host?"),
         (["session", "local", "--dry-run", "--gpus", "A100:x"], "--gpus A100:x can't be read"),
         (["session", "local", "--dry-run", "--gpus", "²"], "can't be read"),
-        (["session", "local", "--dry-run", "--name", "No Name"], "can't be a session's name"),
+        (["session", "local", "--dry-run", "--name", "No Name"], "can't be a name"),
         (["session", "local", "--dry-run", "--env", "NOT_SET_HERE"], "there is no such variable here"),
         (["session", "local", "--dry-run", "--image", "x", "--mount", "/data"], "can't be read"),
         (["session", "local", "--dry-run", "--image", "x", "--engine-args", "--shm-size=1g --privileged"],

@@ -66,7 +66,7 @@ def _pause(found: store.Store, name: str, pause: bool, why: str) -> None:
 def _new(found: store.Store, rules: lab.Rules, name: str) -> lab.Edit:
     """A line in lab.yaml, which keeps its comments."""
     if not text.is_name(name):
-        raise errors.Usage(f"{text.safe(name)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
+        raise errors.Usage(f"{text.safe(name)[:80]!r} can't be a queue's name", text.name_hint(name))
     if rules.trouble:
         raise errors.Refused(f"lab.yaml is broken: {rules.trouble}", "mend it first")
     if name in rules.lab.queues:

@@ -56,7 +56,7 @@ class JobSpec:
         if len("\0".join(self.command)) > _MOST_COMMAND or any("\0" in word for word in self.command):
             raise Usage("the command is too long, or holds a zero byte", "put it into a script")
         if not text.is_name(self.queue):
-            raise Usage(f"{text.safe(self.queue)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
+            raise Usage(f"{text.safe(self.queue)[:80]!r} can't be a queue's name", text.name_hint(self.queue))
         if self.priority not in PRIORITIES:
             raise Usage(f"a priority is {PRIORITIES[0]} to {PRIORITIES[-1]}")
         _between("retries", self.retries, _MOST_RETRIES)

@@ -120,15 +120,22 @@ def run(command: Command) -> None:
     killed_before, among_ours = _oom_kills(), _oom_kills_among_ours()
     try:
         found = _run(command, signals, output)
-    except OSError as error:  # no such program, no such folder: as a shell says it
-        output.write(f"mlbox: {command.argv[0]}: {error.strerror}\n".encode())
-        found = {"exit": 126 if error.errno == 13 else 127, "signal": 0}
+    except (OSError, ValueError) as error:  # no such program, no such folder: as a shell says it; words that are none
+        output.write(_not_run(command.argv, error).encode(errors="replace"))
+        found = {"exit": 126 if isinstance(error, PermissionError) else 127, "signal": 0}
     unsaid = output.close()
     oom = not found.get("stopped") and (
         (found["signal"] == signal.SIGKILL and _oom_kills() > killed_before)
         or (found["exit"] == 128 + signal.SIGKILL and _oom_kills_among_ours() > among_ours)  # a shell tells it so
     )
     _record(command.place, {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid})
+
+
+def _not_run(argv: tuple[str, ...], error: OSError | ValueError) -> str:
+    """One word with spaces is a line for a shell that nobody was asked to read."""
+    why = error.strerror if isinstance(error, OSError) else error
+    hint = "mlbox: it is one word; without quotes, or as sh -c '…', it is a command and its arguments\n"
+    return f"mlbox: {argv[0]}: {why}\n" + (hint if len(argv) == 1 and " " in argv[0].strip() else "")
 
 
 def _oom_kills() -> int:

@@ -69,7 +69,7 @@ def put(box: Box, content: bytes) -> Any:
     return job
 
 
-def shown(box: Box, job: Any, tail: int = 0) -> str:
+def shown(box: Box, job: Any, tail: int | None = None) -> str:
     call: Any = Call(box.root, job=job.id, tail=tail)
     logs.run(call)
     return printed(call.said)

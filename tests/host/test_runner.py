@@ -114,7 +114,8 @@ def test_the_kills_of_one_s_own_control_group(tmp_path: Path, known: str, file: 
 @pytest.mark.parametrize(
     ("argv", "exit_", "words"),
     [(("no-such-program",), 127, "no-such-program: No such file"), (("/etc/passwd",), 126, "Permission denied"),
-     (("/etc",), 126, "Permission denied")],
+     (("/etc",), 126, "Permission denied"), (("a\udcff",), 127, "No such file"), (("true", "a\0b"), 127, "null byte"),
+     (("echo a; echo b",), 127, "sh -c"), (("a\ud800",), 127, "surrogates not allowed")],
 )  # fmt: skip
 def test_what_is_no_command(tmp_path: Path, argv: tuple[str, ...], exit_: int, words: str) -> None:
     runner = Runner(tmp_path, *argv)

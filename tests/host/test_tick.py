@@ -1280,6 +1280,21 @@ def test_a_place_that_somebody_else_made_for_us_is_not_used(box: Box) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")
+def test_by_name_one_s_own_job_is_meant_before_a_colleague_s(box: Box) -> None:
+    theirs = other(box)
+    mine = box.submit("true", name="train")
+    box.end(mine)
+    spec = JobSpec(command=("true",), work=Spec(runtime="process", name="train"))
+    job = hint(theirs, spec)
+    theirs.create(job, spec, queued=True)
+    for folder, _, names in os.walk(theirs.own()):
+        for name in ("", *names):
+            os.chown(os.path.join(folder, name), 65534, 65534)
+    assert lookup.job(box.found, job.id).id == job.id
+    assert lookup.job(box.found, "train").id == mine.id
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")
 def test_another_user_s_job_is_theirs(box: Box) -> None:
     theirs = other(box)
     job, plain = box.sh("true", env={"TOKEN": "s3cret"}), box.sh("true")

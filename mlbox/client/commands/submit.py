@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import answers, lab, options, output, state, words
+from mlbox.client import answers, asked, lab, options, output, state, words
 from mlbox.client.remote import Host
 from mlbox.core import text
 from mlbox.core.job import REASONS, JobSpec, check_folder
@@ -180,7 +180,5 @@ def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
         output.facts({"spec": wire, "array": count, "code": folder}, dry=True)
         return 0
     print(f"would submit: {text.safe(shlex.join(spec.command))}")
-    for key, value in {**wire.pop("work"), **wire, "array": count, "code": folder}.items():
-        if value and key not in ("command", "authorized_keys", "work"):
-            print(f"  {key}: {text.safe(str(value))}")
+    asked.foretell(wire, queue=spec.queue, array=count, code=folder)
     return 0

@@ -27,8 +27,8 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
-    follow, wanted = bool(call.args.get("follow")), int(call.args.get("attempt", 0))
-    output = _Output(job, wanted or job.state().attempt, int(call.args.get("tail", 0)))
+    follow, wanted = bool(call.args.get("follow")), _attempt(job, int(call.args.get("attempt", 0)))
+    output = _Output(job, wanted or job.state().attempt, call.args.get("tail"))
     said, reasons = ("", ""), Fresh(found, job)
     while True:
         if follow:
@@ -49,6 +49,16 @@ def run(call: Call) -> Json:
         pause()
 
 
+def _attempt(job: Job, wanted: int) -> int:
+    """0: the latest. Raises NotFound where there was none of that number."""
+    had = job.state().attempt
+    if 0 <= wanted <= had:
+        return wanted
+    raise errors.NotFound(
+        f"there is no attempt {wanted} of job {job.shown().name}: it has had {had}", "mlbox show tells of each"
+    )
+
+
 def _follow(call: Call, job: Job, output: _Output) -> None:
     """One attempt, to its end."""
     while True:
@@ -61,16 +71,16 @@ def _follow(call: Call, job: Job, output: _Output) -> None:
 
 
 class _Output:
-    """What an attempt has printed, and how far it has been sent; `tail`: at first only so many lines (0: all)."""
+    """What an attempt has printed, and how far it has been sent; `tail`: of what is there at first, so many lines."""
 
-    def __init__(self, job: Job, number: int, tail: int = 0) -> None:
+    def __init__(self, job: Job, number: int, tail: int | None = None) -> None:
         self.number = number
         self._path, self._tail, self._offset = job.attempt(number) / "output.log", tail, 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may come in two pieces
 
     def send(self, call: Call, last: bool) -> None:
         """What is there by now; `last`: half a letter at its end stays one."""
-        tail, self._tail = self._tail, 0
+        tail, self._tail = self._tail, None
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -79,7 +89,7 @@ class _Output:
             # Asks the server: GlusterFS goes on showing what it knew for up to a second after another host has written.
             with suppress(OSError):  # a share that is read-only now is no reason not to read
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
-            if tail:
+            if tail is not None:
                 self._offset = _start_of_tail(file, os.fstat(descriptor).st_size, tail)
             file.seek(self._offset)
             while data := file.read(_BLOCK):
@@ -96,6 +106,8 @@ class _Output:
 
 def _start_of_tail(file: BinaryIO, size: int, lines: int) -> int:
     """Where the last `lines` lines begin, looked for in the last MiB."""
+    if lines <= 0:
+        return size
     start = max(0, size - (1 << 20))
     file.seek(start)
     content = file.read()

@@ -32,7 +32,7 @@ from mlbox.host.job import Job
 Json = dict[str, Any]
 Act = Callable[[Calls], object]
 TRUE = JobSpec(command=("/bin/true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
-PATIENCE = 120.0  # s for all recoveries of one test
+PATIENCE = 600.0  # s for all recoveries of one test
 # 1: every call meets every fault (`make faults`). The gate takes each n-th, with the three errors in turn, and a disk
 # that is full, or broken, at each fourth of these.
 EVERY = int(os.environ.get("MLBOX_FAULTS_EVERY", "1"))

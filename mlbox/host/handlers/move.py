@@ -47,8 +47,8 @@ def run(call: Call) -> Json:
     if (to.queue, to.priority, to.rank) != (now.queue, now.priority, now.rank):
         ready.withdraw(found, now)
     found.unmark_making(job)
-    report = tick.run(found)
-    return {**reply, "started": job.id in report.started}
+    report = tick.behind(found)
+    return {**reply, "started": job.id in report.started, "trouble": rules.trouble or report.trouble}
 
 
 def _place(found: store.Store, job: Waiting, args: Json) -> Waiting:

@@ -3,7 +3,7 @@
 # make check      what CI checks, where the packages are there already
 # make unit       the tests that need no lab: seconds
 # make faults     crashes and errors at every call of the queue that touches a file: minutes
-# make chaos      500 jobs on three hosts to which everything happens (SEED=7 repeats a plan): a quarter of an hour
+# make chaos      500 jobs on three hosts to which everything happens (SEED=7 repeats a plan): over half an hour
 # make pyz        dist/mlbox.pyz and build/mlbox-host.pyz
 # make soak       hours of cut tunnels in the lab (SOAK=7200 PERIOD=60 SLEEP=600: seconds)
 # make bench      measurements (scripts/bench.py)

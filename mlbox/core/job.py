@@ -45,7 +45,7 @@ class JobSpec:
     array_index: int = 0
     array_limit: int = 0  # of the array, at once; 0: no limit
     grace: int = 10  # s between SIGTERM and SIGKILL
-    output_limit: int = 1024  # MiB of output kept
+    output_limit: int = 0  # MiB of output kept of an attempt; 0: as lab.yaml says
     on_host_loss: str = ""
     max_losses: int = 3  # attempts that were lost, after which it has failed: it may be what kills its hosts
     code: str = ""  # sha256 of the code's archive (host/code.py); empty: `folder` as it is

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -129,7 +130,8 @@ def _claim(
         _mend(found, place, job)
         return None
     engine = engines.choose(spec.work, found)
-    spec = spec.with_runtime(engine.name)
+    output_limit = (rules or Lab()).output_limit(job.queue, spec.output_limit)
+    spec = replace(spec.with_runtime(engine.name), output_limit=output_limit)
     number = state.attempt + 1
     record = _record(spec, job, chosen)
     if rules and limited(rules, job):

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
+from mlbox.core import text
 from mlbox.host import here, keeping, processes
 from mlbox.host.run import Signals
 
@@ -57,7 +58,7 @@ class Output:
     """The attempt's output file: appended to, never beyond `limit` bytes, and never a reason to stop the job."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        self.dropped, self._why = 0, ""
+        self.dropped, self._why, self._limit = 0, "", limit
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             self._left = limit - os.fstat(self._file).st_size
@@ -67,7 +68,7 @@ class Output:
     def write(self, data: bytes) -> None:
         kept, rest = data[: max(0, self._left)], data[max(0, self._left) :]
         if rest:
-            self._drop(len(rest), "the limit is reached")
+            self._drop(len(rest), f"the limit of {text.mebibytes(self._limit >> 20)} is reached")
         while kept:
             try:
                 written = os.write(self._file, kept)

@@ -139,7 +139,7 @@ def test_output_beyond_the_limit_is_counted_and_said(tmp_path: Path) -> None:
     runner = sh(tmp_path, "head -c 100000 /dev/zero | tr '\\0' x; exit 4", limit=1000)
     found = runner.end()
     assert (found["exit"], found["dropped"]) == (4, 99_000)
-    assert runner.output().startswith("x" * 1000 + "\n[mlbox: 99000 bytes of output were dropped: the limit")
+    assert runner.output().startswith("x" * 1000 + "\n[mlbox: 99000 bytes of output were dropped: the limit of")
 
 
 def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:

@@ -248,6 +248,21 @@ def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
     assert box.end(job).facts["reason"] == "timeout"
 
 
+@pytest.mark.parametrize("asked", [0, 3])
+def test_output_is_cut_by_the_policy_that_holds_when_it_starts(box: Box, asked: int) -> None:
+    """lab.yaml was changed since it was submitted."""
+    box.lab("queues: {default: {output_limit: 2M}}")
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("head -c 4000000 /dev/zero | tr '\\0' x", output_limit=asked)
+    box.lab("max_output_limit: 1M")
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    box.end(job)
+    kept, said = box.output(job).split("\n", 1)
+    assert len(kept) == 1 << 20
+    assert said == f"[mlbox: {4_000_000 - (1 << 20)} bytes of output were dropped: the limit of 1 MiB is reached]\n"
+
+
 def test_who_signed_what_was_removed_from_tmp_is_told_all_the_same(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "PATIENCE", 0.0)
     cancelled = box.sh("sleep 60")
@@ -357,21 +372,25 @@ def test_a_job_moves_only_where_it_could_run(box: Box) -> None:
     """As at submit, and in the same words."""
     here = box.found.host
     box.lab(f"""
-queues: {{default: {{}}, night: {{max_time_limit: 1h}}, nobody: {{}}, far: {{}}}}
-hosts: {{{here}: {{queues: [default, night], labels: [x]}}, gpu9: {{queues: [far]}}}}
+queues: {{default: {{}}, night: {{max_time_limit: 1h}}, quiet: {{max_output_limit: 1M}}, nobody: {{}}, far: {{}}}}
+hosts: {{{here}: {{queues: [default, night, quiet], labels: [x]}}, gpu9: {{queues: [far]}}}}
 """)
     box.call(queue, do="pause", queue="default")
     (box.found.on("gpu9")).mkdir(parents=True)
     (box.found.on("gpu9") / "host.json").write_text(json.dumps({"at": 1.0, "gpus": [], "cpus": 2, "memory": 1}))
-    job = box.sh("true", resources={"labels": ("x",), "time_limit": 7200})
+    job = box.sh("true", resources={"labels": ("x",), "time_limit": 7200}, output_limit=2)
     for name, error, words in (
         ("nobody", errors.Refused, "no host serves queue nobody"), ("far", errors.Refused, "gpu9 has no label x"),
-        ("night", errors.Refused, "queue night gives at most 1h"), ("no", errors.NotFound, "there is no queue no"),
+        ("night", errors.Refused, "queue night gives at most 1h"),
+        ("quiet", errors.Refused, "queue quiet keeps at most 1 MiB of output"),
+        ("no", errors.NotFound, "there is no queue no"),
     ):  # fmt: skip
         said = []
         for act in (
             lambda name=name: box.call(move, job=job.id, queue=name),
-            lambda name=name: box.sh("true", queue=name, resources={"labels": ("x",), "time_limit": 7200}),
+            lambda name=name: box.sh(
+                "true", queue=name, resources={"labels": ("x",), "time_limit": 7200}, output_limit=2
+            ),
         ):
             with pytest.raises(error, match=words) as caught:
                 act()

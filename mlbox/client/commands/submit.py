@@ -53,7 +53,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy.add_argument("--retry-on", metavar="R,…", help="only after these: " + ", ".join(REASONS))
     policy.add_argument("--backoff", metavar="10s", help="wait before the second attempt; doubles with each")
     policy.add_argument("--grace", metavar="10s", help="between SIGTERM and SIGKILL")
-    policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt")
+    policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt (default: the queue's, or 1G)")
     policy.add_argument("--on-host-loss", choices=("requeue", "hold"), help="a host that was lost: run again, or fail")
     policy.add_argument("--max-losses", type=int, metavar="N", help="fail when it was lost so often (default: 3)")
     options.dry_run(policy)

@@ -30,7 +30,7 @@ def run(call: Call) -> Json:
     to = _place(found, now, call.args)
     rules = lab.rules(found)
     if to.queue != now.queue:
-        able.check(found, rules, to.queue, to.resources)
+        able.check(found, rules, to.queue, to.resources, spec.output_limit)
     elif not rules.usable:
         raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for

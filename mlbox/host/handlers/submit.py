@@ -69,7 +69,7 @@ def _named(spec: JobSpec) -> JobSpec:
 
 def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
-    hosts = able.check(found, rules, spec.queue, spec.resources)
+    hosts = able.check(found, rules, spec.queue, spec.resources, spec.output_limit)
     lab.allowed(rules.lab, spec.work)
     for after in spec.after:
         if not view.state_of(found, view.known_users(found), after.job):

@@ -3,7 +3,7 @@
 # make check      what CI checks, where the packages are there already
 # make unit       the tests that need no lab: seconds
 # make faults     crashes and errors at every call of the queue that touches a file: minutes
-# make chaos      500 jobs on three hosts to which everything happens (SEED=7 repeats a plan): a quarter of an hour
+# make chaos      500 jobs on three hosts to which everything happens (SEED=7 repeats a plan): over half an hour
 # make pyz        dist/mlbox.pyz and build/mlbox-host.pyz
 # make soak       hours of cut tunnels in the lab (SOAK=7200 PERIOD=60 SLEEP=600: seconds)
 # make bench      measurements (scripts/bench.py)
@@ -41,7 +41,8 @@ types: $(VENV)/.stamp
 unit: pyz $(VENV)/.stamp
 	$(RUN) pytest tests --ignore=tests/lab --ignore=tests/faults -n logical --junitxml=$(REPORTS)/unit.xml
 
-# SIGKILL, and errors, at every call that touches a file (EVERY=7: at each seventh).
+# SIGKILL, EIO, ENOSPC and ESTALE at every call that touches a file, and a full disk from there on (EVERY=13: at each 13th,
+# with one of these errors).
 EVERY ?= 1
 faults: pyz $(VENV)/.stamp
 	MLBOX_FAULTS_EVERY=$(EVERY) $(RUN) pytest tests/faults -n logical --junitxml=$(REPORTS)/faults.xml
@@ -74,7 +75,7 @@ check:
 	$(MAKE) lint
 	$(MAKE) types
 	$(MAKE) unit
-	$(MAKE) faults EVERY=7
+	$(MAKE) faults EVERY=13
 	$(MAKE) lab-test
 
 test: packages

@@ -13,8 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and arguments[:1] in (["host"], ["tick"]) and "MLBOX_SESSION" in os.environ:
         _step_apart()
     if arguments[:1] == ["host"]:
-        from mlbox.host import serve
+        from mlbox.host import here, serve
 
+        here.be_readable()
         if arguments[1:] == ["relayed"]:  # by a reverse tunnel, not by a login
             from mlbox.core.reverse import RELAYED
 
@@ -25,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
 
         if idle.may_pass(arguments[1:]):
             return 0
-        from mlbox.host import tick
+        from mlbox.host import here, tick
 
+        here.be_readable()
         return tick.main(arguments[1:])
     if arguments[:1] == ["rendezvous"] and len(arguments) == 3:
         from mlbox.host import rendezvous

@@ -159,6 +159,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["queue", "list", "--jason"], "did you mean --json?"),
         (["queue", "list", "--dry-run"], "unrecognized arguments: --dry-run"),
         (["queue", "process", "--watch", "--dry-run"], "not allowed with argument"),
+        (["logs", "x", "-n", "-3"], "-n -3: there are no lines before the first"),
         (["jobs", "-n", "few"], "-n/--ended takes a whole number, not 'few'"),
         (["submit", "train.py", "--lr", "3"], "a command with options goes behind --"),
         (["host", "drain"], "required: NAME"),
@@ -190,7 +191,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["session"], "on which host?"),
         (["session", "local", "--dry-run", "--gpus", "A100:x"], "--gpus A100:x can't be read"),
         (["session", "local", "--dry-run", "--gpus", "²"], "can't be read"),
-        (["session", "local", "--dry-run", "--name", "No Name"], "can't be a session's name"),
+        (["session", "local", "--dry-run", "--name", "No Name"], "can't be a name"),
         (["session", "local", "--dry-run", "--env", "NOT_SET_HERE"], "there is no such variable here"),
         (["session", "local", "--dry-run", "--image", "x", "--mount", "/data"], "can't be read"),
         (["session", "local", "--dry-run", "--image", "x", "--engine-args", "--shm-size=1g --privileged"],
@@ -274,7 +275,7 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
     words = "--gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m --priority -3"
     for run in (
         ["submit", "--no-code", "--json", *words.split(), "--", "true"],
-        ["session", "--queue", "default", *words.split()],
+        ["session", "--queue", "default", "--json", *words.split()],
     ):
         assert cli.main([run[0], "--dry-run", "--gpus", "A100:2", *run[1:]]) == 0
         spec = json.loads(capsys.readouterr().out)["spec"]
@@ -283,7 +284,7 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
             "hosts": ["gpu1", "gpu2"], "labels": ["nvlink"], "time_limit": 5400,
         })  # fmt: skip
     (home / "session.yaml").write_text("queue: night\npriority: -3\ncpus: 4\non: gpu1\nlabel: [a, b]\ngpu_share: 8G\n")
-    assert cli.main(["session", "-f", "session.yaml", "--dry-run", "--cpus", "2"]) == 0
+    assert cli.main(["session", "-f", "session.yaml", "--dry-run", "--json", "--cpus", "2"]) == 0
     spec = json.loads(capsys.readouterr().out)["spec"]
     asked = spec["resources"]
     assert (spec["queue"], spec["priority"], asked["cpus"], asked["gpu_share"]) == ("night", -3, 2, 8192)
@@ -292,7 +293,7 @@ def test_a_session_asks_of_a_host_in_line_what_a_job_asks(home: Path, capsys: py
     assert cli.main([*from_file, "local", "--json"]) == 0  # a host is a word against the file's queue
     assert json.loads(capsys.readouterr().out)["host"] == "local"
     (home / "session.yaml").write_text("host: local\nname: calm-owl\n")
-    assert cli.main([*from_file, "--queue", "night"]) == 0
+    assert cli.main([*from_file, "--queue", "night", "--json"]) == 0
     spec = json.loads(capsys.readouterr().out)["spec"]
     assert (spec["queue"], spec["work"]["name"]) == ("night", "calm-owl")
 

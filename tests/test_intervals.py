@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import faults
 import plans
 import pytest
-from intervals import Asked, Run, Still, bounded, of_log, of_runs
+from intervals import Asked, Fenced, Run, Still, bounded, of_fenced, of_log, of_runs
 
+from mlbox import host
 from mlbox.core.slots import Intent, Reading, Slot, Writer
 
 MEMORY = {"GPU-a": 24, "GPU-b": 24}
@@ -54,6 +58,12 @@ def test_a_run_that_stood_still_with_its_host_lasted_as_long() -> None:
     for stills in ([], [Still("gpu2", 2.1, 7)], [Still("gpu1", 5, 7)], [Still("gpu1", 0.5, 1.5)]):
         assert bounded(gone, stills) == gone
     assert bounded(A, [Still("gpu1", 2.1, 7)]) == A
+
+
+def test_a_fenced_host_that_starts_something() -> None:
+    gone = [Fenced("gpu1", 3, 6), Fenced("gpu2", 0, 1)]
+    assert of_fenced([run("A", 2, 4), run("B", 7, 8), run("C", 4, 5, host="gpu2")], gone) == []
+    assert [found.kind for found in of_fenced([run("A", 4, 8)], gone)] == ["a fenced host started a job"]
 
 
 # ---- a job's log -------------------------------------------------------------------------------------------
@@ -123,12 +133,49 @@ def test_a_seed_is_a_plan() -> None:
     assert plans.long(7, 500) == plans.long(7, 500) != plans.long(8, 500)
     made = plans.long(7, 500)
     assert sum(batch.count for batch in made.batches) == 500
-    assert {fault.kind for lane in made.lanes.values() for fault in lane} == set(faults.KINDS)
+    dealt = [fault.kind for lane in made.lanes.values() for fault in lane]
+    assert {kind: dealt.count(kind) for kind in dealt} == dict.fromkeys(faults.KINDS, 6)
+
+
+def test_each_of_the_people_submits_about_half() -> None:
+    batches = plans.long(7, 500).batches
+    for user in plans.PEOPLE:
+        assert 0.35 < sum(batch.user == user for batch in batches) / len(batches) < 0.65
+    assert all(f"/home/{batch.user}/chaos" in " ".join(batch.words) for batch in batches)
+
+
+def time_outs() -> Iterator[tuple[str, float]]:
+    """Of all that hosts wait for."""
+    for module in pkgutil.walk_packages(host.__path__, "mlbox.host."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, float) and name.endswith(("PATIENCE", "BEAT", "LONG", "FRESH", "WORKS", "RETURN")):
+                yield f"{module.name}.{name}", value
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_long_form_outlasts_every_time_out(seed: int) -> None:
+    lanes = plans.long(seed, 500).lanes.values()
+    longest = {kind: max(f.seconds for lane in lanes for f in lane if f.kind == kind) for kind in faults.LASTING}
+    known = dict(time_outs())
+    assert {"mlbox.host.view.BEAT", "mlbox.host.heard.LONG", "mlbox.host.sweep._WORKS"} <= known.keys()
+    beyond = {name for name, seconds in known.items() if seconds >= min(longest["frozen"], longest["no share"])}
+    assert beyond == {"mlbox.host.attempts._PATIENCE"}
+    assert max(longest[kind] for kind in longest.keys() - {"frozen", "no share"}) <= 75
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_submissions_go_on_while_faults_happen(seed: int) -> None:
+    made = plans.long(seed, 500)
+    pauses = sum(batch.pause for batch in made.batches) / plans.SUBMITTERS
+    assert 0.5 < pauses / max(map(plans.duration, made.lanes.values())) < 1.1
 
 
 def test_the_short_form_has_some_of_everything() -> None:
-    made = plans.short(1)
+    made = plans.short(14)
     words = [" ".join(batch.words[: batch.words.index("--")]) for batch in made.batches]
     for word in ("--image", "--time-limit", "--retries", "--gpu-share", "--gpus 0", "--gpus 1", "--gpus 2", "hold"):
         assert any(word in line for line in words), word
     assert sorted(fault.kind for lane in made.lanes.values() for fault in lane) == sorted(faults.KINDS)
+    assert {batch.user for batch in made.batches} == set(plans.PEOPLE)
+    assert max(map(plans.duration, made.lanes.values())) < 60
+    assert all(batch.pause == 0 for batch in made.batches)

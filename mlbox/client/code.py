@@ -1,7 +1,7 @@
 """The code that goes along with a job: the folder as it is now, and where it came from.
 
-In a git repository: what git tracks, with all changes, and new files that it does not ignore. Elsewhere: the
-whole folder. Either way nothing that waits in line changes when the files do.
+In a git repository: what git tracks, with all changes, and new files that it does not ignore, of its submodules too.
+Elsewhere: the whole folder. Either way nothing that waits in line changes when the files do.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import os
 import stat
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from mlbox import errors
+from mlbox.core import text
+from mlbox.core.code import MOST_FILES, MOST_UNPACKED, stays_inside
 from mlbox.core.job import JobSpec
 
 LARGEST = 32 << 20  # bytes, packed; it travels inside the request
 _LARGEST_FILES = 20_000
+_LEAVE_OUT = "leave it out (.gitignore), name another --code folder, or use --folder, --no-code"
 
 
 def pack(name: str) -> tuple[str, dict[str, str]]:
@@ -29,14 +34,13 @@ def pack(name: str) -> tuple[str, dict[str, str]]:
     if not folder.is_dir():
         raise errors.Usage(f"there is no folder {folder}", "--code DIR, or --no-code")
     seen = _provenance(folder)
-    files = _tracked(folder) if seen else _all(folder)
+    files = _tracked(str(folder)) if seen else []
+    if not files:  # of a repository around it that ignores all of it, too
+        seen, files = {}, _all(folder)
     buffer = io.BytesIO()
     compressed = gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0)
     with compressed, tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in sorted(files):
-            _add(archive, folder, path)
-            if buffer.tell() > LARGEST:
-                raise _too_large(folder)
+        _Packing(folder, archive, buffer).add(files)
     if buffer.tell() > LARGEST:
         raise _too_large(folder)
     return base64.b64encode(buffer.getvalue()).decode(), seen
@@ -49,23 +53,56 @@ def _too_large(folder: Path) -> errors.Usage:
     )
 
 
-def _add(archive: tarfile.TarFile, folder: Path, path: str) -> None:
-    try:
-        seen = (folder / path).lstat()
-    except OSError:
-        return  # tracked, and deleted since
-    entry = tarfile.TarInfo(path)
-    entry.mode = 0o755 if seen.st_mode & 0o100 else 0o644
-    if stat.S_ISLNK(seen.st_mode):
-        entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(folder / path)
-        archive.addfile(entry)
-    elif stat.S_ISREG(seen.st_mode):
-        entry.size = seen.st_size
-        with (folder / path).open("rb") as file:
-            archive.addfile(entry, file)
+class _Packing:
+    """What a host would not unpack is said now, not when the job's turn has come."""
+
+    def __init__(self, folder: Path, archive: tarfile.TarFile, packed: io.BytesIO) -> None:
+        self._folder, self._archive, self._packed = folder, archive, packed
+        self._count, self._total = 0, 0
+
+    def add(self, paths: Iterable[str]) -> None:
+        for path in sorted(paths):
+            try:
+                self._add(path.rstrip("/"), os.lstat(self._folder / path))
+            except FileNotFoundError:
+                continue  # tracked, and deleted since
+            except OSError as error:  # closed to us; or it shrank meanwhile, which has no number
+                why = error.strerror or "it was written to at this moment"
+                raise errors.Usage(f"{text.safe(path)} can't be sent along: {why}", _LEAVE_OUT) from None
+            if self._packed.tell() > LARGEST:
+                raise _too_large(self._folder)
+
+    def _add(self, path: str, seen: os.stat_result) -> None:
+        entry = tarfile.TarInfo(path)
+        entry.mode = 0o755 if seen.st_mode & 0o100 else 0o644
+        if stat.S_ISLNK(seen.st_mode):
+            entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(self._folder / path)
+            if not stays_inside(path, entry.linkname):
+                where = f"{text.safe(path)}, a link to {text.safe(entry.linkname)}, leads out of the code's folder"
+                raise errors.Usage(f"{where}, so no host takes it", _LEAVE_OUT)
+            self._put(entry)
+        elif stat.S_ISDIR(seen.st_mode):
+            if os.path.lexists(self._folder / path / ".git"):  # a submodule, or a repository that is none
+                self.add(f"{path}/{below}" for below in _tracked(str(self._folder / path)))
+            else:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                self._put(entry)
+        elif stat.S_ISREG(seen.st_mode):
+            entry.size = seen.st_size
+            with open(self._folder / path, "rb") as file:
+                self._put(entry, file)
+
+    def _put(self, entry: tarfile.TarInfo, file: BinaryIO | None = None) -> None:
+        self._count, self._total = self._count + 1, self._total + entry.size
+        if self._total > MOST_UNPACKED or self._count > MOST_FILES:
+            beyond = (
+                f"more than {MOST_FILES} files" if self._count > MOST_FILES else f"{MOST_UNPACKED >> 30} GiB or more"
+            )
+            raise errors.Usage(f"the code in {self._folder.resolve()} is {beyond}", _LEAVE_OUT)
+        self._archive.addfile(entry, file)
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(folder: Path | str, *words: str) -> str:
     """Empty where git, or a repository, is not there."""
     try:
         done = subprocess.run(("git", "-C", str(folder), *words), stdin=subprocess.DEVNULL, capture_output=True)
@@ -87,7 +124,7 @@ def _provenance(folder: Path) -> dict[str, str]:
     return {name: value.strip()[:4000] for name, value in said.items() if value.strip()} or {"commit": "none yet"}
 
 
-def _tracked(folder: Path) -> list[str]:
+def _tracked(folder: str) -> list[str]:
     listed = _git(folder, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ".")
     return [name for name in dict.fromkeys(listed.split("\0")) if name]
 
@@ -96,7 +133,10 @@ def _all(folder: Path) -> list[str]:
     found: list[str] = []
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if f not in ("__pycache__", ".venv", "node_modules", ".git"))
-        found += [os.path.relpath(os.path.join(top, name), folder) for name in names]
+        links = [name for name in folders if os.path.islink(os.path.join(top, name))]
+        found += [os.path.relpath(os.path.join(top, name), folder) for name in (*names, *links)]
+        if not (names or folders) and top != str(folder):  # a place for what the job writes
+            found.append(os.path.relpath(top, folder))
         if len(found) > _LARGEST_FILES:
             raise errors.Usage(
                 f"{folder.resolve()} holds more than {_LARGEST_FILES} files, and is no git repository",

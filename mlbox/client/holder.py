@@ -251,10 +251,10 @@ class Holder:
         """Let `ssh -p PORT` know the session's own host key."""
         facts = self._reach.services.get("ssh")
         if facts and facts.get("host_key"):
-            port, user = self._tunnels.port("ssh"), str(facts["user"])
-            files = self._host.transport.identity_files()
+            port, user, transport = self._tunnels.port("ssh"), str(facts["user"]), self._host.transport
+            keys, agent = transport.identity_files(), transport.agent()
             try:
-                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), files)
+                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), keys, agent)
             except (errors.MlboxError, OSError) as error:
                 self._say(f"`ssh -p {port}` does not know the session: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from mlbox.client import output, state, transports
 from mlbox.client.remote import Host, OnProgress, connect
 
 Json = dict[str, Any]
+_AWAY = 300.0  # s after which a host that was away is worth ssh's patience again
 
 
 def known_hosts(config: state.Config) -> list[str]:
@@ -45,11 +47,15 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
 
 
 class AnyHost(Host):
-    """The first of these that a connection comes about to. Once it has answered, it is that one."""
+    """The first of these that a connection comes about to. Once it has answered, it is that one.
+
+    Those that were away a moment ago come last: each would cost every command ssh's whole time-out."""
 
     def __init__(self, names: Sequence[str], settings: state.Config) -> None:
         self._settings = settings
-        self._become(names)
+        noted, now = state.load("away.json"), time.time()
+        self._away = {name for name, at in noted.items() if isinstance(at, float) and abs(now - at) < _AWAY}
+        self._become(sorted(names, key=lambda name: name in self._away))
 
     def _become(self, names: Sequence[str]) -> None:
         vars(self).update(vars(connect(names[0], self._settings)))
@@ -60,6 +66,7 @@ class AnyHost(Host):
             try:
                 reply = super().call(verb, args, on_progress)
             except errors.NotConnected as error:
+                state.update("away.json", self.name, time.time())
                 if not self._others:
                     raise
                 with output.still():
@@ -67,4 +74,6 @@ class AnyHost(Host):
                 self._become(self._others)
             else:
                 self._others = ()
+                if self.name in self._away:
+                    state.update("away.json", self.name, None)
                 return reply

@@ -49,6 +49,13 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
     return replies
 
 
+def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> None:
+    """After a word by which a host, or several, may start something: what waited for it is not left to their cron."""
+    if not settings.dry_run:
+        asked.call("tick", {})
+        nudge(others, settings)
+
+
 def _knows(reply: Json, job: str) -> bool:
     return job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 

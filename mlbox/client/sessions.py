@@ -170,7 +170,8 @@ def enter(host: Host, session: Json) -> None:
     if facts is None or way is None:
         return
     place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
-    known = ssh_config.enter(session["id"], session["name"], facts, place, host.transport.identity_files())
+    keys, agent = host.transport.identity_files(), host.transport.agent()
+    known = ssh_config.enter(session["id"], session["name"], facts, place, keys, agent)
     if known != session["name"]:
         output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
 

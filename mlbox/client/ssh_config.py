@@ -46,7 +46,9 @@ def folder() -> Path:
 # ---- a session, by its name --------------------------------------------------------------------------------
 
 
-def enter(session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, Any], keys: Sequence[str]) -> str:
+def enter(
+    session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, Any], keys: Sequence[str], agent: str = ""
+) -> str:
     """The name by which ssh now knows a session. `facts`: its SSH service, as the host told (socket, user, host_key);
     `way`: what of the place (client/proxy.py) is this machine's to say. Raises MlboxError on words of the host's that
     could mean more to ssh than they should."""
@@ -63,7 +65,7 @@ def enter(session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, A
     words = (sys.executable, "-I", "-S", str(state.home() / "proxy.py"), f"{base}.json")
     lines = [
         f"Host {' '.join(names)}", f"  HostKeyAlias {alias}", f"  User {user}",
-        f"  ProxyCommand {shlex.join(words).replace('%', '%%')}", *_verified(f"{base}.known_hosts", keys),
+        f"  ProxyCommand {shlex.join(words).replace('%', '%%')}", *_verified(f"{base}.known_hosts", keys, agent),
     ]  # fmt: skip
     state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
     _write_top()
@@ -147,13 +149,14 @@ def keep_only(host: str, root: str, living: Iterable[str]) -> None:
 # ---- an attached client, by its port -----------------------------------------------------------------------
 
 
-def add(session: str, port: int, user: str, host_key: str, keys: Sequence[str]) -> None:
+def add(session: str, port: int, user: str, host_key: str, keys: Sequence[str], agent: str = "") -> None:
     """`ssh -p PORT USER@localhost` knows the session's key. Raises MlboxError as `enter` does."""
     _check(session, user, host_key)
     _forget_the_dead()
     base = folder() / f"{session}.{os.getpid()}"
     state.write(Path(f"{base}.known_hosts"), f"[localhost]:{port},[127.0.0.1]:{port} {host_key}\n")
-    lines = [f'Match host localhost,127.0.0.1 exec "test %p = {port}"', *_verified(f"{base}.known_hosts", keys)]
+    match = f'Match host localhost,127.0.0.1 exec "test %p = {port}"'
+    lines = [match, *_verified(f"{base}.known_hosts", keys, agent)]
     state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
     _write_top()
 
@@ -182,8 +185,10 @@ def _check(session: str, user: str, host_key: str) -> None:
         raise errors.MlboxError("the host replied what can't be a session's id, user or host key")
 
 
-def _verified(known_hosts: str, keys: Sequence[str]) -> list[str]:
+def _verified(known_hosts: str, keys: Sequence[str], agent: str) -> list[str]:
     lines = [f'  UserKnownHostsFile "{known_hosts}"', "  StrictHostKeyChecking yes"]
+    lines += ["  PubkeyAuthentication yes", "  PreferredAuthentications publickey"]  # whatever the user's hosts take
+    lines += [f'  IdentityAgent "{agent.replace("%", "%%")}"'] if agent else []
     return [*lines, *(f'  IdentityFile "{file}"' for file in keys)]
 
 
@@ -264,7 +269,19 @@ def by_file() -> str:
 
 def included() -> bool:
     try:
-        lines = (Path.home() / ".ssh/config").read_text(errors="replace").splitlines()
+        return holds((Path.home() / ".ssh/config").read_text(errors="replace").splitlines())
     except OSError:
         return False
-    return any(map(includes, lines))
+
+
+def holds(lines: Iterable[str]) -> bool:
+    """Whether these lines of a configuration include ours whatever host is meant: what follows a Host or Match line is
+    for those hosts only."""
+    for_all = True
+    for line in lines:
+        keyword, *words = _words(line)
+        if keyword in ("host", "match"):
+            for_all = [word.lower() for word in words] == (["*"] if keyword == "host" else ["all"])
+        elif for_all and includes(line):
+            return True
+    return False

@@ -36,11 +36,13 @@ def line() -> str:
 
 def install(dry: bool = False) -> str:
     """The change that it made (or would make); empty where the line is there. Raises MlboxError where it can't."""
-    return _change(lambda lines: lines if any(map(_is_ours, lines)) else [f"{line()}\n", *lines], dry, "installed")
+    return _change(
+        lambda lines: lines if ssh_config.holds(lines) else [f"{line()}\n", *_others(lines)], dry, "installed"
+    )
 
 
 def remove(dry: bool = False) -> str:
-    return _change(lambda lines: [one for one in lines if not _is_ours(one)], dry, "removed")
+    return _change(_others, dry, "removed")
 
 
 def offer(yes: bool) -> None:
@@ -65,8 +67,8 @@ def offer(yes: bool) -> None:
         output.warn(f"{error.message}\n{error.hint}")
 
 
-def _is_ours(one: str) -> bool:
-    return ssh_config.includes(one)
+def _others(lines: list[str]) -> list[str]:
+    return [one for one in lines if not ssh_config.includes(one)]
 
 
 def _change(edit: Callable[[list[str]], list[str]], dry: bool, said: str) -> str:

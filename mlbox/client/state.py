@@ -2,6 +2,7 @@
 
 ~/.local/state/mlbox/   last.json      the last answers per host (never environment values)
                         hosts.json     hosts seen, and which host part each has
+                        away.json      hosts of the lab that no connection came about to, and when
                         seen.json      jobs and queues, for completing their names
                         sessions.json  where the last sessions were started: their name, id and host
                         ssh_config     `ssh -F` this, or Include it: sessions by name (ssh.d, proxy.py)

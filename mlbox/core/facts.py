@@ -24,6 +24,7 @@ class Facts:
     python_version: tuple[int, ...] = ()
     venv: bool = False  # python -m venv makes one that has pip
     jupyter_module: bool = False  # that python imports jupyterlab
+    jupyter_classic: bool = False  # it is older than 3: on the server of notebook 6, with settings of other names
     jupyter: str = ""  # a jupyter-lab command of another python
     code_server: str = ""
     sshd: str = ""

@@ -28,8 +28,14 @@ class Holder:
     """Who holds a GPU's lease."""
 
     user: str
-    session: str = ""
-    name: str = ""
+    session: str = ""  # its id, or a job's
+    name: str = ""  # a session's
+
+    @property
+    def words(self) -> str:
+        if self.name:
+            return f"{self.user}'s session {self.name}"
+        return f"{self.user}'s job {self.session}" if self.session else self.user
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Gpu:
         if self.error:
             return self.error
         if self.holder is not None:
-            return f"leased to {self.holder.user}'s session {self.holder.name or self.holder.session}".rstrip()
+            return f"leased to {self.holder.words}"
         if self.processes:
             first = self.processes[0]
             more = f" and {len(self.processes) - 1} more" if len(self.processes) > 1 else ""

@@ -45,7 +45,7 @@ class JobSpec:
     array_index: int = 0
     array_limit: int = 0  # of the array, at once; 0: no limit
     grace: int = 10  # s between SIGTERM and SIGKILL
-    output_limit: int = 1024  # MiB of output kept
+    output_limit: int = 0  # MiB of output kept of an attempt; 0: as lab.yaml says
     on_host_loss: str = ""
     max_losses: int = 3  # attempts that were lost, after which it has failed: it may be what kills its hosts
     code: str = ""  # sha256 of the code's archive (host/code.py); empty: `folder` as it is
@@ -56,7 +56,7 @@ class JobSpec:
         if len("\0".join(self.command)) > _MOST_COMMAND or any("\0" in word for word in self.command):
             raise Usage("the command is too long, or holds a zero byte", "put it into a script")
         if not text.is_name(self.queue):
-            raise Usage(f"{text.safe(self.queue)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
+            raise Usage(f"{text.safe(self.queue)[:80]!r} can't be a queue's name", text.name_hint(self.queue))
         if self.priority not in PRIORITIES:
             raise Usage(f"a priority is {PRIORITIES[0]} to {PRIORITIES[-1]}")
         _between("retries", self.retries, _MOST_RETRIES)

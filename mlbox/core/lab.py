@@ -9,18 +9,17 @@ queue, `default`, that every host serves.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from mlbox.core import resources, text
 from mlbox.core.resources import Resources
+from mlbox.core.section import Place, Section, nearest
 from mlbox.core.session import TUNNELS
-from mlbox.errors import Usage
 
-Place = Callable[[Sequence[object]], str]
 ON_HOST_LOSS = ("requeue", "hold")
 EVERYONE = "*"
+OUTPUT_LIMIT = 1024  # MiB, where neither the job nor lab.yaml says anything
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Queue:
     max_gpus_per_user: int = 0
     time_limit: int = 0  # s, for jobs that name none
     max_time_limit: int = 0  # s
+    output_limit: int = 0  # MiB of output kept of an attempt, for jobs that name none
+    max_output_limit: int = 0  # MiB
     priority: int = 0  # orders the queues of a host that lists none; who may preempt whom
     preemptible: bool = False
     preempts: bool = False
@@ -55,6 +56,11 @@ class Queue:
         if not self.max_time_limit:
             return limit
         return min(limit or self.max_time_limit, self.max_time_limit)
+
+    def output_limit_for(self, asked: int) -> int:
+        """MiB of output that are kept of a job's attempt which asks for `asked` (0: for none in particular)."""
+        limit = asked or self.output_limit or OUTPUT_LIMIT
+        return min(limit, self.max_output_limit or limit)
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,20 @@ class Lab:
         the lab to allow."""
         return min(asked, self.limits_of(user).max_priority)
 
-    def refusal(self, user: str, queue: str, asked: Resources) -> str:
-        """Why the lab's rules would never let `user` run this in `queue`; empty if they could."""
+    def output_limit(self, queue: str, asked: int) -> int:
+        """MiB; also of a queue that was taken out of lab.yaml just now."""
+        return self.queues.get(queue, Queue(queue)).output_limit_for(asked)
+
+    def refusal(self, user: str, queue: str, asked: Resources, output_limit: int = 0) -> str:
+        """Why the lab's rules would never let `user` run this in `queue`; empty if they could. `output_limit`: MiB, as
+        asked for, or 0."""
         if queue not in self.queues:
-            return f"there is no queue {text.safe(queue)}{_nearest(queue, self.queues)}"
+            return f"there is no queue {text.safe(queue)}{nearest(queue, self.queues)}"
         rule, count = self.queues[queue], asked.request.count or 0
         if asked.time_limit > rule.max_time_limit > 0:
             return f"queue {queue} gives at most {text.duration(rule.max_time_limit)}"
+        if output_limit > rule.max_output_limit > 0:
+            return f"queue {queue} keeps at most {text.mebibytes(rule.max_output_limit)} of output"
         if count > rule.max_gpus_per_user > 0:
             return f"queue {queue} gives a user at most {text.count(rule.max_gpus_per_user, 'GPU')}"
         if count > self.limits_of(user).max_gpus > 0:
@@ -113,20 +126,17 @@ def _by_priority(queues: Mapping[str, Queue]) -> tuple[str, ...]:
     return tuple(sorted(queues, key=lambda name: -queues[name].priority))
 
 
-def _nearest(word: str, known: Collection[str]) -> str:
-    near = text.nearest(word, known)
-    return f"; did you mean {near}?" if near else ""
-
-
 # ---- reading -------------------------------------------------------------------------------------
 
 
 def from_document(document: object, where: str = "lab.yaml", place: Place = lambda keys: "") -> Lab:
     """`document` is what a YAML parser returned for the file `where`. Raises Usage; `place` says where in the file the
     value of these keys is, as its words begin."""
-    top = _Section(where, place, (), document)
-    top.knows("hosts", "queues", "users", "fair_share", "allow", "on_host_loss")
-    queues = {part.name: _queue(part) for part in top.part("queues").parts(text.is_name)} or Lab().queues
+    top = Section(where, place, (), document)
+    top.knows("hosts", "queues", "users", "fair_share", "allow", "on_host_loss", "output_limit", "max_output_limit")
+    output = _output(top, 0, 0)
+    listed = top.part("queues").parts(text.is_name) or [Section(where, place, ("queues", "default"), None)]
+    queues = {part.name: _queue(part, *output) for part in listed}
     fair, allow = top.part("fair_share"), top.part("allow")
     fair.knows("half_life")
     allow.knows("engine_args", "mounts")
@@ -151,7 +161,7 @@ def _is_folder(path: str) -> bool:
     return path.startswith("/") and path.isprintable() and posixpath.normpath(path) == path
 
 
-def _host(part: _Section, queues: Mapping[str, Queue]) -> Host:
+def _host(part: Section, queues: Mapping[str, Queue]) -> Host:
     part.knows("ssh", "labels", "queues", "tunnel", "via")
     served = part.words("queues", lambda name: name in queues, "the queues are " + ", ".join(queues))
     if part.data.get("queues") is None:
@@ -171,11 +181,21 @@ def is_ssh_name(name: str) -> bool:
     return bool(name) and name[0] != "-" and name.isprintable() and not any(c in name for c in " '\"\\$`;&|<>")
 
 
-def _queue(part: _Section) -> Queue:
+def _output(part: Section, default: int, most: int) -> tuple[int, int]:
+    """Output's limits as this part of the file has them, or else as given."""
+    own, most = part.mebibytes("output_limit"), part.mebibytes("max_output_limit") or most
+    if own > most > 0:
+        raise part.wrong("output_limit", "must not be above max_output_limit")
+    return own or default, most
+
+
+def _queue(part: Section, output: int, max_output: int) -> Queue:
+    """`output`, `max_output`: the whole lab's."""
     part.knows(*(f.name for f in fields(Queue) if f.name != "name"))
     default, most = part.seconds("time_limit"), part.seconds("max_time_limit")
     if default > most > 0:
         raise part.wrong("time_limit", "must not be above max_time_limit")
+    output, max_output = _output(part, output, max_output)
     return Queue(
         part.name,
         max_running=part.number("max_running"),
@@ -183,95 +203,15 @@ def _queue(part: _Section) -> Queue:
         max_gpus_per_user=part.number("max_gpus_per_user"),
         time_limit=default,
         max_time_limit=most,
+        output_limit=output,
+        max_output_limit=max_output,
         priority=part.number("priority", least=-1000, most=1000),
         preemptible=part.flag("preemptible"),
         preempts=part.flag("preempts"),
     )
 
 
-def _user(part: _Section) -> UserLimits:
+def _user(part: Section) -> UserLimits:
     part.knows("max_running", "max_gpus", "max_priority")
     most = part.number("max_priority", most=1000)
     return UserLimits(part.number("max_running"), part.number("max_gpus"), most)
-
-
-class _Section:
-    """A mapping of the document, and its path in it; an empty section is one without keys."""
-
-    def __init__(self, where: str, place: Place, path: tuple[object, ...], data: object) -> None:
-        self.where, self.place, self.path, self.name = where, place, path, str(path[-1]) if path else ""
-        if data is not None and not isinstance(data, dict):
-            raise self._wrong(path, "must map names to values", "see conf/lab.yaml for an example")
-        self.data: dict[Any, Any] = data or {}
-
-    def wrong(self, key: object, problem: str) -> Usage:
-        return self._wrong((*self.path, key), problem)
-
-    def _wrong(self, path: tuple[object, ...], problem: str, hint: str = "") -> Usage:
-        name = text.safe(".".join(map(str, path))) or "the file"
-        return Usage(f"{self.where}: {self.place(path)}{name} {problem}", hint)
-
-    def knows(self, *keys: str) -> None:
-        for key in self.data:
-            if key not in keys:
-                raise self.wrong(key, "is unknown" + (_nearest(str(key), keys) or f"; there are: {', '.join(keys)}"))
-
-    def part(self, key: str) -> _Section:
-        return _Section(self.where, self.place, (*self.path, key), self.data.get(key))
-
-    def parts(self, is_name: Callable[[str], bool]) -> list[_Section]:
-        for key in self.data:
-            if not isinstance(key, str) or not is_name(key):
-                raise self.wrong(key, "can't be a name here; quote it if it is a number or a word of YAML's")
-        return [_Section(self.where, self.place, (*self.path, key), value) for key, value in self.data.items()]
-
-    def number(self, key: str, least: int = 1, most: int = 10**6) -> int:
-        value = self.data.get(key)
-        if value is None:
-            return 0
-        if type(value) is not int:
-            raise self.wrong(key, "must be a number")
-        if not least <= value <= most:
-            none = "; leave it out for no limit" if value == 0 else ""
-            raise self.wrong(key, f"must be a number from {least} to {most}{none}")
-        return value
-
-    def seconds(self, key: str) -> int:
-        value = self.data.get(key)
-        if value is None:
-            return 0
-        try:
-            return resources.parse_duration(value)
-        except Usage as error:
-            raise self.wrong(key, f"must be a duration: {error.hint}") from None
-
-    def text(self, key: str) -> str:
-        value = self.data.get(key, "")
-        if not isinstance(value, str):
-            raise self.wrong(key, "must be text")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.data.get(key, False)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "must be true or false")
-        return value
-
-    def one_of(self, key: str, allowed: tuple[str, ...]) -> str:
-        value = self.data.get(key, allowed[0])
-        if value not in allowed:
-            raise self.wrong(key, f"must be one of: {', '.join(allowed)}")
-        return str(value)
-
-    def words(self, key: str, is_good: Callable[[str], bool], hint: str) -> tuple[str, ...]:
-        values = self.data.get(key)
-        if values is None:
-            return ()
-        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            raise self.wrong(key, "must be a list of words, such as [a, b]")
-        for value in values:
-            if not is_good(value):
-                raise self.wrong(key, f"can't have {text.safe(value)!r}: {hint}")
-        if len(set(values)) != len(values):
-            raise self.wrong(key, "has a word twice")
-        return tuple(values)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -33,6 +34,7 @@ CODE_SERVER_SHA256 = {
     "4.108.1-macos-amd64": "239a1305a4d6bf72aba912d1033b744d981e083de21b6a903d5d6e3832467703",
     "4.108.1-macos-arm64": "33854eb31fccdc7db594de5bac76e93614c8a9cd4cd8d36d934dbf6c54ccdf00",
 }
+_HASHED = re.compile(r"(?:^|\s)--(?:hash|require-hashes)\b", re.M)
 CODE_SERVER_URL = "https://github.com/coder/code-server/releases/download/v{version}/{file}"
 
 
@@ -90,10 +92,14 @@ _SYSTEM_NAMES = {
     "apt-get": {
         "python": ("python3", "python3-venv", "ca-certificates"),
         "venv": ("python3-venv",),
-        "ssh": ("openssh-server",),
+        "ssh": ("openssh-server", "rsync"),
     },
-    "apk": {"python": ("python3", "py3-pip"), "venv": ("py3-pip",), "ssh": ("openssh-server", "openssh-sftp-server")},
-    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server",)},
+    "apk": {
+        "python": ("python3", "py3-pip"),
+        "venv": ("py3-pip",),
+        "ssh": ("openssh-server", "openssh-sftp-server", "rsync"),
+    },
+    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server", "rsync")},
 }
 _SYSTEM_INSTALL = {
     "apt-get": "export DEBIAN_FRONTEND=noninteractive\napt-get update -qq\n"
@@ -101,6 +107,12 @@ _SYSTEM_INSTALL = {
     "apk": "apk add --no-cache {names}",
     "dnf": "dnf install -y -q {names}\ndnf clean -q all",
 }
+_OLDEST = ".".join(map(str, OLDEST_PYTHON))
+_NEW_ENOUGH = f"""
+/usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < {OLDEST_PYTHON})' || {{
+echo "the image's package manager has $(/usr/bin/python3 --version) only; mlbox needs {_OLDEST} or newer"
+exit 1
+}}"""
 _SYSTEM_SFTP = {
     "apt-get": "/usr/lib/openssh/sftp-server",
     "apk": "/usr/lib/ssh/sftp-server",
@@ -121,6 +133,7 @@ def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = 
     if work.packages:
         manager = facts.package_manager
         script = _SYSTEM_INSTALL[manager].format(names=" ".join(work.packages))
+        script += _NEW_ENOUGH if "python3" in work.packages else ""
         work.steps.insert(0, Step("installing " + ", ".join(work.packages), script))
     return Layer(
         _key(work),
@@ -149,7 +162,7 @@ def _plan_python(work: _Plan) -> None:
         work.after = replace(work.after, python="/usr/bin/python3", python_version=(*OLDEST_PYTHON,), venv=True)
         return
     if found:
-        work.problems.append(f"its python3 is {found}; mlbox needs 3.9 or newer")
+        work.problems.append(f"its python3 is {found}; mlbox needs {_OLDEST} or newer")
     else:
         work.problems.append("it has no python3, and no package manager (apt-get, apk, dnf) that could add one")
 
@@ -182,28 +195,32 @@ def _plan_environment(work: _Plan) -> None:
             work.lacks("jupyter", why)
         return
     lines = []
-    if wants_jupyter or (wanted and not facts.jupyter_module and spec.jupyter != "no"):
+    brings_jupyter = wants_jupyter or (wanted and not facts.jupyter_module and spec.jupyter != "no")
+    if brings_jupyter:
         lines.append(f"jupyterlab=={spec.jupyter_version or JUPYTERLAB}")
         lines.append("ipykernel")
     lines += spec.packages
     work.files["packages.txt"] = "\n".join(lines) + "\n"
-    arguments = '-r "$BUILD/packages.txt"'
+    pip = '"$PREFIX/venv/bin/python" -m pip'
+    install = f"{pip} install --no-input --progress-bar off --disable-pip-version-check"
+    packages, requirements, locked = '-r "$BUILD/packages.txt"', '-r "$BUILD/requirements.txt"', '"$PREFIX/locked.txt"'
+    installs = [f"{install} {packages}"]
     if spec.requirements:
         work.files["requirements.txt"] = spec.requirements
-        arguments += ' -r "$BUILD/requirements.txt"'
+        installs = [f"{install} {packages} {requirements}"]
+        if _HASHED.search(spec.requirements):  # pip then wants a hash of all that it is given
+            more = [f"{pip} freeze --local >{locked}", f"{install} -c {locked} {packages}"] if lines else []
+            installs = [f"{install} {requirements}", *more]
     title = "installing " + ", ".join(
         [*(line.split("==")[0] for line in lines), *(["requirements"] if spec.requirements else [])]
     )
-    script = (
-        f'"{facts.python}" -m venv --system-site-packages "$PREFIX/venv"\n'
-        '"$PREFIX/venv/bin/python" -m pip install --no-input --progress-bar off '
-        f"--disable-pip-version-check {arguments}"
-    )
+    script = "\n".join([f'"{facts.python}" -m venv --system-site-packages "$PREFIX/venv"', *installs])
     work.steps.append(Step(title, script))
     work.after = replace(
         work.after,
         python=f"{work.prefix}/venv/bin/python",
-        jupyter_module=facts.jupyter_module or bool(lines and lines[0].startswith("jupyterlab==")),
+        jupyter_module=facts.jupyter_module or brings_jupyter,
+        jupyter_classic=facts.jupyter_classic and not brings_jupyter,
         path=f"{work.prefix}/venv/bin:{facts.path}",
     )
 

@@ -26,16 +26,20 @@ class Plan:
 
 
 def plan(
-    spec: Spec, facts: Facts, *, session: str, owner: tuple[int, int], login: str,
+    spec: Spec, facts: Facts, *, session: str, login: str,
     run: str, folder: str, home: str, prefix: str, tokens: Mapping[str, str], env: Mapping[str, str],
 ) -> Plan:  # fmt: skip
     """`run`, `folder`, `home` and `prefix` are paths as the guest sees them; `login` is the user inside."""
+    from mlbox.core.session import ENGINES
+
     jupyter = _jupyter(spec, facts, run)
     vscode = _vscode(spec, facts, run, prefix)
-    ssh = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
+    ssh: Json | None = {"sshd": facts.sshd, "sftp_server": facts.sftp_server} if facts.sshd else None
+    if ssh and spec.runtime in ENGINES and login == "root":
+        ssh["unlock"] = True
     files, services = {}, {}
     if jupyter:
-        files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts.shell, tokens["jupyter"])
+        files["jupyter_server_config.json"] = _jupyter_config(run, folder, facts, tokens["jupyter"])
         services["jupyter"] = {"socket": "jupyter.sock", "token": tokens["jupyter"]}
         env = {**env, "JUPYTER_RUNTIME_DIR": f"{run}/kernels"}
     if vscode:
@@ -44,7 +48,7 @@ def plan(
         files["authorized_keys"] = "".join(f"{key}\n" for key in spec.authorized_keys)
         services["ssh"] = {"socket": "ssh.sock", "user": login, "folder": folder}
     guest = {
-        "session": session, "key": tokens["guest"], "owner": list(owner), "run": run, "folder": folder,
+        "session": session, "key": tokens["guest"], "run": run, "folder": folder,
         "home": home, "shell": facts.shell, "path": facts.path, "env": {**spec.env, **env},
         "timeout": spec.start_timeout, "jupyter": jupyter, "vscode": vscode, "ssh": ssh,
     }  # fmt: skip
@@ -80,18 +84,22 @@ def _jupyter(spec: Spec, facts: Facts, run: str) -> list[str] | None:
     return [*start, "--no-browser", f"--config={run}/conf/jupyter_server_config.json"]
 
 
-def _jupyter_config(run: str, folder: str, shell: str, token: str) -> str:
-    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones.
+def _jupyter_config(run: str, folder: str, facts: Facts, token: str) -> str:
+    """Both the old and the new place of the token: jupyter-server 1 and 2 read different ones. Never both servers'
+    settings: JupyterLab 3 and later take what is in NotebookApp for the user's, and drop its own.
 
     Kernels listen on sockets too, in JUPYTER_RUNTIME_DIR: on 127.0.0.1 any user of the host could subscribe to what
     they print, for only what is sent to a kernel is signed."""
     server = {
-        "sock": f"{run}/s/jupyter.sock", "sock_mode": "0600", "root_dir": folder, "token": token,
+        "sock": f"{run}/s/jupyter.sock", "sock_mode": "0600", "token": token,
         "allow_root": True, "allow_remote_access": False, "open_browser": False,
-        "terminado_settings": {"shell_command": [shell]},
+        "terminado_settings": {"shell_command": [facts.shell]},
     }  # fmt: skip
-    kernels = {"transport": "ipc"}
-    return json.dumps({"ServerApp": server, "IdentityProvider": {"token": token}, "KernelManager": kernels})
+    if facts.jupyter_classic:
+        servers: Json = {"NotebookApp": {**server, "notebook_dir": folder}}
+    else:
+        servers = {"ServerApp": {**server, "root_dir": folder}, "IdentityProvider": {"token": token}}
+    return json.dumps({**servers, "KernelManager": {"transport": "ipc"}})
 
 
 def _vscode(spec: Spec, facts: Facts, run: str, prefix: str) -> list[str] | None:

@@ -101,7 +101,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.name and not text.is_name(self.name):
-            raise Usage(f"{text.safe(self.name)!r} can't be a session's name", "use a-z, 0-9 and '-', at most 40")
+            raise Usage(f"{text.safe(self.name)[:80]!r} can't be a name", text.name_hint(self.name))
         gpu.parse_request(self.gpus)
         _one_of("runtime", self.runtime, ("", *RUNTIMES))
         _one_of("user", self.user, USERS)

@@ -141,6 +141,12 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def name_hint(wanted: str) -> str:
+    """What a name is made of, with one like this: `resnet-50-lr3e-4` for `ResNet_50 lr3e-4`."""
+    like = re.sub("[^a-z0-9]+", "-", wanted.lower()).strip("-")[:40].strip("-")
+    return "use a-z, 0-9 and '-', at most 40 characters" + (f": {like}" if like else "")
+
+
 def pet_name(number: int) -> str:
     """A name that can be said aloud, from any non-negative number (a random one, say)."""
     adjective, noun = number % len(_ADJECTIVES), number // len(_ADJECTIVES) % len(_NOUNS)

@@ -10,11 +10,11 @@ from mlbox.core.schedule import unserved
 from mlbox.host import inventory, lab, store, view
 
 
-def check(found: store.Store, rules: lab.Rules, queue: str, asked: Resources) -> list[HostFacts]:
+def check(found: store.Store, rules: lab.Rules, queue: str, asked: Resources, output_limit: int = 0) -> list[HostFacts]:
     """The hosts of the lab as they are known, this one first. Raises Refused, NotFound; HostUnready without rules."""
     if not rules.usable:
         raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
-    refusal = rules.lab.refusal(found.user, queue, asked)
+    refusal = rules.lab.refusal(found.user, queue, asked, output_limit)
     if refusal:
         kind = errors.Refused if queue in rules.lab.queues else errors.NotFound
         raise kind(refusal, "queues: " + ", ".join(rules.lab.queues))

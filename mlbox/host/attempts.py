@@ -100,7 +100,7 @@ def record(attempt: Attempt, outcome: Outcome) -> None:
         found.end(job)  # a later claim, somewhere: this attempt counts for nothing
         return
     if ended:
-        usage.add(found, state)
+        usage.add(found, job, state)
     settle(found, job, attempt.spec)
 
 

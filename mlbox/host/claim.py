@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -22,7 +23,7 @@ from mlbox.core.hints import waiting
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
-from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, store
+from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, runner, store
 from mlbox.host.attempts import Attempt
 from mlbox.host.job import Job
 
@@ -50,6 +51,7 @@ def start(found: store.Store, job: Waiting, chosen: Start, rules: Lab | None, af
         keeper_lock = keeping.lock(made)
         if keeper_lock is None:
             return False
+        runner.make_room(made.boot_folder)
         attempt = _claim(found, made, job, chosen, rules, after)
         if attempt is not None:
             log, kept = attempt.folder / "keeper.log", (keeper_lock, *held.values())
@@ -128,7 +130,8 @@ def _claim(
         _mend(found, place, job)
         return None
     engine = engines.choose(spec.work, found)
-    spec = spec.with_runtime(engine.name)
+    output_limit = (rules or Lab()).output_limit(job.queue, spec.output_limit)
+    spec = replace(spec.with_runtime(engine.name), output_limit=output_limit)
     number = state.attempt + 1
     record = _record(spec, job, chosen)
     if rules and limited(rules, job):

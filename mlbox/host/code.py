@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
+from mlbox.core.code import MOST_FILES, MOST_UNPACKED, stays_inside
 from mlbox.host import files, store, uses
 
 if TYPE_CHECKING:
     import tarfile
-
-MOST_UNPACKED = 4 << 30  # bytes
-MOST_FILES = 200_000
 
 
 def keeping(found: store.Store, wait: bool = True) -> AbstractContextManager[bool]:
@@ -129,10 +127,5 @@ def _harmless(member: tarfile.TarInfo, links: set[str]) -> bool:
     if any("/".join(parts[:end]) in links for end in range(1, len(parts) + 1)):
         return False
     if member.issym():
-        words = member.linkname.split("/")
-        up = next((at for at, word in enumerate(words) if word != ".."), len(words))
-        if ".." in words[up:]:  # behind a link, the way up leads elsewhere than it reads
-            return False
-        target = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
-        return not os.path.isabs(target) and target != ".." and not target.startswith("../")
+        return stays_inside(member.name, member.linkname)
     return member.isreg() or member.isdir()

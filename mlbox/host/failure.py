@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from mlbox import errors
 
 _NO_GPUS = ("could not select device driver", "nvidia-container-cli", "CDI device")
+_UNREAD = re.compile(r"can't open file '/run/mlbox/.*Permission denied")
 _SHOWN = 12  # lines of a log
 
 
@@ -13,6 +16,11 @@ def ended_at_once(runtime: str, code: int, log: str) -> errors.MlboxError:
         return errors.HostUnready(
             f"{runtime} here can't give GPUs to containers",
             "the NVIDIA Container Toolkit is missing or not set up; --gpus 0 starts without",
+        )
+    if _UNREAD.search(log):
+        return errors.HostUnready(
+            f"a container of {runtime}'s may not read your files on this host",
+            "Docker without root knows you as the container's root only: --user root; or --runtime process",
         )
     end = "\n".join(log.strip().splitlines()[-_SHOWN:])
     return errors.StartFailed(_indented(f"the session ended at once (exit {code})", end), "another image")

@@ -9,6 +9,15 @@ from pathlib import Path
 from mlbox.core.slots import Writer
 from mlbox.host import processes
 
+umask = -1  # this user's own, for what jobs make; -1: it is in force
+
+
+def be_readable() -> None:
+    """What this process makes others may read, who reckon with it, and never write to, whatever the user's umask. What
+    is secret has a mode of its own."""
+    global umask
+    umask = os.umask(0o022)
+
 
 def user_name() -> str:
     return os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name

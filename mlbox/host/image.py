@@ -18,7 +18,8 @@ from mlbox.host import files, here
 from mlbox.host.engines import Say
 from mlbox.host.run import Result
 
-_VERSION = 2  # of the probe; its answers from an older one are asked again
+_SHOWN = 16  # lines of a log: pip's words on what packages want of one another take up to a dozen
+_VERSION = 3  # of the probe; its answers from an older one are asked again
 
 _PYTHON = (
     "import sys\n"
@@ -30,7 +31,10 @@ _PYTHON = (
     "print('python_version=%d.%d.%d' % sys.version_info[:3])\n"
     "print('venv=%d' % has('venv', 'ensurepip'))\n"
     "import importlib.util\n"
-    "print('jupyter_module=%d' % bool(importlib.util.find_spec('jupyterlab')))\n"
+    "if importlib.util.find_spec('jupyterlab'):\n"
+    "    print('jupyter_module=1')\n"
+    "    from importlib.metadata import version\n"
+    "    print('jupyter_classic=%d' % (int(version('jupyterlab').split('.')[0]) < 3))\n"
 )
 PROBE = f"""
 say() {{ printf '%s=%s\\n' "$1" "$2"; }}
@@ -76,6 +80,7 @@ def parse(identity: str, lines: Sequence[str]) -> Facts:
         python_version=tuple(int(part) for part in one("python_version").split(".") if part.isdigit()),
         venv=one("venv") == "1",
         jupyter_module=one("jupyter_module") == "1",
+        jupyter_classic=one("jupyter_classic") == "1",
         jupyter=one("jupyter"),
         code_server=one("code_server"),
         sshd=one("sshd"),
@@ -160,7 +165,8 @@ def step_progress(say: Say) -> Callable[[str], None]:
 def build_failed(result: Result) -> errors.StartFailed:
     steps = [line for line in result.lines if line.startswith("@step ")]
     what = steps[-1].split(" ", 2)[2] if steps else "preparing the layer"
-    tail = "\n".join(f"  {line}" for line in result.lines[-12:] if line.strip() and not line.startswith("@step"))
+    said = [line for line in result.lines if line.strip() and not line.startswith("@step")]
+    tail = "\n".join(f"  {line}" for line in said[-_SHOWN:])
     return errors.StartFailed(
         f"{what} failed (exit {result.code}); the log ends with\n{tail}", "nothing was kept; mend it and run again"
     )

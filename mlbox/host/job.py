@@ -87,10 +87,13 @@ class Job:
             return JobSpec()
 
     def whole(self) -> JobSpec:
-        """The spec, as it is to be run: ours, with its secrets, which only its owner can read. Raises NotFound."""
-        kept = files.read_json(self.folder / "secret.json")
+        """The spec, as it is to be run: ours, with its secrets, which only its owner can read. Raises NotFound, also
+        where these are gone: it is not run with what stands in their places."""
+        spec, kept = self.spec(os.getuid()), files.read_json(self.folder / "secret.json")
+        if not isinstance(kept, dict) and any(spec.secrets().values()):
+            raise errors.NotFound(f"{self.id} has no readable secret.json, with the values of its variables")
         try:
-            return self.spec(os.getuid()).with_secrets(kept if isinstance(kept, dict) else {})
+            return spec.with_secrets(kept if isinstance(kept, dict) else {})
         except errors.Usage as error:
             raise errors.NotFound(f"{self.id} has a damaged secret.json: {error.message}") from None
 

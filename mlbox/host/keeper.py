@@ -153,9 +153,8 @@ class Keeper:
         tokens = {name: secrets.token_urlsafe(24) for name in ("jupyter", "vscode", "guest")}
         login = "root" if self.spec.user == "root" else here.user_name()
         return services.plan(
-            self.spec, ready.facts, session=self.job.id, owner=(os.getuid(), os.getgid()),
-            login=login, run=paths.run, folder=paths.folder, home=paths.home,
-            prefix=ready.prefix, tokens=tokens, env=self.engine.visible(self.claim.gpus),
+            self.spec, ready.facts, session=self.job.id, login=login, run=paths.run, folder=paths.folder,
+            home=paths.home, prefix=ready.prefix, tokens=tokens, env=self.engine.visible(self.claim.gpus),
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
@@ -244,7 +243,7 @@ class Keeper:
         over = self.claim.found.end
         try:
             if self._append(event, facts):
-                add_usage(self.claim.found, self.job.state())
+                add_usage(self.claim.found, self.job, self.job.state())
         except OSError as error:
             print(f"{event} is not on record: {error}", file=sys.stderr)
             over = self.claim.found.clear

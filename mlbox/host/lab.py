@@ -16,7 +16,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +267,12 @@ def _is_small(document: Any) -> bool:
         elif isinstance(value, (list, tuple)):
             left.append(iter(value))
     return False
+
+
+def others(found: store.Store, hosts: Iterable[str]) -> list[str]:
+    """What laptops call these but this one; not those that can't be dialled."""
+    known = rules(found).lab
+    return [ssh for name in hosts if name != found.host and (ssh := known.ssh_name(name))]
 
 
 def allowed(rules_: lab.Lab, spec: Spec) -> None:

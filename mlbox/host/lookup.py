@@ -26,15 +26,24 @@ def job(found: store.Store, wanted: str) -> Job:
             f"there is no job {wanted.upper()} in {found.root}", "mlbox jobs --all shows what there is"
         )
     matching = _matching(found, wanted)
-    if len(matching) > 1:  # the name is used again: the one that has not ended is meant, where that is one
-        living = {id_: made for id_, made in matching.items() if made.state().live}
-        matching = living if len(living) == 1 else matching
+    own = {id_: made for id_, made in matching.items() if made.owner == found.user}
+    matching = _meant(own or matching, wanted)
     if not matching:
         raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", "mlbox jobs --all shows what there is")
     if len(matching) > 1:
         newest = sorted(matching)[-3:]
         raise errors.NotFound(f"{len(matching)} jobs are called {text.safe(wanted)!r}", "by id: " + ", ".join(newest))
     return next(iter(matching.values()))
+
+
+def _meant(matching: dict[str, Job], wanted: str) -> dict[str, Job]:
+    """Where a name is used again: those that have not ended; else the newest, but of an array none before others."""
+    if len(matching) < 2:
+        return matching
+    living = {id_: made for id_, made in matching.items() if made.state().live}
+    newest = max(matching)
+    spec = matching[newest].spec()
+    return living or ({newest: matching[newest]} if spec.name == wanted and not spec.array else matching)
 
 
 def _matching(found: store.Store, wanted: str) -> dict[str, Job]:

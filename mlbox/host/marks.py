@@ -47,7 +47,7 @@ def _of_its_owner(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError:
-        by, owner = view.marks(path.parent).get(path.name), peer.name(path.parent.stat().st_uid)
+        by, owner = view.marks(path.parent, reasons=False).get(path.name), peer.name(path.parent.stat().st_uid)
         if by is None:  # the folder itself is closed
             raise
         people = " or ".join(dict.fromkeys((text.safe(by), f"{owner}, whose folder {path.parent} is,")))

@@ -24,6 +24,6 @@ def rescue(found: store.Store, job: Job, state: State, spec: Spec, keeper_lock: 
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())
     why = "the host was restarted" if rebooted else "its keeper and its container or process ended"
     if job.append("failed", {"at": time.time(), "reason": "lost", "why": why}, state.attempt):
-        add_usage(found, job.state())
+        add_usage(found, job, job.state())
     found.end(job)
     return False

@@ -3,7 +3,8 @@
     <boot folder>/attempt.lock   inherited, and held for as long as this lives: its end can be awaited, also by a
                                  later keeper
     <boot folder>/attempt.pid    which process it is, for whoever has to signal it
-    <boot folder>/exit.json      how the command ended, written whole before the lock is freed
+    <boot folder>/room           space that the claim has taken for this record: a job may well fill /tmp
+    <boot folder>/exit.json      how the command ended, there before the lock is freed
 
 Forked by the keeper: another interpreter's start would cost each job several times what all else of its start does. It
 inherits the GPU leases and nobody else holds them, so a GPU is free when the command has ended and not before,
@@ -26,11 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlbox.host import files, keeping, processes
+from mlbox import errors
+from mlbox.core import text
+from mlbox.host import here, keeping, processes
 from mlbox.host.run import Signals
 
 Json = dict[str, Any]
-LOCK, PID = "attempt.lock", "attempt.pid"
+LOCK, PID, _ROOM = "attempt.lock", "attempt.pid", "room"
+_FOR_A_START, _FOR_THE_END = 1 << 16, 1 << 12  # bytes
 _PR_SET_CHILD_SUBREAPER = 36
 _BLOCK = 1 << 16
 _NOTE = "\n[mlbox: {dropped} bytes of output were dropped: {why}]\n"
@@ -54,7 +58,7 @@ class Output:
     """The attempt's output file: appended to, never beyond `limit` bytes, and never a reason to stop the job."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        self.dropped, self._why = 0, ""
+        self.dropped, self._why, self._limit = 0, "", limit
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             self._left = limit - os.fstat(self._file).st_size
@@ -64,7 +68,7 @@ class Output:
     def write(self, data: bytes) -> None:
         kept, rest = data[: max(0, self._left)], data[max(0, self._left) :]
         if rest:
-            self._drop(len(rest), "the limit is reached")
+            self._drop(len(rest), f"the limit of {text.mebibytes(self._limit >> 20)} is reached")
         while kept:
             try:
                 written = os.write(self._file, kept)
@@ -88,6 +92,25 @@ class Output:
         return note.decode()
 
 
+def make_room(place: Path) -> None:
+    """What a start writes to the boot folder `place` finds room, and the record of the end does even if none is left by
+    then. Raises HostUnready: where a job can't be kept, it is not to be claimed."""
+    try:
+        with (place / _ROOM).open("wb") as file:
+            file.write(bytes(_FOR_A_START))
+            file.truncate(_FOR_THE_END)
+    except OSError as error:
+        raise errors.HostUnready(f"{place.parent} takes no job: {error.strerror}", "is there room in /tmp?") from None
+
+
+def _record(place: Path, facts: Json) -> None:
+    """Written in its place, which takes no room anew; whoever reads it waits for the lock."""
+    with open(os.open(place / _ROOM, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(json.dumps(facts).encode())
+        file.truncate()
+    os.replace(place / _ROOM, place / "exit.json")
+
+
 def run(command: Command) -> None:
     """In a process of its own (keeping.detach)."""
     with suppress(AttributeError, OSError):  # macOS has none; there children are found by their mark
@@ -98,16 +121,22 @@ def run(command: Command) -> None:
     killed_before, among_ours = _oom_kills(), _oom_kills_among_ours()
     try:
         found = _run(command, signals, output)
-    except OSError as error:  # no such program, no such folder: as a shell says it
-        output.write(f"mlbox: {command.argv[0]}: {error.strerror}\n".encode())
-        found = {"exit": 126 if error.errno == 13 else 127, "signal": 0}
+    except (OSError, ValueError) as error:  # no such program, no such folder: as a shell says it; words that are none
+        output.write(_not_run(command.argv, error).encode(errors="replace"))
+        found = {"exit": 126 if isinstance(error, PermissionError) else 127, "signal": 0}
     unsaid = output.close()
     oom = not found.get("stopped") and (
         (found["signal"] == signal.SIGKILL and _oom_kills() > killed_before)
         or (found["exit"] == 128 + signal.SIGKILL and _oom_kills_among_ours() > among_ours)  # a shell tells it so
     )
-    facts = {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid}
-    files.write_whole(command.place / "exit.json", json.dumps(facts).encode(), lasting=False)
+    _record(command.place, {**found, "oom": oom, "dropped": output.dropped, "unsaid": unsaid})
+
+
+def _not_run(argv: tuple[str, ...], error: OSError | ValueError) -> str:
+    """One word with spaces is a line for a shell that nobody was asked to read."""
+    why = error.strerror if isinstance(error, OSError) else error
+    hint = "mlbox: it is one word; without quotes, or as sh -c '…', it is a command and its arguments\n"
+    return f"mlbox: {argv[0]}: {why}\n" + (hint if len(argv) == 1 and " " in argv[0].strip() else "")
 
 
 def _oom_kills() -> int:
@@ -141,7 +170,7 @@ def _run(command: Command, signals: Signals, output: Output) -> Json:
     try:
         process = subprocess.Popen(
             command.argv, stdin=subprocess.DEVNULL, stdout=write, stderr=write, env=command.env, cwd=command.folder,
-            start_new_session=True,
+            start_new_session=True, umask=here.umask,
         )  # fmt: skip
     finally:
         os.close(write)

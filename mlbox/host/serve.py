@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import wire
+from mlbox.core import text, wire
 from mlbox.host import here, watchdog
 
 Json = dict[str, Any]
@@ -65,9 +65,15 @@ class Call:
 
     @property
     def root(self) -> Path | None:
-        """The lab's ROOT where the caller named one."""
+        """The lab's ROOT where the caller named one. Raises Usage for one that is another in each place: what goes on
+        after the call has its own."""
         root = self.args.get("root")
-        return Path(os.path.expanduser(root)) if isinstance(root, str) and root else None
+        if not isinstance(root, str) or not root:
+            return None
+        path = Path(os.path.expanduser(root))
+        if not path.is_absolute():
+            raise errors.Usage(f"{text.safe(root)} is no folder of every host's", "name it from its root: /…, or ~/…")
+        return path
 
     @property
     def dry(self) -> bool:
@@ -105,11 +111,16 @@ def main(verbs: Collection[str] = HANDLERS.keys()) -> int:
         call.send(wire.encode_error(error))
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        said = f"{os.uname().nodename}: {error}"
+        call.send(wire.encode_error(errors.MlboxError(said, "is a disk full, or a folder not yours?")))
+        return 1
     except Exception as error:  # the boundary: a bug must reach the person as a message, not as a dead connection
         import traceback  # only a bug pays for it
 
         traceback.print_exc(file=sys.stderr)
-        call.send(wire.encode_error(_unexpected(error, traceback.format_exc())))
+        bug = f"a bug in mlbox on {os.uname().nodename}: {type(error).__name__}: {error}"
+        call.send(wire.encode_error(errors.MlboxError(bug, traceback.format_exc())))
         return 1
     return 0
 
@@ -118,9 +129,3 @@ def touch(program: str) -> None:
     """Its last use, by which `mlbox image prune` goes."""
     with suppress(OSError):
         os.utime(program)
-
-
-def _unexpected(error: Exception, where: str) -> errors.MlboxError:
-    if isinstance(error, OSError):
-        return errors.MlboxError(f"{os.uname().nodename}: {error}", "is a disk full, or a folder not yours?")
-    return errors.MlboxError(f"a bug in mlbox on {os.uname().nodename}: {type(error).__name__}: {error}", where)

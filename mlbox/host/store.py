@@ -106,18 +106,24 @@ class Store:
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def create(self, job: Job, spec: JobSpec, queued: bool) -> None:
-        """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now."""
+        """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now. Raises
+        Refused for more than is read back."""
+        public = spec.without_secrets().to_wire()
+        # Not the content of .vsix files: they are large.
+        public["work"]["extension_files"] = dict.fromkeys(spec.work.extension_files, "")
+        told = json.dumps(public).encode()
+        secret = json.dumps(spec.secrets()).encode() if queued and any(spec.secrets().values()) else b""
+        if max(len(told), len(secret)) > files.MAX_FILE:
+            hint = "put long values, scripts and lists into files of the code"
+            raise errors.Refused(f"its variables, packages and scripts are more than {files.MAX_FILE >> 10} KiB", hint)
         mode = 0o755 if queued else 0o700  # a colleague may look at what waits; its secrets and output are 0600, 0700
         for folder in (job.folder / "ev", job.folder / "attempts"):
             files.make_folder(folder, 0o700)
         (job.folder / "ev").chmod(mode)
         job.folder.chmod(mode)
-        # Not the content of .vsix files: they are large, and a file above files.MAX_FILE is not read back.
-        public = spec.without_secrets().to_wire()
-        public["work"]["extension_files"] = dict.fromkeys(spec.work.extension_files, "")
-        if queued and any(spec.secrets().values()):
-            files.write_whole(job.folder / "secret.json", json.dumps(spec.secrets()).encode())
-        files.write_whole(job.folder / "spec.json", json.dumps(public).encode(), 0o644 if queued else 0o600)
+        if secret:
+            files.write_whole(job.folder / "secret.json", secret)
+        files.write_whole(job.folder / "spec.json", told, 0o644 if queued else 0o600)
         for folder in (job.folder, job.folder.parent, job.folder.parent.parent):
             files.sync_folder(folder)
 

@@ -131,8 +131,8 @@ def _is_young(status: os.stat_result) -> bool:
 
 def _crontab() -> str:
     with suppress(FileNotFoundError):
-        done = subprocess.run(("crontab", "-l"), stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        return done.stdout
+        done = subprocess.run(("crontab", "-l"), stdin=subprocess.DEVNULL, capture_output=True)
+        return done.stdout.decode(errors="replace")
     return ""
 
 

@@ -100,6 +100,15 @@ def run(found: store.Store) -> Report:
     return report
 
 
+def behind(found: store.Store) -> Report:
+    """The tick behind what was acknowledged: that is on record, and an error here takes nothing of it back."""
+    try:
+        return run(found)
+    except (errors.MlboxError, OSError) as error:
+        said = error.message if isinstance(error, errors.MlboxError) else str(error)
+        return Report(trouble=f"{found.host} starts nothing just now: {said}; the next tick tries again")
+
+
 def _merged(earlier: Report, later: Report) -> Report:
     return later if earlier.busy else _acts(earlier, later)
 

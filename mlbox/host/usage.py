@@ -10,32 +10,44 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import time
 from contextlib import suppress
 from typing import Any
 
 from mlbox.core.log import State
 from mlbox.host import files, lab, store
+from mlbox.host.job import Job
 
 Json = dict[str, Any]
 _MOST = 1e12  # s
 
 
-def add(found: store.Store, state: State) -> None:
-    """Count the attempt that the caller has just ended: whoever wrote its end counts it, and so it is counted once."""
+def add(found: store.Store, job: Job, state: State) -> None:
+    """Count the attempt that the caller has just ended: whoever wrote its end counts it, and so it is counted once. As
+    what runs is (core/schedule/order.py): shares of one GPU once, and no time beyond the half-life, which also bounds
+    what a clock that was set on the way makes of it."""
     gpus, claimed = state.facts.get("gpus", ()), state.facts.get("claimed_at")
     if not gpus or state.facts.get("host") != found.host or not isinstance(claimed, (int, float)):
         return
+    now, half_life = time.time(), lab.rules(found).lab.half_life
     with suppress(OSError):  # a fraction of fairness
-        _add(found, len(gpus), claimed, time.time())
+        since = _also_held(found, job, gpus[0]) if state.facts.get("share") else now
+        _add(found, len(gpus) * min(max(0.0, min(now, since) - claimed), half_life), now, half_life)
 
 
-def _add(found: store.Store, gpus: int, claimed: float, now: float) -> None:
-    half_life = lab.rules(found).lab.half_life
+def _also_held(found: store.Store, job: Job, uuid: str) -> float:
+    """Since when another share of this GPU has been this user's; from then on it is counted at that one's end."""
+    records = [found.live_record(other) or {} for other in found.live_jobs() if other != job]
+    starts = [record.get("started") for record in records if uuid in record.get("gpus", ())]
+    return min((float(start) for start in starts if isinstance(start, (int, float))), default=math.inf)
+
+
+def _add(found: store.Store, seconds: float, now: float, half_life: int) -> None:
     with (found.boot_folder() / "usage.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = found.on() / "usage.json"
-        used = decayed(files.read_json(path), now, half_life) + gpus * max(0.0, now - claimed)
+        used = decayed(files.read_json(path), now, half_life) + seconds
         files.write_whole(path, json.dumps({"seconds": used, "at": now}).encode(), 0o644)
 
 

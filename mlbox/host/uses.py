@@ -94,7 +94,8 @@ def of_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
     try:
         yield _locked(descriptor, wait)
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # what was done under the lock is done
+            os.close(descriptor)
 
 
 def _locked(descriptor: int, wait: bool) -> bool:

@@ -254,10 +254,17 @@ def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFact
     return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, (found.root / "drained" / name).exists())
 
 
-def marks(folder: Path) -> dict[str, str]:
-    """Words that people left: name -> by whom."""
+def marks(folder: Path, reasons: bool = True) -> dict[str, str]:
+    """Words that people left: name -> by whom, and with `reasons` behind it why, where that was said."""
     found = {}
     for name in names(folder):
         document = files.read_json(folder / name)
-        found[name] = str(document.get("by", "someone"))[:40] if isinstance(document, dict) else "someone"
+        said = document if isinstance(document, dict) else {}
+        found[name] = said_by(str(said.get("by", "someone")), str(said.get("why", "")) if reasons else "")
     return found
+
+
+def said_by(user: str, why: str) -> str:
+    """`ada`, or `ada (new PSU)`."""
+    words = " ".join(why.split())[:80]
+    return user[:40] + (f" ({words})" if words else "")

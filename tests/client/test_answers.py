@@ -309,7 +309,7 @@ def test_nothing_said_is_everything_default() -> None:
         (Answers(requirements="/"), "can't be read: Is a directory"),
         (Answers(vscode_extensions=("/no/such.vsix",)), "can't be read"),
         (Answers(engine_args=("--privileged",)), "not allowed"),
-        (Answers(name="No"), "can't be a session's name"),
+        (Answers(name="No"), "can't be a name"),
         (Answers(tunnel="sideways"), "tunnel can't be 'sideways'"),
     ],
     ids=lambda v: str(v)[:30] if isinstance(v, str) else "",

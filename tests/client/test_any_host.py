@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,30 @@ def test_the_next_where_it_is_away_and_from_then_on_that_one(
     asked["gpu3"] = DOWN
     with pytest.raises(errors.NotConnected):  # it knows this job as the host that took it
         host.call("logs", {})
+
+
+def test_one_that_was_away_a_moment_ago_is_asked_last(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would cost each command ssh's time-out. After a while it is tried again, and by its name it always is."""
+    asked["gpu1"] = DOWN
+    entry().call("jobs", {})
+    capsys.readouterr()
+    asked["asked"].clear()
+    entry().call("jobs", {})
+    assert ([name for name, *_ in asked["asked"]], capsys.readouterr().err) == (["gpu2"], "")
+    asked.update(gpu1={}, gpu2=DOWN, gpu3=DOWN)
+    entry().call("jobs", {})  # the last resort, and it is back
+    asked.update(gpu2={}, gpu3={}, asked=[])
+    entry().call("jobs", {})
+    assert asked["asked"] == [("gpu1", "jobs", "/lab")]
+    asked["gpu1"] = DOWN
+    entry().call("jobs", {})
+    asked["asked"].clear()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 301)
+    entry().call("jobs", {})
+    assert [name for name, *_ in asked["asked"]] == ["gpu1", "gpu2"]
 
 
 @pytest.mark.parametrize("error", [errors.Unreachable("the connection ended"), errors.Refused("no"), DOWN])

@@ -23,8 +23,12 @@ def git(folder: Path, *words: str) -> None:
 def packed(folder: Path) -> dict[str, str]:
     archive, _ = code.pack(str(folder))
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive)), mode="r:gz") as found:
-        return {m.name: f"-> {m.linkname}" if m.issym() else found.extractfile(m).read().decode()  # type: ignore[union-attr]
-                for m in found}  # fmt: skip
+        return {member.name: shown(found, member) for member in found}
+
+
+def shown(found: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    content = found.extractfile(member) if member.isreg() else None
+    return content.read().decode() if content else f"-> {member.linkname}" if member.issym() else "a folder"
 
 
 @pytest.fixture
@@ -98,4 +102,86 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(4):
         (tmp_path / str(number)).write_text("")
     with pytest.raises(Usage, match="more than 3 files"):
+        code.pack(str(tmp_path))
+
+
+def test_submodules_and_repositories_within_go_along(repository: Path, tmp_path: Path) -> None:
+    """As a repository does: what it ignores stays. One that was never fetched is an empty folder."""
+    library = tmp_path / "library"
+    library.mkdir()
+    git(library, "init", "-q")
+    (library / ".gitignore").write_text("*.ckpt\n")
+    (library / "net.py").write_text("net")
+    git(library, "add", "-A")
+    git(library, "commit", "-qm", "first")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(library), "libs/net")
+    git(repository, "commit", "-qm", "library")
+    (repository / "libs/net/new.py").write_text("new")
+    (repository / "libs/net/a.ckpt").write_text("ignored")
+    git(repository, "clone", "-q", str(library), str(repository / "tried"))
+    seen = packed(repository)
+    assert {name: seen[name] for name in seen if name.startswith(("libs", "tried"))} == {
+        "libs/net/.gitignore": "*.ckpt\n", "libs/net/net.py": "net", "libs/net/new.py": "new",
+        "tried/.gitignore": "*.ckpt\n", "tried/net.py": "net",
+    }  # fmt: skip
+    git(repository, "submodule", "--quiet", "deinit", "-f", "libs/net")
+    assert packed(repository)["libs/net"] == "a folder"
+
+
+def test_a_folder_that_a_repository_around_it_ignores_goes_whole(tmp_path: Path) -> None:
+    """A home whose dot files are in git, say."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("*\n")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/train.py").write_text("mine")
+    assert packed(tmp_path / "project") == {"train.py": "mine"}
+    assert code.pack(str(tmp_path / "project"))[1] == {}
+
+
+def test_a_plain_folder_goes_with_its_empty_folders_and_links(tmp_path: Path) -> None:
+    (tmp_path / "outputs/runs").mkdir(parents=True)
+    (tmp_path / "latest").symlink_to("outputs/runs")
+    assert packed(tmp_path) == {"outputs/runs": "a folder", "latest": "-> outputs/runs"}
+
+
+@pytest.mark.parametrize("target", ["/share/data", "../data", "a/../../data"])
+def test_a_link_that_no_host_would_unpack_is_said_at_once(tmp_path: Path, target: str) -> None:
+    (tmp_path / "data").symlink_to(target)
+    with pytest.raises(Usage, match=f"data, a link to {target}, leads out of the code's folder"):
+        code.pack(str(tmp_path))
+
+
+@pytest.mark.parametrize(("limit", "said"), [("MOST_UNPACKED", "0 GiB or more"), ("MOST_FILES", "more than 2 files")])
+def test_more_than_a_host_would_unpack_is_said_at_once(
+    tmp_path: Path, limit: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, limit, 2)
+    for name in "abc":
+        (tmp_path / name).write_text("x")
+    with pytest.raises(Usage, match=said):
+        code.pack(str(tmp_path))
+
+
+def test_a_file_that_is_written_to_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log").write_text("x" * 1000)
+    real = os.lstat
+
+    def then_cut(path: Path) -> os.stat_result:
+        seen = real(path)
+        (tmp_path / "log").write_text("x")
+        return seen
+
+    monkeypatch.setattr(os, "lstat", then_cut)
+    with pytest.raises(Usage, match="log can't be sent along: it was written to"):
+        code.pack(str(tmp_path))
+
+
+def test_a_file_that_is_closed_to_us_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("x")
+
+    def closed(path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "lstat", closed)
+    with pytest.raises(Usage, match="key can't be sent along: Permission denied"):
         code.pack(str(tmp_path))

@@ -20,9 +20,10 @@ class Entry:
     """The host that is asked, and its answers."""
 
     def __init__(self, **replies: Json) -> None:
-        self.replies = replies
+        self.replies, self.heard = replies, list[str]()
 
     def call(self, verb: str, args: Json) -> Json:
+        self.heard.append(verb)
         return self.replies[verb]
 
 
@@ -65,6 +66,27 @@ def test_cancel_on_a_host_that_can_t_be_told(
     monkeypatch.setattr(lab, "ask_all", ask_all)
     told = said(monkeypatch, capsys, ["cancel", JOB], cancel=cancelled(**facts))
     assert told == f"otter  {JOB}  {words}\n"
+
+
+@pytest.mark.parametrize(("dry", "asked"), [(False, ["tick", "gpu9.lab"]), (True, [])])
+@pytest.mark.parametrize("words", [["host", "resume", "gpu9"], ["queue", "resume", "night"]], ids=" ".join)
+def test_what_waited_for_a_resume_does_not_wait_for_cron_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], dry: bool, asked: list[str]
+) -> None:
+    queue = {"name": "night", "waiting": 1, "running": 0, "max_running": 0, "paused": "", "hosts": ["gpu9"]}
+    entry = Entry(
+        host={"host": "gpu9", "drained": False, "running": [], "nudge": ["gpu9.lab"]},
+        queue={"queues": [queue], "nudge": ["gpu9.lab"]}, tick={},
+    )  # fmt: skip
+
+    def ask_all(hosts: list[str], *_: Any) -> Json:
+        entry.heard.extend(hosts)
+        return {}
+
+    monkeypatch.setattr(lab, "ask_all", ask_all)
+    monkeypatch.setattr(lab, "entry", lambda *_: entry)
+    assert cli.main([*words, *(["--dry-run"] if dry else [])]) == 0
+    assert entry.heard[1:] == asked and "gpu9" in capsys.readouterr().out
 
 
 def test_jobs_and_show_name_the_host_that_is_silent(

@@ -33,11 +33,11 @@ def enter(
     **way: object,
 ) -> str:  # fmt: skip
     facts = {"user": user, "host_key": host_key, "socket": socket}
-    return ssh_config.enter(session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/two"])
+    return ssh_config.enter(session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/two"], "/pass words/50%.sock")
 
 
 def add(port: int = 8022, user: str = "ada", host_key: str = KEY, session: str = ID) -> None:
-    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/two"])
+    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/two"], "$PASSWORDS")
 
 
 def resolved(*arguments: str) -> dict[str, list[str]]:
@@ -63,6 +63,7 @@ def test_a_session_by_its_name(home: Path) -> None:
         assert found["stricthostkeychecking"] == ["true"]
         assert [v.strip('"') for v in found["userknownhostsfile"]] == [f"{home}/state/mlbox/ssh.d/{ID}.known_hosts"]
         assert found["identityfile"][:2] == ["/keys/id one", "/keys/two"]
+        assert found["identityagent"] == ["/pass words/50%.sock"]
         command = shlex.split(found["proxycommand"][0])
         assert command[-2:] == [f"{home}/state/mlbox/proxy.py", f"{home}/state/mlbox/ssh.d/{ID}.json"]
     place = ssh_config.place(ID)
@@ -70,11 +71,23 @@ def test_a_session_by_its_name(home: Path) -> None:
     assert place["find"][2:] == ["ssh-config", "proxy", ID, "--ssh-config", "/etc/lab config"]
 
 
+def test_how_the_users_hosts_log_in_is_not_how_sessions_do(home: Path) -> None:
+    enter()
+    own = home / "config"
+    own.write_text(f'Include "{ssh_config.top()}"\nHost *\n  PubkeyAuthentication no\n'
+                   "  PreferredAuthentications password,keyboard-interactive\n")  # fmt: skip
+    found = resolved("-F", str(own), "kind-otter")
+    assert (found["preferredauthentications"], found["pubkeyauthentication"]) == (["publickey"], ["true"])
+    assert resolved("-F", str(own), "gpu1")["pubkeyauthentication"] == ["false"]
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_a_session_by_its_port(home: Path, host: str) -> None:
     add()
     known = f"{home}/state/mlbox/ssh.d/{ID}.{os.getpid()}.known_hosts"
-    assert [v.strip('"') for v in resolved("-p", "8022", host)["userknownhostsfile"]] == [known]
+    found = resolved("-p", "8022", host)
+    assert [v.strip('"') for v in found["userknownhostsfile"]] == [known]
+    assert found["identityagent"] == ["$PASSWORDS"]
     assert known not in "".join(resolved("-p", "8023", host)["userknownhostsfile"])
 
 

@@ -50,6 +50,20 @@ def test_it_comes_first_and_goes_without_a_trace(config: Path) -> None:
     assert [p.name for p in config.parent.iterdir()] == ["config"]
 
 
+@pytest.mark.parametrize("block", ["Host gpu1\n  User ada\n", "Match exec true\n"])
+def test_one_that_counts_for_some_hosts_only_is_none(config: Path, block: str) -> None:
+    """As it is where somebody adds the line at the file's end."""
+    config.write_text(f"{block}{ssh_include.line()}\n")
+    assert not ssh_config.included()
+    ssh_include.install()
+    assert config.read_text() == f"{ssh_include.line()}\n{block}" and ssh_config.included()
+
+
+def test_one_for_all_hosts_holds_where_it_is(config: Path) -> None:
+    config.write_text(f"Host gpu1\n  User ada\nMatch all\n{ssh_include.line()}\n")
+    assert ssh_config.included() and ssh_include.install() == ""
+
+
 def test_bytes_that_are_no_text_stay(config: Path) -> None:
     content = b"# caf\xe9\r\nHost x\r\n"
     config.write_bytes(content)

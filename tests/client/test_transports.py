@@ -292,6 +292,25 @@ def test_a_connection_that_ends_is_told_and_made_anew(far: Transport) -> None:
     assert run(far, "exec echo again") == (0, b"again\n", "")
 
 
+# The user's own words for a host
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_host_whose_shell_is_a_command_of_the_user_s_own_runs_ours(place: Place, name: str) -> None:
+    there = place.transport(name, place.config(more="RemoteCommand tmux new -A\nRequestTTY yes\n"))
+    assert run(there, "exec echo ours") == (0, b"ours\n", "")
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_port_that_the_user_forwards_is_left_to_the_user_s_own_ssh(place: Place, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    there = place.transport(name, place.config(more=f"LocalForward 127.0.0.1:{port} 127.0.0.1:9\n"))
+    assert run(there, "exec true")[0] == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 # Refusals
 
 
@@ -333,11 +352,64 @@ def test_a_login_that_is_refused(place: Place, name: str) -> None:
     assert "gpu1: the login was refused" in error.message
 
 
+def test_a_refusal_is_told_where_the_user_s_ssh_is_quiet(place: Place, tmp_path: Path) -> None:
+    there = place.transport("openssh", place.config(f"{place.folder}/id", "/nonexistent", "LogLevel QUIET\n"))
+    error = failure(there)
+    assert type(error) is errors.NotLetIn
+    assert "gpu1: the login was refused" in error.message
+    ended = threading.Event()
+    link = there.link({"guest": "/tmp/guest.sock"}, tmp_path / "l", 2)
+    link.start(ended.set)
+    assert ended.wait(LIMIT)
+    assert "Permission denied" in link.stderr()
+
+
 @pytest.mark.parametrize("name", REMOTE)
 def test_public_keys_are_those_of_the_configuration(place: Place, name: str) -> None:
     there = place.transport(name)
     assert there.identity_files() == (f"{place.folder}/id",)
     assert (place.folder / "id.pub").read_text().strip() in there.public_keys()
+
+
+@contextlib.contextmanager
+def an_agent(place: Place) -> Iterator[str]:
+    """One without a key; its socket."""
+    socket = f"{place.folder}/agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        await_(lambda: Path(socket).exists())
+        yield socket
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_who_logs_in_without_a_key_has_one_for_sessions(
+    place: Place, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and most desktops always have an agent; with a password or Kerberos nothing is in it."""
+    there = place.transport(name, place.config(f"{place.folder}/id", "/nonexistent"))
+    with an_agent(place) as socket:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+        (file,) = there.identity_files()
+        assert there.public_keys() == (Path(f"{file}.pub").read_text().strip(),)
+
+
+def test_a_key_that_only_the_agent_has_whom_the_configuration_names(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = (place.folder / "id.pub").read_text().strip()
+    with an_agent(place) as socket:
+        add = ["ssh-add", "-q", f"{place.folder}/id"]
+        subprocess.run(add, check=True, capture_output=True, env={**os.environ, "SSH_AUTH_SOCK": socket})
+        monkeypatch.setenv("SSH_AUTH_SOCK", "/nonexistent")
+        monkeypatch.setenv("PASSWORDS", socket)
+        for agent in (socket, "$PASSWORDS"):
+            config = place.config(f"{place.folder}/id", "/nonexistent", f"IdentityAgent {agent}\n")
+            there = place.transport("openssh", config)
+            assert (there.agent(), there.identity_files()) == (agent, ())
+            assert there.public_keys() == (public,)
 
 
 @pytest.mark.parametrize("name", ["", "-oProxyCommand=x", "two words"])
@@ -794,19 +866,14 @@ def test_a_key_with_a_passphrase(place: Place, monkeypatch: pytest.MonkeyPatch, 
 def test_keys_of_an_agent(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copy(place.folder / "id.pub", tmp_path / "id.pub")
     (tmp_path / "id").write_text("not readable here")
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{place.folder}/agent"], stdout=subprocess.DEVNULL)
-    try:
-        await_(lambda: Path(f"{place.folder}/agent").exists())
-        monkeypatch.setenv("SSH_AUTH_SOCK", f"{place.folder}/agent")
+    with an_agent(place) as socket:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
         subprocess.run(["ssh-add", "-q", f"{place.folder}/id"], check=True, capture_output=True)
         assert fabric_login(place, place.config(f"{place.folder}/id", f"{tmp_path}/id"))
         strange = place.config(f"{place.folder}/id", "/nonexistent")
         assert "refused" in failure(place.transport("fabric", strange)).message  # IdentitiesOnly
         strange.write_text(strange.read_text().replace("IdentitiesOnly yes", "IdentitiesOnly no"))
         assert fabric_login(place, strange)
-    finally:
-        agent.terminate()
-        agent.wait()
 
 
 def test_without_fabric_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,12 @@ def test_the_example_is_read() -> None:
     assert (lab.hosts["gpu3"].via, lab.hosts["gpu3"].reverse) == ("gate.lab", True)
     assert (lab.ssh_name("gpu1"), lab.ssh_name("gpu3"), lab.ssh_name("unlisted")) == ("gpu1.lab", "", "unlisted")
     assert lab.queues["interactive"] == Queue(
-        "interactive", max_running_per_user=2, time_limit=28800, max_time_limit=172800, priority=10, preempts=True
+        "interactive", max_running_per_user=2, time_limit=28800, max_time_limit=172800, output_limit=256,
+        max_output_limit=1024, priority=10, preempts=True,
+    )  # fmt: skip
+    assert lab.queues["night"] == Queue(
+        "night", max_running=40, output_limit=256, max_output_limit=4096, priority=-10, preemptible=True
     )
-    assert lab.queues["night"] == Queue("night", max_running=40, priority=-10, preemptible=True)
     assert lab.limits_of("bob") == UserLimits(50, 16)
     assert (lab.engine_args, lab.mounts) == (("--ipc",), ("/data", "/share/datasets"))
 
@@ -102,6 +105,12 @@ def test_a_host_serves_the_queues_in_the_order_it_lists_or_by_priority() -> None
         ("queues: {night: {time_limit: [1]}}", "lab.yaml: queues.night.time_limit must be a duration: write 90s"),
         ("queues: {night: {time_limit: 2d, max_time_limit: 1d}}",
          "lab.yaml: queues.night.time_limit must not be above max_time_limit"),
+        ("queues: {night: {output_limit: lots}}", "lab.yaml: queues.night.output_limit must be a size: write 24G"),
+        ("output_limit: 0", "lab.yaml: output_limit must be a size from 1M to 1024 GiB"),
+        ("max_output_limit: 2T", "lab.yaml: max_output_limit must be a size from 1M"),
+        ("{output_limit: 2G, max_output_limit: 1G}", "lab.yaml: output_limit must not be above max_output_limit"),
+        ("{max_output_limit: 1G, queues: {night: {output_limit: 2G}}}",
+         "lab.yaml: queues.night.output_limit must not be above max_output_limit"),
         ("users: {ann: {max_gpu: 1}}", "lab.yaml: users.ann.max_gpu is unknown; did you mean max_gpus?"),
         ("users: {ann: {max_gpus: all}}", "lab.yaml: users.ann.max_gpus must be a number"),
         ("users: {-x: }", "lab.yaml: users.-x can't be a name here"),
@@ -155,6 +164,20 @@ def test_time_limits(default: int, most: int, asked: int, given_: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("document", "asked", "kept"),
+    [("", 0, 1024), ("", 2048, 2048), ("output_limit: 64M", 0, 64), ("output_limit: 64M", 128, 128),
+     ("max_output_limit: 64M", 0, 64), ("max_output_limit: 64M", 128, 64),
+     ("{output_limit: 8M, queues: {q: {output_limit: 16M}}}", 0, 16),
+     ("{max_output_limit: 8M, queues: {q: {max_output_limit: 16M}}}", 32, 16),
+     ("{output_limit: 8M, queues: {q: {max_output_limit: 4M}}}", 0, 4),
+     ("{max_output_limit: 8M, queues: {other: }}", 32, 32)],
+)  # fmt: skip
+def test_how_much_output_is_kept(document: str, asked: int, kept: int) -> None:
+    lab = read(document)
+    assert lab.output_limit("default" if "q" not in lab.queues else "q", asked) == kept
+
+
+@pytest.mark.parametrize(
     ("user", "limits"), [("ann", UserLimits(1, 2, 5)), ("bob", UserLimits(3, 4)), ("*", UserLimits(3, 4))]
 )
 def test_limits_of_a_user_or_of_everyone(user: str, limits: UserLimits) -> None:
@@ -192,3 +215,10 @@ def test_the_example_shows_every_key(path: str) -> None:
     example = (REPOSITORY / "conf" / "lab.yaml").read_text(encoding="utf-8")
     known = caught.value.message.partition("there are: ")[2].split(", ")
     assert [key for key in known if not re.search(rf"\b{key}:", example)] == []
+
+
+@pytest.mark.parametrize(("asked", "reason"), [(0, ""), (64, ""), (65, "queue night keeps at most 64 MiB of output")])
+def test_more_output_than_is_ever_kept_is_refused(asked: int, reason: str) -> None:
+    lab = read("queues: {default: , night: {max_output_limit: 64M}}")
+    assert lab.refusal("ann", "night", Resources(), asked) == reason
+    assert lab.refusal("ann", "default", Resources(), asked) == ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,15 +42,15 @@ def have(spec: Spec, **more: Any) -> Spec:
         (IMAGE, FULL, True, [], [], []),
         (IMAGE, replace(FULL, jupyter_module=False, jupyter="/conda/bin/jupyter-lab"), True, [], [], []),
         (have(IMAGE, jupyter="no", vscode="no"), replace(PYTHON, sshd="/s"), True, [], [], []),
-        (IMAGE, PYTHON, True, ["installing openssh-server", JUPYTER, VSCODE], [], []),
+        (IMAGE, PYTHON, True, ["installing openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, BARE, True,
-         ["installing python3, python3-venv, ca-certificates, openssh-server", JUPYTER, VSCODE], [], []),
+         ["installing python3, python3-venv, ca-certificates, openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(BARE, package_manager="dnf"), True,
-         ["installing python3, python3-pip, openssh-server", JUPYTER, VSCODE], [], []),
+         ["installing python3, python3-pip, openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(PYTHON, venv=False), True,
-         ["installing openssh-server, python3-venv", JUPYTER, VSCODE], [], []),
+         ["installing openssh-server, rsync, python3-venv", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(BARE, package_manager="apk", musl=True), True,
-         ["installing python3, py3-pip, openssh-server, openssh-sftp-server", JUPYTER], [], ["vscode"]),
+         ["installing python3, py3-pip, openssh-server, openssh-sftp-server, rsync", JUPYTER], [], ["vscode"]),
         (IMAGE, replace(FULL, code_server="", arch=""), True, [], [], ["vscode"]),
         (IMAGE, replace(PYTHON, package_manager=""), True, [JUPYTER, VSCODE], [], ["ssh"]),
         (IMAGE, replace(BARE, package_manager=""), True, [VSCODE],
@@ -153,10 +156,44 @@ def test_packages_travel_as_a_file(spec: Spec, line: str) -> None:
     assert line in plan(spec, PYTHON).files["packages.txt"].splitlines()
 
 
+def test_a_python_that_is_too_old_is_said_before_anything_wants_a_newer_one(tmp_path: Path) -> None:
+    """Ubuntu 20.04 has 3.8."""
+    installed = plan(IMAGE, BARE).steps[0].script
+    old, check = tmp_path / "python3", installed[installed.index("\n/usr/bin/python3") :]
+    for minor, code in ((8, 1), (9, 0)):
+        old.write_text(f"#!{sys.executable}\nimport sys\nsys.version_info = (3, {minor})\n"
+                       "print('Python 3.8.10') if sys.argv[1] == '--version' else exec(sys.argv[2])\n")  # fmt: skip
+        old.chmod(0o755)
+        script = f"set -eu\n({check.replace('/usr/bin/python3', str(old))}\n)"
+        done = subprocess.run(("/bin/sh", "-c", script), capture_output=True, text=True)
+        assert (done.returncode, "has Python 3.8.10 only" in done.stdout) == (code, bool(code))
+    assert "python3" not in plan(IMAGE, PYTHON).steps[0].script
+
+
+def test_a_jupyter_of_another_version_is_no_longer_the_image_s_old_one() -> None:
+    old = replace(FULL, jupyter_classic=True)
+    assert plan(have(IMAGE, packages=("x",)), old).after.jupyter_classic
+    assert not plan(have(IMAGE, jupyter_version="4.4.10"), old).after.jupyter_classic
+
+
 def test_requirements_and_script_travel_as_they_are() -> None:
     found = plan(have(IMAGE, requirements="a\r\nb", init_script="#!/bin/bash\necho é\n"), FULL)
     assert found.files["requirements.txt"] == "a\r\nb"
     assert found.files["init-script"] == "#!/bin/bash\necho é\n"
+
+
+@pytest.mark.parametrize("line", ["a==1 --hash=sha256:0", "a==1 \\\n  --hash sha256:0", "--require-hashes"])
+def test_requirements_with_hashes_come_first_and_hold(line: str) -> None:
+    """Beside them pip would ask for a hash of every package."""
+    spec = have(IMAGE, requirements=f"{line}\n", vscode="no")
+    _, first, locked, last = plan(spec, replace(PYTHON, sshd="/s")).steps[0].script.splitlines()
+    assert first.endswith(
+        'pip install --no-input --progress-bar off --disable-pip-version-check -r "$BUILD/requirements.txt"'
+    )
+    assert locked.endswith('pip freeze --local >"$PREFIX/locked.txt"')
+    assert last.endswith('-c "$PREFIX/locked.txt" -r "$BUILD/packages.txt"')
+    _, alone = plan(have(spec, jupyter="no"), replace(PYTHON, sshd="/s")).steps[0].script.splitlines()
+    assert alone == first
 
 
 @pytest.mark.parametrize(
@@ -285,7 +322,7 @@ def test_every_step_prints_its_title_first() -> None:
     assert [text.index(f'cat "$BUILD/{name}"') for name in names] == sorted(
         text.index(f'cat "$BUILD/{name}"') for name in names
     )
-    assert next(iter(names.values())) == f"@step 1/{len(found.steps)} installing openssh-server\n"
+    assert next(iter(names.values())) == f"@step 1/{len(found.steps)} installing openssh-server, rsync\n"
     assert len(names) == len(found.steps)
 
 

@@ -36,6 +36,7 @@ from mlbox.core.schedule.room import GRACE
 
 NOW = 1_000_000.0
 A100, RTX = ("NVIDIA A100-SXM4-80GB", 81920), ("NVIDIA GeForce RTX 4090", 24564)
+UNIFIED = ("NVIDIA GB10", 0)
 STRANGER = (GpuProcess(4711, "bob", "python", 2048),)
 
 
@@ -141,6 +142,10 @@ SECOND = "2nd in queue default; "
              a1=FIRST + "asks for 4 GPUs, 3 are free on gpu1 (GPU 0 used by bob's python (pid 4711))"),
         case("a stranger's is not chosen", view(job("a1", "2"), gpus=(used(cards(1)[0]), *cards(3, first=1))),
              "a1:1,2"),
+        case("one without memory of its own is one job's", view(job("a1"), job("a2"), gpus=cards(1, UNIFIED)), "a1:0",
+             a2=FIRST + "asks for 1 GPU, 0 are free on gpu1 (GPU 0 kept for ann's job a1, which is ahead)"),
+        case("one without memory of its own that a stranger uses", view(job("a1"), gpus=(used(cards(1, UNIFIED)[0]),)),
+             "", a1=FIRST + "asks for 1 GPU, 0 are free on gpu1 (GPU 0 used by bob's python (pid 4711))"),
         case("a broken one is not chosen", view(job("a1", "2"), gpus=(broken(cards(1)[0]), *cards(3, first=1))),
              "a1:1,2"),
         case("a broken one is said", view(job("a1", "4"), gpus=(broken(cards(1)[0]), *cards(3, first=1))), "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ ALL = Facts(
 TOKENS = {"jupyter": "jupyter-t0ken", "vscode": "vscode-t0ken", "guest": "guest-k3y"}
 
 
-def plan(spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None) -> services.Plan:
+def plan(
+    spec: Spec | None = None, facts: Facts = ALL, env: dict[str, str] | None = None, login: str = "ada"
+) -> services.Plan:
     return services.plan(
         spec or Spec(authorized_keys=("ssh-ed25519 AAAA a", "ssh-rsa BBBB b")), facts, session="01J0",
-        owner=(1000, 1001), login="ada", run="/run/mlbox", folder="/workspace", home="/home/ada",
+        login=login, run="/run/mlbox", folder="/workspace", home="/home/ada",
         prefix="/opt/mlbox", tokens=TOKENS, env=env or {},
     )  # fmt: skip
 
@@ -37,7 +40,21 @@ def test_everything() -> None:
     assert found.guest["jupyter"][:3] == ["/opt/mlbox/venv/bin/python", "-m", "jupyterlab"]
     assert found.guest["ssh"] == {"sshd": "/usr/sbin/sshd", "sftp_server": "/usr/lib/openssh/sftp-server"}
     assert found.guest["key"] == "guest-k3y"
-    assert (found.guest["owner"], found.guest["home"], found.guest["timeout"]) == ([1000, 1001], "/home/ada", 120)
+    assert (found.guest["home"], found.guest["timeout"]) == ("/home/ada", 120)
+
+
+@pytest.mark.parametrize(
+    ("spec", "login", "unlocked"),
+    [
+        (Spec(image="x", runtime="docker", user="root"), "root", True),
+        (Spec(image="x", runtime="podman"), "root", True),
+        (Spec(image="x", runtime="docker"), "ada", False),
+        (Spec(runtime="process"), "root", False),
+    ],
+    ids=["by choice", "root's own", "ada's", "no container"],
+)
+def test_only_a_container_s_own_root_is_unlocked(spec: Spec, login: str, unlocked: bool) -> None:
+    assert ("unlock" in plan(spec, login=login).guest["ssh"]) is unlocked
 
 
 def test_what_a_client_is_told() -> None:
@@ -83,6 +100,17 @@ def test_jupyter_listens_on_its_socket_alone_with_its_token() -> None:
     )  # fmt: skip
     assert server["token"] == config["IdentityProvider"]["token"] == "jupyter-t0ken"
     assert not [word for word in plan().guest["jupyter"] if word.startswith(("--port", "--ip"))]
+
+
+def test_a_jupyter_of_before_its_own_server_does_so_too() -> None:
+    """As NVIDIA's images had for years."""
+    found = plan(facts=replace(ALL, jupyter_classic=True))
+    config = json.loads(found.files["jupyter_server_config.json"])
+    server = config.pop("NotebookApp")
+    assert (server["sock"], server["sock_mode"], server["token"], server["notebook_dir"]) == (
+        "/run/mlbox/s/jupyter.sock", "0600", "jupyter-t0ken", "/workspace",
+    )  # fmt: skip
+    assert config == {"KernelManager": {"transport": "ipc"}}
 
 
 def test_so_do_its_kernels_where_no_other_user_can_reach_them() -> None:

@@ -50,8 +50,8 @@ def test_good_specs_go_over_the_wire_and_come_back(good: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ({"name": "Kind Otter"}, "can't be a session's name"),
-        ({"name": "../../.ssh/config"}, "can't be a session's name"),
+        ({"name": "Kind Otter"}, "can't be a name"),
+        ({"name": "../../.ssh/config"}, "can't be a name"),
         ({"gpus": "A100:x"}, "can't be read"),
         ({"runtime": "vm"}, "runtime can't be 'vm'"),
         ({"user": "0"}, "user can't be '0'"),

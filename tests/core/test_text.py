@@ -79,6 +79,15 @@ def test_pet_names_are_names(number: int) -> None:
     assert text.is_name(text.pet_name(number))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "like"),
+    [("ResNet_50 lr3e-4", ": resnet-50-lr3e-4"), ("a" * 39 + "_b", ": " + "a" * 39), ("--", ""), ("", ""), ("ü", "")],
+)
+def test_a_name_that_would_do_is_offered(wanted: str, like: str) -> None:
+    assert text.name_hint(wanted) == "use a-z, 0-9 and '-', at most 40 characters" + like
+    assert not like or text.is_name(like[2:])
+
+
 def test_pet_names_differ() -> None:
     assert len({text.pet_name(n) for n in range(3000)}) == 3000
 

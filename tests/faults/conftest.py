@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import homes
 import pytest
 from queuebox import program
+from trials import FAULTS, Fault
 
 from mlbox.host import attempts, lease
 
@@ -19,3 +23,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
     monkeypatch.setattr(attempts, "_PAUSE", 0.05)
     return folder
+
+
+@pytest.fixture
+def roots() -> Iterator[Path]:
+    """In memory where there is such a place: fsync costs nothing there, and the order of calls is the same."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(params=list(FAULTS))
+def fault(request: pytest.FixtureRequest) -> Fault:
+    return FAULTS[request.param]

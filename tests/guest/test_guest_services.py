@@ -45,7 +45,7 @@ Server(path, Handler).serve_forever()
 @pytest.fixture
 def config(run: Path) -> Json:
     return {
-        "run": str(run), "folder": str(run), "timeout": 20, "owner": [os.getuid(), os.getgid()],
+        "run": str(run), "folder": str(run), "timeout": 20,
         "jupyter": None, "vscode": None, "ssh": None,
     }  # fmt: skip
 
@@ -194,3 +194,9 @@ def test_nobody_s_variable_hides_a_session_s_processes(config: Json) -> None:
     given = {**config, "home": "/home/ada", "shell": "/bin/sh", "path": "", "session": "01J0", "env": asked}
     found = main._environment(given)
     assert (found["GREETING"], found["HOME"], found["MLBOX_SESSION"]) == ("hi", "/elsewhere", "01J0")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
+def test_the_owner_is_whose_the_folder_is_as_seen_in_here(config: Json, run: Path) -> None:
+    os.chown(run, 65534, 65533)
+    assert services.owner(config) == (65534, 65533)

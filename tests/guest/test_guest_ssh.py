@@ -179,3 +179,13 @@ def test_odd_names_of_variables_do_not_end_a_login(run: Path, names: list[str]) 
 
 def test_a_value_that_is_not_utf_8(run: Path) -> None:
     assert Session(run, {**ENVIRONMENT, "RAW": os.fsdecode(b"\xff")}).ssh("echo in").stdout == "in\n"
+
+
+def test_root_is_let_in_where_its_password_is_locked(tmp_path: Path) -> None:
+    shadow = tmp_path / "shadow"
+    ssh.unlock(shadow)
+    assert not shadow.exists()
+    for before, after in (("!locked", "*"), ("!", "*"), ("*", "*"), ("$6$x", "$6$x")):
+        shadow.write_text(f"bin:!:1\nroot:{before}:19:0:::\nada:!:1\n")
+        ssh.unlock(shadow)
+        assert shadow.read_text() == f"bin:!:1\nroot:{after}:19:0:::\nada:!:1\n"

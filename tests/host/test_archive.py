@@ -54,6 +54,12 @@ def test_days_and_hosts_are_merged(found: Store) -> None:
     assert latest(found)[1:] == [rows["2001-01-02.gpu1"], rows["2001-01-01.gpu2"], rows["2001-01-01.gpu1"]]
 
 
+def test_of_a_day_with_very_many_the_newest_are_shown(found: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [end(found, at) for at in (1.0, 2.0, 3.0)]
+    monkeypatch.setattr(archive, "_MOST", file(found).stat().st_size // 2)
+    assert latest(found) == [made[2]]
+
+
 @pytest.mark.parametrize("torn", [b'{"id": "01', b"\xff\xfe", b"\0" * 50])
 def test_a_torn_line_takes_no_other_with_it(found: Store, torn: bytes) -> None:
     first = end(found, 1.0)

@@ -11,7 +11,7 @@ import pytest
 from mlbox import errors
 from mlbox.core.session import Mount
 from mlbox.host import here, store
-from mlbox.host.engines import Run
+from mlbox.host.engines import Run, container
 from mlbox.host.engines.docker import Docker
 
 RUN = Run(
@@ -53,6 +53,11 @@ def test_never_more_than_a_session_needs(user: str, gpus: tuple[str, ...]) -> No
     assert not any(word.split(":")[0].endswith(".sock") for word in argv)
 
 
+def test_selinux_does_not_keep_it_from_the_user_s_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(container, "SELINUX", tmp_path)
+    assert values(arguments(RUN), "--security-opt") == ["no-new-privileges", "label=disable"]
+
+
 def test_the_image_comes_last_with_what_it_runs() -> None:
     argv = arguments(RUN)
     at = argv.index(RUN.image)
@@ -66,6 +71,10 @@ def test_it_can_be_found_by_its_session() -> None:
     assert f"mlbox.session={RUN.session}" in values(argv, "--label")
     assert values(argv, "--name") == ["mlbox-kind-otter-9g5fav"]
     assert values(argv, "--hostname") == ["kind-otter"]
+
+
+def test_the_engine_keeps_no_second_copy_of_what_it_prints() -> None:
+    assert values(arguments(RUN), "--log-driver") == ["none"]
 
 
 def test_gpus_go_by_uuid() -> None:

@@ -371,3 +371,10 @@ def test_an_error_of_the_share_is_not_the_files(found: Store, monkeypatch: pytes
     assert not lab.rules(found).usable and "Input/output error" in lab.rules(found).trouble
     failing.clear()
     assert lab.rules(found).usable and lab.rules(found).trouble == ""
+
+
+def test_others_of_the_lab_as_laptops_call_them(root: Path, found: Store) -> None:
+    (root / "lab.yaml").write_text(
+        f"hosts: {{{found.host}: {{}}, a: {{ssh: a.lab}}, ws: {{tunnel: reverse, via: a}}}}\n"
+    )
+    assert lab.others(found, [found.host, "a", "b", "ws"]) == ["a.lab", "b"]

@@ -95,6 +95,23 @@ def test_probe_sees_this_python(tmp_path: Path) -> None:
     assert found.python_version == sys.version_info[:3]
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("2.3.2", (True, True)), ("3.0.0", (True, False)), ("4.4.10", (True, False)), ("", (False, False))],
+)
+def test_probe_sees_which_jupyter(tmp_path: Path, version: str, expected: tuple[bool, bool]) -> None:
+    if version:
+        (tmp_path / "jupyterlab").mkdir()
+        (tmp_path / "jupyterlab/__init__.py").write_text("")
+        (tmp_path / f"jupyterlab-{version}.dist-info").mkdir()
+        about = f"Metadata-Version: 2.1\nName: jupyterlab\nVersion: {version}\n"
+        (tmp_path / f"jupyterlab-{version}.dist-info/METADATA").write_text(about)
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    found = probe({"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)})
+    assert (found.jupyter_module, found.jupyter_classic) == expected
+
+
 # ---- the memo ------------------------------------------------------------------------------------
 
 
@@ -171,3 +188,22 @@ def test_a_failed_build_says_where(lines: tuple[str, ...], words: str) -> None:
     found = image.build_failed(Result(3, lines))
     assert isinstance(found, errors.StartFailed)
     assert found.message.startswith(f"{words} (exit 3)") and found.message.endswith("  boom")
+
+
+def test_what_pip_says_of_a_conflict_is_shown_whole() -> None:
+    conflict = (
+        *("ERROR: Cannot install a==1 and b==2 because these package versions have conflicting dependencies.", ""),
+        *(
+            "The conflict is caused by:",
+            "    a 1 depends on c<2",
+            "    b 2 depends on c>=2",
+            "    d 1 depends on c",
+            "",
+        ),
+        *("Additionally, some packages in these conflicts have no matching distributions available:", "    c", ""),
+        *("To fix this you could try to:", "1. loosen the range of package versions you've specified"),
+        *("2. remove package versions to allow pip to attempt to solve the dependency conflict", ""),
+        "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io",
+    )
+    shown = image.build_failed(Result(1, ("@step 1/1 installing a", *("Collecting c",) * 50, *conflict))).message
+    assert all(line in shown for line in conflict)

@@ -9,6 +9,7 @@ import pytest
 
 from mlbox.core.session import Spec
 from mlbox.host import engines, store
+from mlbox.host.engines import Run
 from mlbox.host.run import Cancel
 
 
@@ -29,3 +30,27 @@ def test_a_job_that_adds_nothing_to_its_host_asks_nothing_of_it(
     facts = engine.facts(spec, engine.identify(spec), Cancel(), guest)
     assert bool(facts.passwd) is asks
     assert facts.path == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("login", [True, False])
+def test_what_ends_with_a_login_is_not_for_a_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, login: bool
+) -> None:
+    of_a_login = {
+        "XDG_RUNTIME_DIR": "/run/user/1",
+        "XDG_SESSION_ID": "1",
+        "DBUS_SESSION_BUS_ADDRESS": "unix:/run/user/1/bus",
+    }
+    for name, value in {**of_a_login, "STAYS": "here"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SSH_CONNECTION", "::1 1 ::1 22") if login else monkeypatch.delenv(
+        "SSH_CONNECTION", raising=False
+    )
+    run = Run(
+        "01", "kind-otter", "", "uid", (), ("env",), tmp_path, tmp_path, tmp_path, (), (), {"MLBOX_SESSION": "01"}
+    )
+    with (tmp_path / "log").open("wb") as log:
+        assert engines.by_name("process", store.Store(tmp_path)).start(run, log.fileno()).wait() == 0
+    found = dict(line.split("=", 1) for line in (tmp_path / "log").read_text().splitlines())
+    assert found["STAYS"] == "here" and found["MLBOX_SESSION"] == "01" and "SSH_CONNECTION" not in found
+    assert {name: found[name] for name in of_a_login if name in found} == ({} if login else of_a_login)

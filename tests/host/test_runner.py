@@ -114,7 +114,8 @@ def test_the_kills_of_one_s_own_control_group(tmp_path: Path, known: str, file: 
 @pytest.mark.parametrize(
     ("argv", "exit_", "words"),
     [(("no-such-program",), 127, "no-such-program: No such file"), (("/etc/passwd",), 126, "Permission denied"),
-     (("/etc",), 126, "Permission denied")],
+     (("/etc",), 126, "Permission denied"), (("a\udcff",), 127, "No such file"), (("true", "a\0b"), 127, "null byte"),
+     (("echo a; echo b",), 127, "sh -c"), (("a\ud800",), 127, "surrogates not allowed")],
 )  # fmt: skip
 def test_what_is_no_command(tmp_path: Path, argv: tuple[str, ...], exit_: int, words: str) -> None:
     runner = Runner(tmp_path, *argv)
@@ -138,7 +139,7 @@ def test_output_beyond_the_limit_is_counted_and_said(tmp_path: Path) -> None:
     runner = sh(tmp_path, "head -c 100000 /dev/zero | tr '\\0' x; exit 4", limit=1000)
     found = runner.end()
     assert (found["exit"], found["dropped"]) == (4, 99_000)
-    assert runner.output().startswith("x" * 1000 + "\n[mlbox: 99000 bytes of output were dropped: the limit")
+    assert runner.output().startswith("x" * 1000 + "\n[mlbox: 99000 bytes of output were dropped: the limit of")
 
 
 def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
@@ -236,3 +237,12 @@ def test_what_a_full_disk_has_no_room_for_is_said_later() -> None:
     output = Output(Path("/dev/full"), 1 << 20)
     output.write(b"lost")
     assert output.close() == "\n[mlbox: 4 bytes of output were dropped: No space left on device]\n"
+
+
+def test_the_record_of_an_end_is_written_where_room_was_made_for_it(tmp_path: Path) -> None:
+    """A job may well fill /tmp: it has ended as it did all the same."""
+    runner.make_room(tmp_path)
+    room = (tmp_path / "room").stat()
+    assert room.st_blocks * 512 >= room.st_size >= 4096
+    assert sh(tmp_path, "exit 3").end()["exit"] == 3
+    assert (tmp_path / "exit.json").stat().st_ino == room.st_ino

@@ -29,7 +29,22 @@ from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import claim, engines, files, here, idle, keeping, lease, lookup, processes, ready, store, tick, view
+from mlbox.host import (
+    claim,
+    engines,
+    files,
+    here,
+    idle,
+    keeping,
+    lease,
+    lookup,
+    processes,
+    ready,
+    runner,
+    store,
+    tick,
+    view,
+)
 from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status, submit
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
@@ -233,6 +248,21 @@ def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
     assert box.end(job).facts["reason"] == "timeout"
 
 
+@pytest.mark.parametrize("asked", [0, 3])
+def test_output_is_cut_by_the_policy_that_holds_when_it_starts(box: Box, asked: int) -> None:
+    """lab.yaml was changed since it was submitted."""
+    box.lab("queues: {default: {output_limit: 2M}}")
+    box.call(queue, do="pause", queue="default")
+    job = box.sh("head -c 4000000 /dev/zero | tr '\\0' x", output_limit=asked)
+    box.lab("max_output_limit: 1M")
+    box.call(queue, do="resume", queue="default")
+    box.tick()
+    box.end(job)
+    kept, said = box.output(job).split("\n", 1)
+    assert len(kept) == 1 << 20
+    assert said == f"[mlbox: {4_000_000 - (1 << 20)} bytes of output were dropped: the limit of 1 MiB is reached]\n"
+
+
 def test_who_signed_what_was_removed_from_tmp_is_told_all_the_same(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "PATIENCE", 0.0)
     cancelled = box.sh("sleep 60")
@@ -342,21 +372,25 @@ def test_a_job_moves_only_where_it_could_run(box: Box) -> None:
     """As at submit, and in the same words."""
     here = box.found.host
     box.lab(f"""
-queues: {{default: {{}}, night: {{max_time_limit: 1h}}, nobody: {{}}, far: {{}}}}
-hosts: {{{here}: {{queues: [default, night], labels: [x]}}, gpu9: {{queues: [far]}}}}
+queues: {{default: {{}}, night: {{max_time_limit: 1h}}, quiet: {{max_output_limit: 1M}}, nobody: {{}}, far: {{}}}}
+hosts: {{{here}: {{queues: [default, night, quiet], labels: [x]}}, gpu9: {{queues: [far]}}}}
 """)
     box.call(queue, do="pause", queue="default")
     (box.found.on("gpu9")).mkdir(parents=True)
     (box.found.on("gpu9") / "host.json").write_text(json.dumps({"at": 1.0, "gpus": [], "cpus": 2, "memory": 1}))
-    job = box.sh("true", resources={"labels": ("x",), "time_limit": 7200})
+    job = box.sh("true", resources={"labels": ("x",), "time_limit": 7200}, output_limit=2)
     for name, error, words in (
         ("nobody", errors.Refused, "no host serves queue nobody"), ("far", errors.Refused, "gpu9 has no label x"),
-        ("night", errors.Refused, "queue night gives at most 1h"), ("no", errors.NotFound, "there is no queue no"),
+        ("night", errors.Refused, "queue night gives at most 1h"),
+        ("quiet", errors.Refused, "queue quiet keeps at most 1 MiB of output"),
+        ("no", errors.NotFound, "there is no queue no"),
     ):  # fmt: skip
         said = []
         for act in (
             lambda name=name: box.call(move, job=job.id, queue=name),
-            lambda name=name: box.sh("true", queue=name, resources={"labels": ("x",), "time_limit": 7200}),
+            lambda name=name: box.sh(
+                "true", queue=name, resources={"labels": ("x",), "time_limit": 7200}, output_limit=2
+            ),
         ):
             with pytest.raises(error, match=words) as caught:
                 act()
@@ -423,6 +457,37 @@ def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: p
         disk.setattr(submit, "submit", full)
         box.submit_all("true", array=3)
     assert box.hints() == [job.id for job in made]
+
+
+def test_a_job_is_not_run_with_masks_in_the_place_of_its_secrets(held: Box) -> None:
+    job = held.sh("echo $TOKEN", env={"TOKEN": "s3cret"})
+    (job.folder / "secret.json").unlink()
+    held.call(queue, do="resume", queue="default")
+    held.tick()
+    state = job.state()
+    assert (state.name, held.output(job)) == ("failed", "")
+    assert "has no readable secret.json" in state.facts["why"]
+
+
+@pytest.mark.parametrize(
+    "words", [{"env": {f"A{n}": "x" * 100_000 for n in range(12)}}, {"retry_on": ("exit",) * 200_000}]
+)
+def test_what_is_too_long_to_be_read_back_is_refused(box: Box, words: Json) -> None:
+    with pytest.raises(errors.Refused, match="more than 1024 KiB"):
+        box.sh("true", **words)
+    assert not box.hints() and not list((box.found.own() / "jobs").glob("*/*"))
+
+
+def test_a_host_without_room_in_tmp_claims_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keeper would die of it, the job be lost, and be claimed here again until it had failed."""
+    with monkeypatch.context() as disk:
+        disk.setattr(runner, "_ROOM", "/dev/full")
+        job = box.sh("true")
+        waits = box.tick().waits or {}
+    why = f"{box.found.host}: /tmp/mlbox-{os.getuid()} takes no job: No space left on device"
+    assert (job.state().name, waits[job.id]) == ("submitted", why)
+    assert not job.boot_folder.exists()
+    assert box.tick().started == (job.id,) and box.end(job).name == "finished"
 
 
 def test_a_cancellation_that_a_claim_outran_is_one_of_a_running_job(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1231,6 +1296,21 @@ def test_a_place_that_somebody_else_made_for_us_is_not_used(box: Box) -> None:
     other(box, box.found.user)
     with pytest.raises(errors.HostUnready, match="not a folder of yours"):
         box.submit("true")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")
+def test_by_name_one_s_own_job_is_meant_before_a_colleague_s(box: Box) -> None:
+    theirs = other(box)
+    mine = box.submit("true", name="train")
+    box.end(mine)
+    spec = JobSpec(command=("true",), work=Spec(runtime="process", name="train"))
+    job = hint(theirs, spec)
+    theirs.create(job, spec, queued=True)
+    for folder, _, names in os.walk(theirs.own()):
+        for name in ("", *names):
+            os.chown(os.path.join(folder, name), 65534, 65534)
+    assert lookup.job(box.found, job.id).id == job.id
+    assert lookup.job(box.found, "train").id == mine.id
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
-from queuebox import Box
+from queuebox import Box, Call
 
 from mlbox import errors
 from mlbox.host import files, processes
-from mlbox.host.handlers import cancel, host, jobs, move, queue, show
+from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status
 from mlbox.host.job import Job
 
 
@@ -95,8 +96,57 @@ def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> N
     assert box.call(show, job="train")["job"]["id"] == new.id
     assert box.call(cancel, job="train")["id"] == new.id
     box.end(new)
-    with pytest.raises(errors.NotFound, match="2 jobs are called 'train'"):
-        box.call(show, job="train")
+    assert box.call(show, job="train")["job"]["id"] == new.id
+    again = box.found.job(box.call(retry, job="train")["id"])
+    box.jobs.append(again)
+    assert box.call(cancel, job="train")["id"] == again.id
+    box.end(again)
+    assert box.call(logs, job="train")["state"] == "cancelled"
+    assert box.call(cancel, job="train")["id"] == again.id
+    with pytest.raises(errors.NotFound, match="3 jobs are called"):
+        box.call(show, job=again.id[:3])
+
+
+def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) -> None:
+    made = box.submit_all("true", array=2, name="sweep")
+    for job in made:
+        box.end(job)
+    with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
+        box.call(show, job="sweep")
+
+
+@pytest.mark.parametrize(
+    ("asked", "printed"), [({}, "a\nb\nc\n"), ({"tail": 2}, "b\nc\n"), ({"tail": 0}, ""), ({"attempt": 1}, "a\nb\nc\n")]
+)
+def test_the_end_of_an_output(box: Box, asked: dict[str, int], printed: str) -> None:
+    job = box.sh("printf 'a\\nb\\nc\\n'")
+    box.end(job)
+    call: Any = Call(box.root, job=job.id, **asked)
+    logs.run(call)
+    assert "".join(said["output"] for said in call.said) == printed
+
+
+@pytest.mark.parametrize("attempt", [2, -1])
+@pytest.mark.parametrize("follow", [False, True])
+def test_an_attempt_that_never_was_has_not_printed_nothing(box: Box, attempt: int, follow: bool) -> None:
+    job = box.submit("true", name="train")
+    box.end(job)
+    with pytest.raises(errors.NotFound, match=f"no attempt {attempt} of job train: it has had 1"):
+        box.call(logs, job="train", attempt=attempt, follow=follow)
+
+
+def test_what_is_paused_or_drained_says_by_whom_and_why(box: Box) -> None:
+    box.call(queue, do="pause", queue="default", why="the cluster\nmoves")
+    me = box.found.user
+    [told] = box.call(queue)["queues"]
+    assert told["paused"] == f"{me} (the cluster moves)"
+    assert box.call(status)["queues"][0]["paused"] == told["paused"]
+    job = box.submit("true")
+    [row] = box.call(jobs)["jobs"]
+    assert row["waits"] == f"queue default is paused by {told['paused']}"
+    box.call(host, do="drain", name=box.found.host, why="new PSU")
+    assert box.call(status)["drained"] == f"{me} (new PSU)"
+    assert job.state().waiting
 
 
 def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:

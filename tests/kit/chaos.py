@@ -1,10 +1,11 @@
-"""Chaos: many short jobs and a few sessions on three hosts to which everything happens, and the proof afterwards.
+"""Chaos: two people's many short jobs and a few sessions on three hosts to which everything happens, and the proof.
 
     plan     by a seed: what is submitted, and for each host which faults in which order (plans.py, faults.py)
     run      side by side: submissions, sessions, cancellations and retries from laptops; a lane of faults per host;
-             on each host a tick every few seconds, as its cron would
+             on each host a tick of each person's every few seconds, as their crons would
     heal     all faults undone; until nothing waits and nothing runs
-    prove    from what jobs recorded of themselves, from their logs, and from what is left on hosts (intervals.py)
+    prove    from what jobs recorded of themselves, from their logs, and from what is left on hosts (evidence.py,
+             intervals.py)
 
 `make chaos` is the long form, tests/lab/test_chaos.py the short one.
 """
@@ -12,36 +13,31 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import random
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import evidence
 import faults
 import intervals
 from aftermath import traces
-from intervals import Asked, Run, Violation
+from intervals import Fenced, Run, Violation
 from labbox import SESSION_IMAGE, Laptop, as_root
 from labkit import share
-from labkit.gpus import read_gpus
-from plans import HOSTS, Batch, Plan, long
+from plans import HOSTS, PEOPLE, SUBMITTERS, Batch, Fault, Plan, long
 from report import Report
 
-from mlbox.core import ids, slots
-from mlbox.host.files import read_json
-from mlbox.host.slots import Log
+from mlbox.core import slots
 
-Json = dict[str, Any]
-_SUBMITTERS = 6
 _PACE = 4.0  # s between a host's ticks, beside those that submissions and ends cause
 
 
@@ -50,15 +46,16 @@ class Chaos:
         self.plan, self.home, self.report = planned, home, Report(planned)
         self.root = f"/share/chaos-{planned.seed}"
         self.machines = {host: faults.Machine(host) for host in HOSTS}
-        self.acknowledged: dict[str, None] = {}  # jobs, the newest last
+        self.acknowledged: dict[str, str] = {}  # whose each job is, the newest last
         self.cancelled: set[str] = set()
         self.seen: list[Run] = []  # sessions, as they were seen from outside
+        self.fenced: list[Fenced] = []
         self.before: dict[str, list[str]] = {}
         self.left = deque(planned.batches)
         self.submitted, self.over = threading.Event(), threading.Event()
 
-    def laptop(self, name: str) -> Laptop:
-        made = Laptop(self.home / name)
+    def laptop(self, name: str, user: str = "ada") -> Laptop:
+        made = Laptop(self.home / f"{name}-{user}", user=user)
         config = made.home / ".config/mlbox/config.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
         hosts = ", ".join(f'"{host}"' for host in HOSTS)
@@ -81,8 +78,8 @@ class Chaos:
 
     def _all_at_once(self, pool: ThreadPoolExecutor) -> None:
         try:
-            ticks = [pool.submit(self._tick, host) for host in HOSTS]
-            submitters = [pool.submit(self._submit, number) for number in range(_SUBMITTERS)]
+            ticks = [pool.submit(self._ticks, host, user) for host in HOSTS for user in PEOPLE]
+            submitters = [pool.submit(self._submit, number) for number in range(SUBMITTERS)]
             others = [pool.submit(act) for act in (self._hold_sessions, self._change_minds)]
             others += [pool.submit(self._lane, host) for host in HOSTS]
             for submitter in submitters:
@@ -99,35 +96,42 @@ class Chaos:
 
     def _prepare(self) -> None:
         as_root(HOSTS[0], "rm", "-rf", self.root)
+        as_root(HOSTS[0], "install", "-d", "-m", "1777", "-o", PEOPLE[0], self.root)
         for host, machine in self.machines.items():
-            machine.call("sh", "-c", "rm -rf ~/chaos && mkdir ~/chaos", user="ada")
+            for user in PEOPLE:
+                machine.call("sh", "-c", "rm -rf ~/chaos && mkdir ~/chaos", user=user)
             machine.fit_clock()
             machine.set_clock(self.plan.clocks[host])
             self.before[host] = traces(host)
-        laptop = self.laptop("admin")
-        for words in (("init", *HOSTS), ("cron", "install")):
-            done = laptop.run(*words)
+        for user, words in ((PEOPLE[0], ("init", *HOSTS)), *((user, ("cron", "install")) for user in PEOPLE)):
+            done = self.laptop("admin", user).run(*words)
             assert done.code == 0, done.all
 
     def _submit(self, number: int) -> None:
-        laptop = self.laptop(f"submit{number}")
+        laptops = {user: self.laptop(f"submit{number}", user) for user in PEOPLE}
         with suppress(IndexError):
             while True:
-                self._put_in_line(laptop, self.left.popleft())
+                batch = self.left.popleft()
+                time.sleep(batch.pause)
+                self._put_in_line(laptops[batch.user], batch)
 
     def _put_in_line(self, laptop: Laptop, batch: Batch) -> None:
         """A host that does not answer may have taken it all the same."""
         for host in (batch.host, *HOSTS * 5):
             done = self._call(laptop, "submit", "--host", host, "--json", *batch.words)
             if done:
-                self.acknowledged.update((job["id"], None) for job in done["jobs"])
+                self.acknowledged.update((job["id"], batch.user) for job in done["jobs"])
                 self.report.jobs += batch.count
                 return
         self.report.violations.append(Violation("no host takes a job", " ".join(batch.words[:8])))
 
     def _call(self, laptop: Laptop, *words: str) -> Any:
         """The facts; None where the call failed, as it may."""
-        done = laptop.run(*words, timeout=600)
+        try:
+            done = laptop.run(*words, timeout=600)
+        except subprocess.TimeoutExpired:
+            self.report.violations.append(Violation("a command did not end", str(words[:4])))
+            return None
         if "Traceback" in done.all or "a bug" in done.all:
             self.report.violations.append(Violation("a traceback", f"{words[:4]}: {done.all[-2000:]}"))
         return done.json() if done.code == 0 and "--json" in words else None
@@ -148,7 +152,7 @@ class Chaos:
             self._call(laptop, "session", "shutdown", found["id"], "--host", found["host"])
 
     def _change_minds(self) -> None:
-        laptop, dice = self.laptop("minds"), random.Random(f"{self.plan.seed} minds")
+        laptops, dice = {user: self.laptop("minds", user) for user in PEOPLE}, random.Random(f"{self.plan.seed} minds")
         while not self.submitted.wait(dice.uniform(2, 4)):
             known = list(self.acknowledged)
             if not known:
@@ -156,72 +160,95 @@ class Chaos:
             if dice.random() < 0.5:
                 job = dice.choice(known[-8:])  # one that has hardly ended
                 self.cancelled.add(job)
-                self._call(laptop, "cancel", job, "--host", dice.choice(HOSTS))
+                self._call(laptops[self.acknowledged[job]], "cancel", job, "--host", dice.choice(HOSTS))
                 self.report.acts["cancelled"] += 1
             else:  # refused where it has not ended
                 job = dice.choice(known)
-                again = self._call(laptop, "retry", job, "--host", dice.choice(HOSTS), "--json")
+                user = self.acknowledged[job]
+                again = self._call(laptops[user], "retry", job, "--host", dice.choice(HOSTS), "--json")
                 if again:
-                    self.acknowledged[again["id"]] = None
+                    self.acknowledged[again["id"]] = user
                     self.report.acts["retried"] += 1
                     self.report.jobs += 1
 
     def _lane(self, host: str) -> None:
         for fault in self.plan.lanes[host]:
             time.sleep(fault.pause)
-            made = self.machines[host].make(fault.kind, fault.seconds, fault.number)
-            self.report.faults[fault.kind if made else "without a victim"] += 1
+            if fault.kind == "fenced":
+                made = self._fence(host, fault)
+            else:
+                made = self.machines[host].make(fault.kind, fault.seconds, fault.number)
+            self.report.faults[fault.kind if made else f"{fault.kind} in vain"] += 1
 
-    def _tick(self, host: str) -> None:
-        """What the host's cron calls each minute; more often, and not while it is off or frozen."""
-        script = f"exec python3 -I -S $(ls -t ~/.cache/mlbox/mlbox-*.pyz | head -1) tick --root {self.root}"
+    def _fence(self, host: str, fault: Fault) -> bool:
+        """All see that it is off, and say so, each of their own jobs; False where no other host could be told."""
+        machine, others = self.machines[host], [other for other in HOSTS if other != host]
+        machine.switch_off(fault.seconds / 2)
+        try:
+            told = [self._say(user, "fence", host, others * 2) for user in PEOPLE]
+            begin = time.monotonic()
+            time.sleep(fault.seconds / 2)
+        finally:
+            machine.boot()
+        for user in PEOPLE:
+            self._tick(host, user)
+        if any(told):
+            self.fenced.append(Fenced(host, begin, time.monotonic()))
+        if not self._say(PEOPLE[0], "resume", host, [host, *others] * 5):
+            self.report.violations.append(Violation("a fenced host can't be taken back", host))
+        return any(told)
+
+    def _say(self, user: str, what: str, host: str, asked: list[str]) -> bool:
+        laptop = self.laptop(f"person-{host}", user)
+        words = ("host", what, host, *(("-y",) if what == "fence" else ()), "--json")
+        return any(self._call(laptop, *words, "--host", other) for other in asked)
+
+    def _ticks(self, host: str, user: str) -> None:
         while not self.over.wait(_PACE):
-            call = ("env", "-i", "HOME=/home/ada", "LOGNAME=ada", "PATH=/usr/bin:/bin", "sh", "-c", script)
-            done = self.machines[host].call(*call, user="ada", check=False)
-            if "Traceback" in done.stderr:
-                self.report.violations.append(Violation("a traceback", f"a tick on {host}: {done.stderr[-2000:]}"))
+            self._tick(host, user)
+
+    def _tick(self, host: str, user: str) -> None:
+        """What a cron there calls each minute; more often, and not while the host is off or frozen."""
+        script = f"exec python3 -I -S $(ls -t ~/.cache/mlbox/mlbox-*.pyz | head -1) tick --root {self.root}"
+        call = ("env", "-i", f"HOME=/home/{user}", f"LOGNAME={user}", "PATH=/usr/bin:/bin", "sh", "-c", script)
+        done = self.machines[host].call(*call, user=user, check=False)
+        if "Traceback" in done.stderr:
+            self.report.violations.append(Violation("a traceback", f"a tick on {host}: {done.stderr[-2000:]}"))
 
     # ---- heal --------------------------------------------------------------------------------------------
 
     @property
-    def mine(self) -> Path:
-        """The user's part of ROOT, as this machine's own mount shows it."""
-        return share.SHARE / self.root.removeprefix("/share/") / "users/ada"
+    def users(self) -> Path:
+        """As this machine's own mount shows them."""
+        return share.SHARE / self.root.removeprefix("/share/") / "users"
 
     def _await_the_end(self) -> None:
         """A session whose owner was not told that it came up is ended when it is seen."""
         laptop, deadline = self.laptop("last"), time.monotonic() + self.plan.patience
-        while any(self._unfinished()) and time.monotonic() < deadline:
+        while any(evidence.unfinished(self.users)) and time.monotonic() < deadline:
             for session in self._call(laptop, "session", "list", *HOSTS, "--json") or ():
                 self._call(laptop, "session", "shutdown", str(session["id"]), "--host", str(session["host"]))
             time.sleep(1)
 
-    def _unfinished(self) -> Iterator[Path]:
-        """Hints of what waits and runs."""
-        for pattern in ("ready/**/*", "on/*/live/*", "on/*/making/*"):
-            # Not Path.glob, for which a folder that goes meanwhile is an error.
-            found = map(Path, glob.iglob(str(self.mine / pattern), recursive=True))
-            yield from (path for path in found if ids.is_ulid(path.name))
-
     # ---- prove -------------------------------------------------------------------------------------------
 
     def _prove(self) -> None:
-        runs = [*map(self._while_up, self.seen), *(run for host in HOSTS for run in self._runs(host))]
-        # As a GPU's label rounds it: 24564 MiB are sold, and shared, as 24 GiB.
-        memory = {gpu.uuid: round(gpu.memory / 1024) << 10 for host in HOSTS for gpu in read_gpus(host)}
-        found = intervals.of_runs(runs, memory)
-        logs = {path.parent.name: Log(path).read() for path in self.mine.glob("jobs/*/*/ev")}
+        recorded = [run for machine in self.machines.values() for run in evidence.recorded(machine)]
+        runs = [*map(self._while_up, self.seen), *recorded]
+        found = [*intervals.of_runs(runs, evidence.memory()), *intervals.of_fenced(recorded, self.fenced)]
+        logs = evidence.logs(self.users)
         for job in sorted({*self.acknowledged, *logs}):
             if job not in logs:
                 found.append(Violation("a job is lost", job))
                 continue
-            asked, its = self._asked(job), [run for run in runs if run.job == job]
-            found += intervals.of_log(job, logs[job], asked, its)
-            events = list(slots.fold(logs[job]).events.values())
+            folder, reading = logs[job]
+            asked, its = evidence.asked(folder, job in self.cancelled), [run for run in runs if run.job == job]
+            found += intervals.of_log(job, reading, asked, its)
+            events = list(slots.fold(reading).events.values())
             self.report.attempts += sum(event.get("event") == "claimed" for event in events)
             self.report.sessions += not asked.recorded
             self.report.ends[str(events[-1].get("event")) if events else "nowhere"] += 1
-        found += [Violation("a hint is left", str(path)) for path in self._unfinished()]
+        found += [Violation("a hint is left", str(path)) for path in evidence.unfinished(self.users)]
         logs_of_keepers = ("find", self.root, "-name", "keeper.log", "-exec", "grep", "-l", "Traceback", "{}", "+")
         found += [Violation("a traceback", path) for path in as_root(HOSTS[0], *logs_of_keepers, check=False).split()]
         for host in HOSTS:
@@ -234,37 +261,12 @@ class Chaos:
         begins = [still.begin for still in self.machines[session.host].stills if still.begin > session.start]
         return replace(session, last=min([session.last, *begins]))
 
-    def _asked(self, job: str) -> Asked:
-        """By its spec: also of one that was taken while its acknowledgement was lost."""
-        spec = read_json(self.mine / "jobs" / ids.shard(job) / job / "spec.json") or {}
-        if not spec.get("command"):
-            return Asked(1, 0, frozenset(["finished", "failed", "cancelled"]), recorded=False)
-        part, resources = int(spec["command"][-2]), spec["resources"]
-        ends = {"failed"} if resources["time_limit"] else {"finished"}
-        ends |= {"failed"} if spec["on_host_loss"] == "hold" else set()
-        ends |= {"cancelled"} if job in self.cancelled else set()
-        return Asked(1 if part else int(resources["gpus"]), part, frozenset(ends))
-
-    def _runs(self, host: str) -> Iterator[Run]:
-        script = 'cd ~/chaos && for f in *; do echo "file $f"; cat $f; done'
-        text = self.machines[host].call("sh", "-c", script, user="ada").stdout
-        for part in text.split("file ")[1:]:
-            name, *lines = part.split("\n")
-            words = [line.split() for line in lines if line]
-            if not words:
-                continue  # killed before its first word
-            job, attempt = name.split(".")[:2]
-            gpus = () if words[0][2] == "void" else tuple(words[0][2].split(","))
-            times = [float(word[1]) for word in words]
-            run = Run(job, int(attempt), host, gpus, int(words[0][3]), times[0], times[-1], words[-1][0] == "end")
-            yield intervals.bounded(run, self.machines[host].stills)
-
     def _tidy(self) -> None:
-        with suppress(AssertionError):
-            self.laptop("admin").run("cron", "remove")
+        for user in PEOPLE:
+            self.laptop("admin", user).run("cron", "remove")
         for machine in self.machines.values():
             machine.unfit_clock()
-            machine.call("rm", "-rf", "/home/ada/chaos")
+            machine.call("rm", "-rf", *(f"/home/{user}/chaos" for user in PEOPLE))
         if not self.report.violations:
             as_root(HOSTS[0], "rm", "-rf", self.root)
 

@@ -1,6 +1,7 @@
 """What happens to a lab's hosts on bad days: each kind of fault, made and undone, from outside of the host.
 
 off       killed with all that is on it, off for a while, and booted: a new boot id, the share mounted anew
+fenced    off, and while it is a person says that it is gone; when it is back, a person's word takes it in (chaos.py)
 frozen    nothing of it runs for a while; it knows nothing of that
 no share, no laptop, no network    every packet from and to there is lost for a while, and nobody is told
 keeper, runner, both, tick         SIGKILL to one of those that are there, or to both of one job
@@ -22,7 +23,7 @@ from labkit.gpus import gpus_file
 from labkit.inventory import HOSTS, STORE_ADDRESS, SUBNET
 from labkit.shell import LabError
 
-LASTING = ("off", "frozen", "no share", "no laptop", "no network")
+LASTING = ("off", "fenced", "frozen", "no share", "no laptop", "no network")
 VICTIMS = ("keeper", "runner", "both", "tick")
 KINDS = (*LASTING, *VICTIMS, "clock")
 
@@ -88,7 +89,8 @@ class Machine:
     def make(self, kind: str, seconds: float, number: int) -> bool:
         """One fault, from its beginning to its end; False where there was nobody to kill."""
         if kind == "off":
-            self._off(seconds)
+            self.switch_off(seconds)
+            self.boot()
         elif kind == "frozen":
             self._freeze(seconds)
         elif kind in _CUT_FROM:
@@ -100,11 +102,14 @@ class Machine:
             return self.call("python3", "-c", _KILL, kind, str(number), check=False).returncode == 0
         return True
 
-    def _off(self, seconds: float) -> None:
+    def switch_off(self, seconds: float) -> None:
+        """For so long nobody hears of it."""
         begin = time.monotonic()
         self._engine.docker("kill", self.host.container)
         time.sleep(seconds)
         self.stills.append(Still(self.host.name, begin, time.monotonic()))
+
+    def boot(self) -> None:
         self._engine.docker("start", self.host.container)
         for _ in range(3):  # longer than for `up`: here nothing waits for it
             with suppress(LabError):

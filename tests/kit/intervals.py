@@ -45,7 +45,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Still:
-    """A host was frozen, or switched off: nobody knew of it until `end`, so nothing of it may have been replaced."""
+    """A host was frozen, or switched off: nobody knew of it until `end` (its end, or a person's word), so nothing of it
+    may have been replaced."""
 
     host: str
     begin: float
@@ -90,6 +91,25 @@ def _of_gpu(uuid: str, runs: Sequence[Run], memory: int) -> Iterable[Violation]:
             yield Violation("a GPU was not left alone", words)
         elif sum(other.share for other in there) > memory:
             yield Violation("a GPU was overfull", f"{words}: more than {memory} MiB")
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """A host of which a person has said that it is gone, and not yet that it is back."""
+
+    host: str
+    begin: float
+    end: float
+
+
+def of_fenced(runs: Iterable[Run], fenced: Sequence[Fenced]) -> list[Violation]:
+    """It starts nothing, though it may be up."""
+    return [
+        Violation("a fenced host started a job", f"{run}: fenced {gone.begin:.2f} to {gone.end:.2f}")
+        for run in runs
+        for gone in fenced
+        if run.host == gone.host and gone.begin < run.start < gone.end
+    ]
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,10 @@ class Attached:
 
 
 class Laptop:
-    """A person's machine: an own HOME, the lab's SSH configuration, and the one file."""
+    """A person's machine: an own HOME, the lab's SSH configuration, and the one file. `user`: as whom hosts are
+    reached, where it is not as that configuration says."""
 
-    def __init__(self, home: Path, python: str = sys.executable) -> None:
+    def __init__(self, home: Path, python: str = sys.executable, user: str = "") -> None:
         self.home, self.python = home, python
         home.mkdir(parents=True, exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "SSH_", "MLBOX_", "PYTHON"))}
@@ -119,6 +120,10 @@ class Laptop:
         asked = home / ".local/state/mlbox/asked.json"  # no test waits at that question
         asked.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         asked.write_text('{"ssh-config": "declined"}')
+        if user:
+            config = home / "ssh_config"
+            config.write_text(f"Host *\n    User {user}\nInclude {SSH_CONFIG}\n")
+            self.env["MLBOX_SSH_CONFIG"] = str(config)
 
     def run(self, *arguments: str, timeout: float = START, input: str | None = None, **env: str) -> Result:
         done = subprocess.run(

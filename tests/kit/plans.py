@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import faults
 import intervals
 from labbox import PYTHON_IMAGE
 
+from mlbox.host import heard, view
+
 HOSTS = ("gpu1", "gpu2", "gpu3")
+PEOPLE = ("ada", "bob")  # the second may not use Docker
+SUBMITTERS = 6
 _DAYS = 30 * 86400
-_OUTLAST = ("frozen", "no share")  # once for the longest time: beyond every time-out
+# Once each for longer than all else, in the first round and in the last: two hosts at a time are then left to the rest.
+_OUTLAST = {"frozen": 0, "no share": -1}
+# s: whoever waits for a host, or for ROOT, has given up. Not so a keeper that can't record its job's end: it tries for
+# an hour, and ends then as if it was killed, which is a fault of its own.
+_BEYOND = max(view.BEAT, heard.LONG) + 60
 
 # A job that tells of itself: where, on what, that it lives, and that it came to its end.
 _RECORDER = """
@@ -56,6 +65,8 @@ class Batch:
     count: int
     words: tuple[str, ...]
     host: str  # that is asked to take it
+    user: str
+    pause: float = 0.0  # s before it
 
 
 @dataclass(frozen=True)
@@ -77,32 +88,45 @@ class Plan:
 
 
 def plan(
-    seed: int, jobs: int, sessions: int, rounds: int, longest: float, pause: tuple[float, float], patience: float
-) -> Plan:
-    """`rounds` faults of each kind, none longer than `longest` seconds, with a `pause` (from, to) before each."""
+    seed: int, jobs: int, sessions: int, rounds: int, longest: float, pause: tuple[float, float], patience: float,
+    beyond: float = 0.0, spread: float = 0.0,
+) -> Plan:  # fmt: skip
+    """`rounds` faults of each kind, none longer than `longest` seconds but those that are to last for `beyond`, with a
+    `pause` (from, to) before each. Submissions are spread over this part of the time that the faults take."""
     dice = random.Random(seed)
     batches, left = [], jobs
     while left:
         batches.append(_batch(dice, min(left, dice.randint(1, 8))))
         left -= batches[-1].count
-    kinds = [kind for _ in range(rounds) for kind in dice.sample(faults.KINDS, len(faults.KINDS))]
+    kinds = [(turn, kind) for turn in range(rounds) for kind in dice.sample(faults.KINDS, len(faults.KINDS))]
     lanes: dict[str, list[Fault]] = {host: [] for host in HOSTS}
-    for number, kind in enumerate(kinds):
+    for turn, kind in kinds:
         which = dice.choice((-_DAYS, _DAYS)) if kind == "clock" else dice.randrange(99)
-        part = 1.0 if number < len(faults.KINDS) and kind in _OUTLAST else max(0.1, dice.random() ** 3)
-        fault = Fault(kind, dice.uniform(*pause), longest * part, which)
-        lanes[HOSTS[number % len(HOSTS)]].append(fault)
+        fault = Fault(kind, dice.uniform(*pause), longest * max(0.1, dice.random() ** 3), which)
+        if kind in _OUTLAST and turn == _OUTLAST[kind] % rounds:
+            min(lanes.values(), key=duration).append(replace(fault, seconds=max(longest, beyond)))
+        else:
+            min(lanes.values(), key=len).append(fault)
     clocks = dict(zip(HOSTS, dice.sample((-_DAYS, 0, _DAYS), len(HOSTS))))
+    mean = spread * max(map(duration, lanes.values())) * SUBMITTERS / len(batches)
+    batches = [replace(batch, pause=3 * mean * dice.random() ** 2) for batch in batches]  # some at once, some late
     return Plan(seed, tuple(batches), {h: tuple(f) for h, f in lanes.items()}, clocks, sessions, patience)
+
+
+def duration(lane: Iterable[Fault]) -> float:
+    """s, about: killing takes as long as it takes to find a victim."""
+    return sum(fault.pause + (fault.seconds if fault.kind in faults.LASTING else 0) for fault in lane)
 
 
 def _batch(dice: random.Random, count: int) -> Batch:
     kind = dice.choices(("plain", "docker", "fails", "limit", "hold", "long"), (60, 10, 8, 6, 8, 8))[0]
     gpus, share = dice.choice(((0, 0), (1, 0), (1, 0), (2, 0), (1, 6), (1, 12)))
     seconds, fails, words = round(dice.uniform(0.1, 2), 2), 0, list[str]()
-    folder = "/home/ada/chaos"
+    user = dice.choice(PEOPLE)
+    folder = f"/home/{user}/chaos"
     if kind == "docker":
-        words, folder, count = ["--image", PYTHON_IMAGE, "--mount", "/home/ada/chaos:/chaos"], "/chaos", min(count, 3)
+        user, folder, count = "ada", "/chaos", min(count, 3)
+        words = ["--image", PYTHON_IMAGE, "--mount", "/home/ada/chaos:/chaos"]
     elif kind == "fails":
         fails, words = 2, ["--retries", "9", "--retry-on", "exit", "--backoff", "1s"]
     elif kind == "limit":
@@ -114,7 +138,7 @@ def _batch(dice: random.Random, count: int) -> Batch:
     words += ["--gpu-share", f"{share}G"] if share else ["--gpus", str(gpus)]
     words += ["--array", str(count), "--cpus", "0", "--no-code", "--max-losses", "99"]
     words += ["--", "python3", "-c", _RECORDER, folder, str(seconds), str(share << 10), str(fails)]
-    return Batch(count, tuple(words), dice.choice(HOSTS))
+    return Batch(count, tuple(words), dice.choice(HOSTS), user)
 
 
 def short(seed: int) -> Plan:
@@ -122,4 +146,6 @@ def short(seed: int) -> Plan:
 
 
 def long(seed: int, jobs: int) -> Plan:
-    return plan(seed, jobs, sessions=6, rounds=6, longest=75, pause=(5, 25), patience=600)
+    return plan(
+        seed, jobs, sessions=6, rounds=6, longest=75, pause=(3, 15), patience=600, beyond=_BEYOND, spread=0.8
+    )  # fmt: skip

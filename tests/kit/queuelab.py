@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labbox import SSH_CONFIG, Laptop, Result, as_root, left_behind, ssh
+from labbox import Laptop, Result, as_root, left_behind, ssh
 from labkit import gpus as false_gpus
 from outage import await_share
 
@@ -40,13 +40,10 @@ class Lab:
 
     def another_laptop(self, user: str = "ada") -> Lab:
         """One more that knows this ROOT: the same person's, or a colleague's, to whom the same names of hosts lead."""
-        laptop = Laptop(self.laptop.home.with_name(f"laptop{len(self.others)}"))
+        laptop = Laptop(self.laptop.home.with_name(f"laptop{len(self.others)}"), user=user if user != self.user else "")
         if user != self.user:
             self.ssh(self.hosts[0], f"chmod 1777 {self.root}")
             self.run("init", *self.hosts)
-            config = laptop.home / "ssh_config"
-            config.write_text(f"Host *\n    User {user}\nInclude {SSH_CONFIG}\n")
-            laptop.env["MLBOX_SSH_CONFIG"] = str(config)
         self.others.append(Lab(laptop, self.root, self.hosts, user))
         return self.others[-1]
 

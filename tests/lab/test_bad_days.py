@@ -227,7 +227,7 @@ def test_engine_arguments_that_hand_out_the_host(laptop: Laptop, arguments: str)
         (("--start-timeout", "1"), "5 to 3600"),
         (("--runtime", "lxc"), "--runtime can't be lxc"),
         (("--runtime", "process", "--image", SESSION_IMAGE), "takes no image"),
-        (("--name", "Not A Name"), "can't be a session's name"),
+        (("--name", "Not A Name"), "can't be a name"),
         (("--image", "-it"), "expected one argument"),
         (("--image", "a b"), "is not an image's name"),
         (("--env", "NO_SUCH_VARIABLE_HERE"), "there is no such variable here"),

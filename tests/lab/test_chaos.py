@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2", "gpu3")]
 
 
 def test_chaos(tmp_path: Path) -> None:
-    report = Chaos(short(1), tmp_path).run()
+    report = Chaos(short(14), tmp_path).run()
     print(report)
     assert report.violations == []
     assert set(report.faults) == set(faults.KINDS)

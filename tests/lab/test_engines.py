@@ -216,3 +216,27 @@ class TestTheContract:
         assert done.code == 0 and "1 GPU free again" in done.out, done.all
         awaited(lambda: left_behind(up.engine.ssh) == [])
         assert up.engine.containers() == []
+
+
+@pytest.mark.parametrize("engine", [ENGINES["docker"], ENGINES["podman rootless"]], ids=["docker", "podman rootless"])
+def test_a_session_of_the_container_s_root_is_reached(laptop: Laptop, engine: Engine) -> None:
+    """Which with rootless podman is the user, and else the host's root."""
+    bare = ("--user", "root", "--gpus", "0", "--no-jupyter", "--no-vscode", "--detach")
+    try:
+        started = laptop.run("session", engine.ssh, *engine.words, *bare, "--name", "as-root", timeout=600)
+        assert started.code == 0, started.all
+        argv = (
+            "ssh",
+            "-F",
+            str(laptop.home / ".local/state/mlbox/ssh_config"),
+            "-o",
+            "BatchMode=yes",
+            "as-root",
+            "id -u",
+        )
+        assert (
+            subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout == "0\n"
+        )
+        assert laptop.run("session", "shutdown", "as-root").code == 0
+    finally:
+        engine.forget_layers()

@@ -14,11 +14,12 @@ HOST = "gpu2"
 PLAIN = ("--gpus", "0", "--no-vscode")
 
 
-def made(name: str, base: str, script: str, *changes: str) -> Iterator[str]:
-    """An image: what the script makes of `base`."""
+def made(name: str, base: str, script: str, *changes: str, options: str = "") -> Iterator[str]:
+    """An image: what the script makes of `base`, in a container with these options."""
     image = f"lab-kind/{name}:1"
     flags = " ".join(f"--change '{change}'" for change in changes)
-    as_root(HOST, "sh", "-c", f"docker run --name kind-{name} --user 0:0 --entrypoint sh {base} -c '{script}' && "
+    run = f"docker run --name kind-{name} {options} --user 0:0 --entrypoint sh {base} -c '{script}'"
+    as_root(HOST, "sh", "-c", f"{run} && "
             f"docker commit {flags} kind-{name} {image}; docker rm kind-{name}")  # fmt: skip
     try:
         yield image
@@ -29,8 +30,9 @@ def made(name: str, base: str, script: str, *changes: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def roots() -> Iterator[str]:
-    """Everything in it that runs is closed to all but root."""
-    yield from made("roots", SESSION_IMAGE, "chmod 700 /usr/bin/python3.11 /usr/local /opt", "USER root")
+    """Everything in it that runs is closed to all but root, whose password is locked, as in Red Hat's images."""
+    locked = "sed -i s/^root:[^:]*/root:!locked/ /etc/shadow"
+    yield from made("roots", SESSION_IMAGE, f"chmod 700 /usr/bin/python3.11 /usr/local /opt; {locked}", "USER root")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,14 @@ def owned() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def exiting() -> Iterator[str]:
     yield from made("exiting", SESSION_IMAGE, "true", 'ENTRYPOINT ["/bin/false"]', 'CMD ["--serve"]')
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    """As images of servers are: asked for its health, and ended by a signal of its program's own."""
+    yield from made(
+        "served", SESSION_IMAGE, "true", options="--health-cmd true --health-interval 1s --stop-signal QUIT"
+    )
 
 
 def inside(laptop: Laptop, name: str, command: str) -> str:
@@ -102,6 +112,21 @@ def test_an_entrypoint_that_exits_is_not_asked(laptop: Laptop, exiting: str) -> 
     assert session.stop() == 0
     job = laptop.run("run", "--host", HOST, "--no-code", "--image", exiting, "--gpus", "0", "--", "echo", "ran")
     assert job.code == 0 and job.out.endswith("\nran\n")
+
+
+def test_what_an_image_says_of_its_own_server_is_not_for_the_guest(laptop: Laptop, served: str) -> None:
+    def told(kind: str, name: str) -> list[str]:
+        parts = ("HEALTHCHECK={{{{.{0}.Healthcheck}}}}", "STOPSIGNAL={{{{.{0}.StopSignal}}}}")
+        shown = " ".join(part.format("Config") for part in parts)
+        return ssh(HOST, f"docker {kind} inspect --format '{shown}' {name}").split("STOPSIGNAL=")
+
+    assert told("image", served)[0] != "HEALTHCHECK=<nil> " and told("image", served)[1].strip() == "QUIT"
+    session = laptop.attach("session", HOST, "--image", served, *PLAIN)
+    id_ = session.block()["id"]
+    (container,) = ssh(HOST, f"docker ps -q --filter label=mlbox.session={id_}").split()
+    assert told("container", container)[1].strip() == "SIGTERM"
+    assert ssh(HOST, f"docker inspect --format '{{{{json .State.Health}}}}' {container}").strip() == "null"
+    assert session.stop() == 0
 
 
 @pytest.mark.parametrize("image", [BUSYBOX_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE])

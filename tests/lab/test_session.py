@@ -400,7 +400,7 @@ class TestOneSession:
             "ada's view of all arguments": ssh(HOST, "ps auxww"),
             "spec, events and keeper.log": ssh(HOST, f"cat {job}/spec.json {job}/ev/* {job}/attempts/1/keeper.log"),
             "docker inspect": container(one.block["id"]),
-            "docker logs": ssh(HOST, f"docker logs {container(one.block['id'], '{{.Id}}')} 2>&1"),
+            "docker logs": ssh(HOST, f"docker logs {container(one.block['id'], '{{.Id}}')} 2>&1 || true"),
             "this machine's arguments": subprocess.check_output(["ps", "auxww"], text=True),
         }
         assert "the-one" in places["docker inspect"] and "SECRET" in places["spec, events and keeper.log"]

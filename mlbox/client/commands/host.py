@@ -52,7 +52,11 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.do == "fence" and not arguments.yes:
         _sure(arguments.name, arguments.dry_run)
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
-    reply = lab.entry(arguments, settings).call("host", args)
+    entry = lab.entry(arguments, settings)
+    reply = entry.call("host", args)
+    waiting = reply.pop("nudge", ())
+    if arguments.do == "resume":
+        lab.look_again(entry, waiting, settings)
     if arguments.json:
         output.facts(reply, settings.dry_run)
     elif arguments.do == "fence":

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from mlbox import errors
 from mlbox.client import lab, options, output
 from mlbox.client.remote import Host
 from mlbox.core import text
@@ -19,13 +20,15 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="A job's output. With -f the exit code is the job's.")
     made.add_argument("job", metavar="ID|NAME")
     made.add_argument("-f", "--follow", action="store_true", help="and what comes, until the job has ended")
-    made.add_argument("-n", "--tail", type=int, default=0, metavar="N", help="only the last N lines of what is there")
+    made.add_argument("-n", "--tail", type=int, metavar="N", help="only the last N lines of what is there")
     made.add_argument("--attempt", type=int, default=0, metavar="N", help="of that attempt (default: the latest)")
     options.queue(made)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
+    if (arguments.tail or 0) < 0:
+        raise errors.Usage(f"-n {arguments.tail}: there are no lines before the first", "-n 20: the last 20")
     host = lab.entry(arguments, options.config(arguments))
     if arguments.json:
         found = collect(host, arguments.job, arguments.follow, arguments.tail, arguments.attempt)
@@ -42,13 +45,13 @@ def main(arguments: argparse.Namespace) -> int:
 
     reply = host.call("logs", args, show)
     sys.stdout.flush()
-    if not printed:
+    if not printed and arguments.tail != 0:
         nothing = "it has printed nothing" if reply["attempt"] else "it has not run"
         output.note(f"{nothing}; it is {said(reply['state'])}{_why(reply)}")
     return 0
 
 
-def follow(host: Host, job: str, tail: int = 0, attempt: int = 0) -> int:
+def follow(host: Host, job: str, tail: int | None = None, attempt: int = 0) -> int:
     """To the end; the exit code is the job's."""
     reply = host.call("logs", {"job": job, "follow": True, "tail": tail, "attempt": attempt}, _print)
     sys.stdout.flush()
@@ -56,7 +59,7 @@ def follow(host: Host, job: str, tail: int = 0, attempt: int = 0) -> int:
     return exit_code(reply)
 
 
-def collect(host: Host, job: str, follow: bool, tail: int = 0, attempt: int = 0) -> Json:
+def collect(host: Host, job: str, follow: bool, tail: int | None = None, attempt: int = 0) -> Json:
     """All as one document: how it stands or ended, and its output."""
     heard: list[str] = []
     args = {"job": job, "follow": follow, "tail": tail, "attempt": attempt}

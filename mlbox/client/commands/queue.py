@@ -43,7 +43,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.do == "process":
         return _process(arguments, settings)
     args = {"do": arguments.do, "queue": getattr(arguments, "queue", ""), "why": getattr(arguments, "why", "")}
-    reply = lab.entry(arguments, settings).call("queue", args)
+    entry = lab.entry(arguments, settings)
+    reply = entry.call("queue", args)
+    if arguments.do == "resume":
+        lab.look_again(entry, reply["nudge"], settings)
     if not settings.dry_run:
         state.remember_seen(queues=[queue["name"] for queue in reply["queues"]])
     if arguments.json:

@@ -27,6 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"{output.bold(text.safe(reply['name']))}  would be in line again, as a new job like {reply['of']}")
         return 0
+    lab.trouble(reply)
     where = "started" if reply["started"] else "in line" + (f": {text.safe(reply['waits'])}" if reply["waits"] else "")
     print(f"{output.bold(text.safe(reply['name']))}  {reply['id']}  {where}")
     return 0

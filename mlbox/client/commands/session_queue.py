@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import lab, output, state
+from mlbox.client import asked, lab, output, state
 from mlbox.client.answers import Answers, ports_of, to_spec
 from mlbox.client.commands import attach
 from mlbox.client.commands.session_start import Options
@@ -14,6 +15,7 @@ from mlbox.client.options import resources
 from mlbox.client.remote import Host, of_session
 from mlbox.core import text
 from mlbox.core.job import JobSpec
+from mlbox.core.port import Port
 
 Json = dict[str, Any]
 
@@ -26,8 +28,7 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     work = to_spec(said.over(Answers(image=config.image or None)), entry.transport.public_keys())
     spec = JobSpec(work=work, resources=resources(said), queue=queue, priority=said.priority or 0)
     if options.dry_run:
-        output.facts({"spec": spec.without_secrets().to_wire()}, dry=True)
-        return 0
+        return _dry_run(spec, ports, options.json)
     with lab.submitting():
         reply = entry.call("submit", {"spec": spec.to_wire()})
     lab.trouble(reply)
@@ -38,6 +39,16 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
     host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
     return attach.join(host, job["id"], config, ports, options)
+
+
+def _dry_run(spec: JobSpec, ports: Sequence[Port], as_json: bool) -> int:
+    wire = spec.without_secrets().to_wire()
+    if as_json:
+        output.facts({"spec": wire, "ports": [str(port) for port in ports]}, dry=True)
+        return 0
+    print(f"would wait in queue {spec.queue}:")
+    asked.foretell(wire, port=ports)
+    return 0
 
 
 def _await(entry: Host, job: Json) -> Json:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import output, sessions, state, transports
+from mlbox.client import asked, output, sessions, state, transports
 from mlbox.client.answers import Answers, ports_of, remembered, to_remember, to_spec
 from mlbox.client.attached import Attached
 from mlbox.client.commands import attach
@@ -74,11 +74,7 @@ def _dry_run(host: str, spec: Spec, ports: Sequence[Port], as_json: bool) -> int
         output.facts({"host": host, "spec": wire, "ports": [str(port) for port in ports]}, dry=True)
         return 0
     print(f"would start on {host}:")
-    for port in ports:
-        print(f"  port: {port}")
-    for key, value in wire.items():
-        if value and key != "authorized_keys":
-            print(f"  {key}: {text.safe(str(value))}")
+    asked.foretell(wire, port=ports)
     return 0
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 from typing import Any
 
+from mlbox.client import asked as words
 from mlbox.client import lab, options, output
 from mlbox.core import text
 from mlbox.core.log import said
@@ -31,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     work = spec["work"]
     silent = f", silent for {text.duration(reply['silent'])}" if reply["silent"] else ""
     facts = {
-        "command": " ".join(spec["command"]), "image": work["image"] or "none (process)", "queue": job["queue"],
+        "command": shlex.join(spec["command"]), "image": work["image"] or "none (process)", "queue": job["queue"],
         "host": job["host"] + silent, "gpus": ", ".join(job["gpus"]), "asked for": _resources(spec["resources"]),
         "code": ", ".join(f"{k} {v}" for k, v in spec["provenance"].items() if k in ("repository", "commit")),
         "folder": reply["folder"], "doing": reply["progress"],
@@ -48,8 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _resources(asked: Json) -> str:
-    said = ((name, ", ".join(value) if isinstance(value, list) else value) for name, value in asked.items() if value)
-    return ", ".join(f"{name} {value}" for name, value in said if (name, value) != ("gpus", "auto"))
+    told = ((name, words.said(name, value)) for name, value in asked.items() if value)
+    return ", ".join(f"{name} {value}" for name, value in told if (name, value) != ("gpus", "auto"))
 
 
 def _when(event: Json) -> str:

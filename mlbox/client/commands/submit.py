@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import answers, lab, options, output, state, words
+from mlbox.client import answers, asked, lab, options, output, state, words
 from mlbox.client.remote import Host
 from mlbox.core import text
 from mlbox.core.job import REASONS, JobSpec, check_folder
@@ -53,7 +53,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy.add_argument("--retry-on", metavar="R,…", help="only after these: " + ", ".join(REASONS))
     policy.add_argument("--backoff", metavar="10s", help="wait before the second attempt; doubles with each")
     policy.add_argument("--grace", metavar="10s", help="between SIGTERM and SIGKILL")
-    policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt")
+    policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt (default: the queue's, or 1G)")
     policy.add_argument("--on-host-loss", choices=("requeue", "hold"), help="a host that was lost: run again, or fail")
     policy.add_argument("--max-losses", type=int, metavar="N", help="fail when it was lost so often (default: 3)")
     options.dry_run(policy)
@@ -180,7 +180,5 @@ def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
         output.facts({"spec": wire, "array": count, "code": folder}, dry=True)
         return 0
     print(f"would submit: {text.safe(shlex.join(spec.command))}")
-    for key, value in {**wire.pop("work"), **wire, "array": count, "code": folder}.items():
-        if value and key not in ("command", "authorized_keys", "work"):
-            print(f"  {key}: {text.safe(str(value))}")
+    asked.foretell(wire, queue=spec.queue, array=count, code=folder)
     return 0

@@ -58,6 +58,9 @@ class Transport(Protocol):
     def identity_files(self) -> tuple[str, ...]:
         """Their private halves' files, for an ssh configuration of mlbox's own."""
 
+    def agent(self) -> str:
+        """The IdentityAgent that the user's ssh configuration names for the host; empty without one."""
+
     def way(self, socket: str) -> dict[str, Any] | None:
         """What of a place (client/proxy.py) it takes to reach a socket there by ssh's ProxyCommand; None where the
         user's ssh can't."""

@@ -28,11 +28,19 @@ def own() -> tuple[str, ...]:
     return (str(path),) if path.is_file() else ()
 
 
-def public(identity_files: Iterable[str]) -> tuple[str, ...]:
+def identities(files: Iterable[str], agent: str = "") -> tuple[str, ...]:
+    """These files, those that are there; and mlbox's own key where neither they nor the agent show a public half: who
+    logs in with a password has none that a session could know."""
+    there = tuple(name for name in files if os.path.isfile(name))
+    shown = any(_public_half(Path(name)).startswith(_KINDS) for name in there) or _agent(agent)
+    return there if shown else (*there, *own())
+
+
+def public(identity_files: Iterable[str], agent: str = "") -> tuple[str, ...]:
     """The public halves of these files (from their .pub, or the key itself where it opens without a
-    passphrase), and all that the agent offers."""
+    passphrase), and all that the agent offers. `agent`: ssh's IdentityAgent, where the user has one."""
     found = [_public_half(Path(os.path.expanduser(name))) for name in identity_files]
-    lines = [*found, *_agent()]
+    lines = [*found, *_agent(agent)]
     return tuple(dict.fromkeys(line.strip() for line in lines if line.startswith(_KINDS)))
 
 
@@ -46,15 +54,23 @@ def _public_half(path: Path) -> str:
     return _run("ssh-keygen", "-y", "-P", "", "-f", str(path))
 
 
-def _agent() -> list[str]:
-    return _run("ssh-add", "-L").splitlines() if os.environ.get("SSH_AUTH_SOCK") else []
+def _agent(named: str) -> list[str]:
+    """What it offers; "The agent has no identities." is no key."""
+    socket = os.environ.get("SSH_AUTH_SOCK", "")
+    if named.startswith("$"):
+        socket = os.environ.get(named[1:].strip("{}"), "")
+    elif named not in ("", "SSH_AUTH_SOCK"):
+        socket = "" if named == "none" else named
+    return _run("ssh-add", "-L", SSH_AUTH_SOCK=socket).splitlines() if socket else []
 
 
-def _run(*argv: str) -> str:
+def _run(*argv: str, **env: str) -> str:
     if shutil.which(argv[0]) is None:
         return ""
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, env={**os.environ, **env}
+        )
     except (subprocess.TimeoutExpired, OSError):
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -28,6 +28,9 @@ class Local:
     def public_keys(self) -> tuple[str, ...]:
         return keys.public(self.identity_files())
 
+    def agent(self) -> str:
+        return ""
+
     def identity_files(self) -> tuple[str, ...]:
         return keys.defaults() or keys.own()
 

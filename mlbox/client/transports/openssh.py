@@ -56,6 +56,9 @@ class OpenSsh:
     def _shared(self) -> tuple[str, ...]:
         options = ["ControlMaster=auto", f"ControlPath={self._control}", f"ControlPersist={_PERSIST}"]
         options += ["ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=10"]
+        # What the user's `ssh HOST` runs, and ports that it forwards, are not for this connection, which stays a while.
+        options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
+        options += ["LogLevel=INFO"]  # by its words it is told why there is no connection
         return (*(word for option in options for word in ("-o", option)), "-T", "-a", "-x")
 
     def _dial(self) -> None:
@@ -79,12 +82,15 @@ class OpenSsh:
 
     def identity_files(self) -> tuple[str, ...]:
         self._resolver.join()
-        found = [os.path.expanduser(name) for name in self._resolved.get("identityfile", [])]
-        there = tuple(name for name in found if os.path.isfile(name))
-        return there or (() if os.environ.get("SSH_AUTH_SOCK") else keys.own())
+        found = (os.path.expanduser(name) for name in self._resolved.get("identityfile", []))
+        return keys.identities(found, self.agent())
 
     def public_keys(self) -> tuple[str, ...]:
-        return keys.public(self.identity_files())
+        return keys.public(self.identity_files(), self.agent())
+
+    def agent(self) -> str:
+        self._resolver.join()
+        return self._resolved.get("identityagent", [""])[0]
 
     def way(self, socket: str) -> dict[str, Any] | None:
         """A connection of its own: the commands' one is given up when it is silent, and a shell is not."""

@@ -219,7 +219,7 @@ def _options(given: tuple[str, ...], batch: bool, fast_cipher: bool, connect_tim
     """Ours come first: ssh takes the first value of an option."""
     options = [
         *("ControlPath=none", "ControlMaster=no", "ExitOnForwardFailure=no"),
-        *("StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177", "ServerAliveInterval=0"),
+        *("StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177", "ServerAliveInterval=0", "LogLevel=INFO"),
     ]
     if batch:
         options.append("BatchMode=yes")

@@ -91,14 +91,21 @@ class Room:
 
     def left(self, card: Gpu, at: float = NOW) -> int:
         """MiB of the GPU that shares may still have; less than its size as soon as anybody is on it."""
-        there = [c for c in self.on[card.uuid].values() if c.until > at]
+        there = self._there(card, at)
         if any(not c.share for c in there):
             return 0
         return size(card) - sum(c.share for c in there)
 
+    def _there(self, card: Gpu, at: float) -> list[Claim]:
+        return [c for c in self.on[card.uuid].values() if c.until > at]
+
     def open(self, asked: Resources, at: float = NOW) -> list[Gpu]:
         """The GPUs that would do, as far as they are free."""
-        return [g for g in self.cards if asked.matches(g) and self.left(g, at) >= (asked.gpu_share or size(g))]
+        return [g for g in self.cards if asked.matches(g) and self._is_open(g, asked.gpu_share, at)]
+
+    def _is_open(self, card: Gpu, share: int, at: float) -> bool:
+        """Not by memory where it is asked for as a whole: one that has none of its own is no less in use."""
+        return self.left(card, at) >= share if share else not self._there(card, at)
 
     def place(self, asked: Resources, at: float = NOW, barred: Set[str] = frozenset()) -> tuple[str, ...] | None:
         """The GPUs to take, by UUID (none for a job without); None where there is no room."""

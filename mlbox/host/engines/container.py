@@ -36,6 +36,7 @@ from mlbox.host.run import Cancel, capture, stream
 
 RUN = "/run/mlbox"
 LAYERS = "mlbox-layer"
+SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it switched on
 
 
 class Container:
@@ -132,7 +133,7 @@ class Container:
         build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
         environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
         argv = [self.program, "run", "--name", builder, "--label", f"mlbox.session={work.session}", "--user", "0:0"]
-        argv += ["--network", "host", "--entrypoint", "/bin/sh"]
+        argv += ["--network", "host", "--entrypoint", "/bin/sh", *_unlabelled()]
         argv += ["-v", f"{context}:{build}:ro", "-v", f"{work.sources}:{fetched}:ro"]
         bundle = image.ca_bundle()
         if bundle:
@@ -221,8 +222,11 @@ class Container:
         """The whole command that starts a container. No secret is in it: those are in files of the boot folder."""
         check_engine_args(run.engine_args)
         argv = [self.program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
-        argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges"]
-        argv += ["--workdir", "/workspace", *self.identity(run.user)]
+        argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *_unlabelled()]
+        # The image's signal and check are for its own program; its check may start a Python every few seconds.
+        argv += ["--stop-signal", "SIGTERM", "--no-healthcheck"]
+        # Its output comes to whoever runs this: kept by the engine too, it would fill the host's disk without a limit.
+        argv += ["--log-driver", "none", "--workdir", "/workspace", *self.identity(run.user)]
         # CUDA images carry "all", which would show every GPU.
         argv += self.devices(run.gpus) if run.gpus else ["--env", "NVIDIA_VISIBLE_DEVICES=void"]
         if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):
@@ -270,6 +274,12 @@ wait $child; code=$?
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
 exit $code
 """
+
+
+def _unlabelled() -> list[str]:
+    """SELinux keeps a container from every file that has not its own label, the user's folders too; to label those anew
+    would close them to others."""
+    return ["--security-opt", "label=disable"] if SELINUX.exists() else []
 
 
 def is_root(user: str) -> bool:

@@ -1,7 +1,8 @@
 """Docker, by its command line (engines/container.py).
 
-Assumes: the user may use the daemon (group docker, or rootless); for GPUs the NVIDIA Container Toolkit, as a hook
-(`--gpus`) or as a CDI specification, which Docker reads from version 25 on and where it is told to.
+Assumes: the user may use the daemon (group docker, or rootless: there only a container's root is the user, `--user
+root`); for GPUs the NVIDIA Container Toolkit, as a hook (`--gpus`) or as a CDI specification, which Docker reads from
+version 25 on and where it is told to.
 """
 
 from __future__ import annotations

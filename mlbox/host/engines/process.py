@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
@@ -29,6 +29,7 @@ from mlbox.host.engines import Build, Paths, Run, Say
 from mlbox.host.run import Cancel, stream
 
 _COMPLETE, _HOST = ".complete", ".host"
+_OF_A_LOGIN = ("SSH_", "XDG_RUNTIME_DIR", "XDG_SESSION_", "DBUS_SESSION_BUS_ADDRESS")
 _KILLED = 15.0  # s within which a process is gone after SIGKILL, unless it hangs in the kernel
 
 
@@ -115,7 +116,7 @@ class Process:
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void"}
 
     def start(self, run: Run, log: int) -> Popen[bytes]:
-        environment = {**os.environ, **run.env, **self.visible(run.gpus)}
+        environment = {**_lasting(os.environ), **run.env, **self.visible(run.gpus)}
         return Popen(
             run.argv, stdin=DEVNULL, stdout=log, stderr=log, env=environment, cwd=run.folder, start_new_session=True
         )
@@ -147,6 +148,13 @@ class Process:
 
     def storage(self) -> Path | None:
         return None
+
+
+def _lasting(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what ends with the login by which it was started: systemd removes its runtime folder then, where
+    code-server would go on putting its sockets."""
+    login = "SSH_CONNECTION" in environment
+    return {name: value for name, value in environment.items() if not (login and name.startswith(_OF_A_LOGIN))}
 
 
 def make(found: store.Store) -> Process:

@@ -1,6 +1,9 @@
 """One line in the user's own crontab: the tick of every minute that catches what was missed.
 
-    * * * * * sleep N; exec python3 -I -S …/mlbox-<sha>.pyz tick --root ROOT >>…/tick.log 2>&1 # mlbox ROOT-id
+    * * * * * sleep N; PATH=… exec python3 -I -S …/mlbox-<sha>.pyz tick --root ROOT >>…/tick.log 2>&1 # mlbox ROOT-id
+
+PATH is that of the call that installs it: cron's own has little in it, and a job without a container, or the engine of
+one with, is found by the same PATH whichever tick starts it.
 
 Idempotent (the mark at its end names the ROOT), jittered by host and user, quiet (a tick prints only what is
 wrong), overlap leaves at once, and the log is cut when it is long.
@@ -9,6 +12,8 @@ wrong), overlap leaves at once, and the log is cut when it is long.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +26,7 @@ from mlbox.host.serve import Call
 
 Json = dict[str, Any]
 _JITTER = 20  # s over which hosts and users spread
+_LONGEST = 990  # letters of a command; Debian's cron refuses more
 
 
 def run(call: Call) -> Json:
@@ -50,25 +56,32 @@ def _line(found: store.Store, mark: str) -> str:
     log = here.cache_home() / "tick.log"
     command = " ".join(map(shlex.quote, (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "tick",
                                          "--root", str(found.root))))  # fmt: skip
-    if "%" in command or "\n" in command:
+    said = f"exec {command} >>{shlex.quote(str(log))} 2>&1 {mark}"
+    if "%" in said or "\n" in said:
         raise errors.Refused("cron can't call a path with % in it", "choose another ROOT")
-    return f"* * * * * sleep {spread}; exec {command} >>{shlex.quote(str(log))} 2>&1 {mark}"
+    path = f"PATH={shlex.quote(os.environ.get('PATH', os.defpath))} "
+    fits = len(path) + len(said) < _LONGEST and "%" not in path and "\n" not in path
+    return f"* * * * * sleep {spread}; {path if fits else ''}{said}"
 
 
 def _crontab() -> list[str]:
     try:
-        done = subprocess.run(("crontab", "-l"), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(("crontab", "-l"), stdin=subprocess.DEVNULL, capture_output=True)
     except FileNotFoundError:
         raise errors.HostUnready(
             f"there is no cron on {here.host_name()}", "`mlbox queue process --watch` in a tmux does the same"
         ) from None
-    if done.returncode != 0 and "no crontab" not in done.stderr:
-        raise errors.HostUnready(f"crontab -l failed: {done.stderr.strip()}", "may you use cron there?")
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    said = done.stderr.decode(errors="replace").strip()
+    if done.returncode != 0 and not re.search("no crontab|can't open.*no such file", said, re.I):  # busybox's words
+        raise errors.HostUnready(f"crontab -l failed: {said}", "may you use cron there?")
+    # Others' lines are kept as they are: a form feed ends none, and a comment may be in any encoding.
+    lines = os.fsdecode(done.stdout).split("\n") if done.returncode == 0 else [""]
+    return lines if lines[-1] else lines[:-1]
 
 
 def _write(lines: list[str]) -> None:
-    content = "".join(f"{line}\n" for line in lines)
-    done = subprocess.run(("crontab", "-"), input=content, capture_output=True, text=True)
+    content = os.fsencode("".join(f"{line}\n" for line in lines))
+    done = subprocess.run(("crontab", "-"), input=content, capture_output=True)
     if done.returncode != 0:
-        raise errors.HostUnready(f"the crontab could not be written: {done.stderr.strip()}", "may you use cron there?")
+        said = done.stderr.decode(errors="replace").strip()
+        raise errors.HostUnready(f"the crontab could not be written: {said}", "may you use cron there?")

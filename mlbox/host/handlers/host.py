@@ -38,7 +38,7 @@ def run(call: Call) -> Json:
         raise errors.Usage("a host is added, removed, drained, resumed or fenced")
     _drain(found, name, what == "drain", str(call.args.get("why", "")))
     running = [run.id for user in view.known_users(found) for run in view.running_of(found, user) if run.host == name]
-    return {"host": name, "drained": what == "drain", "running": running}
+    return {"host": name, "drained": what == "drain", "running": running, "nudge": lab.others(found, [name])}
 
 
 def _drain(found: store.Store, name: str, drain: bool, why: str) -> None:

@@ -5,12 +5,12 @@ The file is on a share, where no host is told of another's writes, so this end l
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import stat
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlbox import errors
 from mlbox.host import lab, lookup, store
@@ -27,20 +27,21 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
-    follow, tail = bool(call.args.get("follow")), int(call.args.get("tail", 0))
-    wanted = int(call.args.get("attempt", 0))
+    follow, wanted = bool(call.args.get("follow")), _attempt(job, int(call.args.get("attempt", 0)))
+    output = _Output(job, wanted or job.state().attempt, call.args.get("tail"))
     said, reasons = ("", ""), Fresh(found, job)
     while True:
+        if follow:
+            _follow(call, job, output)
+        else:
+            output.send(call, last=True)
         state = job.state()
-        number = wanted or state.attempt
-        if number:
-            _send(call, job.attempt(number) / "output.log", _Place(), tail) if not follow else _follow(
-                call, job, number, tail
-            )
-            state = job.state()
+        if follow and not wanted and output.number < state.attempt:
+            output = _Output(job, output.number + 1)
+            continue
         if not follow or not state.live or wanted:
             return {"state": state.name, "exit": state.facts.get("exit"), "signal": state.facts.get("signal"),
-                    "why": str(state.facts.get("why", "")), "attempt": number}  # fmt: skip
+                    "why": str(state.facts.get("why", "")), "attempt": output.number}  # fmt: skip
         why = reasons.why(state) if state.waiting else ""
         if (state.name, why) != said:
             said = (state.name, why)
@@ -48,50 +49,70 @@ def run(call: Call) -> Json:
         pause()
 
 
-class _Place:
-    """How far a file has been sent."""
+def _attempt(job: Job, wanted: int) -> int:
+    """0: the latest. Raises NotFound where there was none of that number."""
+    had = job.state().attempt
+    if 0 <= wanted <= had:
+        return wanted
+    raise errors.NotFound(
+        f"there is no attempt {wanted} of job {job.shown().name}: it has had {had}", "mlbox show tells of each"
+    )
 
-    offset = 0
 
-
-def _follow(call: Call, job: Job, number: int, tail: int) -> None:
+def _follow(call: Call, job: Job, output: _Output) -> None:
     """One attempt, to its end."""
-    place, path = _Place(), job.attempt(number) / "output.log"
-    _send(call, path, place, tail)
     while True:
         state = job.state()
-        over = state.attempt != number or not state.running
-        _send(call, path, place, 0)  # after the state was read: nothing is printed after an end
+        over = state.attempt != output.number or not state.running
+        output.send(call, over)  # after the state was read: nothing is printed after an end
         if over:
             return
         pause()
 
 
-def _send(call: Call, path: Path, place: _Place, tail: int) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return
-    with os.fdopen(descriptor, "rb") as file:
-        # Asks the server: GlusterFS goes on showing what it knew for up to a second after another host has written.
-        with suppress(OSError):  # a share that is read-only now is no reason not to read
-            os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
-        size = os.fstat(descriptor).st_size
-        if tail and not place.offset:
-            place.offset = _start_of_tail(file, size, tail)
-        file.seek(place.offset)
-        while data := file.read(_BLOCK):
-            place.offset += len(data)
-            call.progress(output=data.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode())
+class _Output:
+    """What an attempt has printed, and how far it has been sent; `tail`: of what is there at first, so many lines."""
+
+    def __init__(self, job: Job, number: int, tail: int | None = None) -> None:
+        self.number = number
+        self._path, self._tail, self._offset = job.attempt(number) / "output.log", tail, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may come in two pieces
+
+    def send(self, call: Call, last: bool) -> None:
+        """What is there by now; `last`: half a letter at its end stays one."""
+        tail, self._tail = self._tail, None
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return
+        with os.fdopen(descriptor, "rb") as file:
+            # Asks the server: GlusterFS goes on showing what it knew for up to a second after another host has written.
+            with suppress(OSError):  # a share that is read-only now is no reason not to read
+                os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
+            if tail is not None:
+                self._offset = _start_of_tail(file, os.fstat(descriptor).st_size, tail)
+            file.seek(self._offset)
+            while data := file.read(_BLOCK):
+                self._offset += len(data)
+                self._say(call, self._decoder.decode(data))
+        if last:
+            self._say(call, self._decoder.decode(b"", final=True))
+            self._decoder.reset()
+
+    def _say(self, call: Call, words: str) -> None:
+        if words:
+            call.progress(output=words)
 
 
-def _start_of_tail(file: Any, size: int, lines: int) -> int:
+def _start_of_tail(file: BinaryIO, size: int, lines: int) -> int:
     """Where the last `lines` lines begin, looked for in the last MiB."""
+    if lines <= 0:
+        return size
     start = max(0, size - (1 << 20))
     file.seek(start)
     content = file.read()
-    at = len(content)
-    for _ in range(lines + 1):
+    at = len(content) - content.endswith(b"\n")  # a last line without an end is one, too
+    for _ in range(lines):
         at = content.rfind(b"\n", 0, at)
         if at < 0:
             return start

@@ -30,7 +30,7 @@ def run(call: Call) -> Json:
     to = _place(found, now, call.args)
     rules = lab.rules(found)
     if to.queue != now.queue:
-        able.check(found, rules, to.queue, to.resources)
+        able.check(found, rules, to.queue, to.resources, spec.output_limit)
     elif not rules.usable:
         raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for
@@ -47,8 +47,8 @@ def run(call: Call) -> Json:
     if (to.queue, to.priority, to.rank) != (now.queue, now.priority, now.rank):
         ready.withdraw(found, now)
     found.unmark_making(job)
-    report = tick.run(found)
-    return {**reply, "started": job.id in report.started}
+    report = tick.behind(found)
+    return {**reply, "started": job.id in report.started, "trouble": rules.trouble or report.trouble}
 
 
 def _place(found: store.Store, job: Waiting, args: Json) -> Waiting:

@@ -29,12 +29,15 @@ def run(call: Call) -> Json:
     elif what in ("pause", "resume"):
         if name not in queues.queues:
             raise errors.NotFound(f"there is no queue {text.safe(name)}", "there are: " + ", ".join(queues.queues))
-        paused = {**paused, name: found.user if what == "pause" else ""}
+        why = str(call.args.get("why", ""))
+        paused = {**paused, name: view.said_by(found.user, why) if what == "pause" else ""}
         if found.dry:
             marks.check(found.root / "paused" / name)
         else:
-            _pause(found, name, what == "pause", str(call.args.get("why", "")))
-    return {"host": found.host, "queues": _list(found, queues, paused), "trouble": rules.trouble}
+            _pause(found, name, what == "pause", why)
+    told = _list(found, queues, paused)
+    serving = [host for queue in told if queue["name"] == name for host in queue["hosts"]]
+    return {"host": found.host, "queues": told, "trouble": rules.trouble, "nudge": lab.others(found, serving)}
 
 
 def _list(found: store.Store, rules: Lab, paused: Mapping[str, str]) -> list[Json]:
@@ -63,7 +66,7 @@ def _pause(found: store.Store, name: str, pause: bool, why: str) -> None:
 def _new(found: store.Store, rules: lab.Rules, name: str) -> lab.Edit:
     """A line in lab.yaml, which keeps its comments."""
     if not text.is_name(name):
-        raise errors.Usage(f"{text.safe(name)!r} can't be a queue's name", "use a-z, 0-9 and '-', at most 40")
+        raise errors.Usage(f"{text.safe(name)[:80]!r} can't be a queue's name", text.name_hint(name))
     if rules.trouble:
         raise errors.Refused(f"lab.yaml is broken: {rules.trouble}", "mend it first")
     if name in rules.lab.queues:

@@ -32,10 +32,10 @@ def run(call: Call) -> Json:
     with code.keeping(found):
         _check_code(found, spec)
         again = submit(found, _once_more(job, spec, state))
-    report = tick.run(found)
+    report = tick.behind(found)
     started = again.id in report.started
     return {"id": again.id, "name": spec.name, "of": job.id, "started": started,
-            "waits": (report.waits or {}).get(again.id, "")}  # fmt: skip
+            "waits": (report.waits or {}).get(again.id, ""), "trouble": report.trouble}  # fmt: skip
 
 
 def _check_code(found: store.Store, spec: JobSpec) -> None:

@@ -40,7 +40,7 @@ def run(call: Call) -> Json:
     spec = replace(spec, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
     hosts = _check(found, rules, spec)
     made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
-    report = tick.run(found)
+    report = tick.behind(found)
     started = [job.id for job in made if job.id in report.started]
     why = stuck(spec.queue, spec.resources, rules.lab, hosts)
     waits = {job.id: why or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
@@ -48,7 +48,7 @@ def run(call: Call) -> Json:
     elsewhere = [ssh for h in others if (ssh := rules.lab.ssh_name(h.name))]
     return {
         "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,
-        "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble,
+        "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble or report.trouble,
     }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def _named(spec: JobSpec) -> JobSpec:
 
 def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
-    hosts = able.check(found, rules, spec.queue, spec.resources)
+    hosts = able.check(found, rules, spec.queue, spec.resources, spec.output_limit)
     lab.allowed(rules.lab, spec.work)
     for after in spec.after:
         if not view.state_of(found, view.known_users(found), after.job):

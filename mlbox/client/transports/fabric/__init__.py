@@ -19,7 +19,6 @@ Not here: host certificates, GSSAPI, FIDO key files, IdentityAgent other than no
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,13 @@ class Fabric:
         return explain(self.host, stderr)
 
     def identity_files(self) -> tuple[str, ...]:
-        there = resolve(self.host, self._ssh_config).identity_files
-        return there or (() if os.environ.get("SSH_AUTH_SOCK") else keys.own())
+        return keys.identities(resolve(self.host, self._ssh_config).identity_files)
 
     def public_keys(self) -> tuple[str, ...]:
         return keys.public(self.identity_files())
+
+    def agent(self) -> str:
+        return ""
 
     def way(self, socket: str) -> dict[str, Any] | None:
         return None  # it is for machines without ssh

@@ -1,0 +1,93 @@
+"""The line in the user's own crontab: what it calls, and that all other lines stay as they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from queuebox import Box
+
+from mlbox import errors
+from mlbox.host import here
+from mlbox.host.handlers import cron
+
+_CRONTAB = """#!/bin/sh
+if [ "$1" != -l ]; then exec cat >"$CRONTAB"; fi
+cat "$CRONTAB" 2>/dev/null || { echo "$NONE" >&2; exit 1; }
+"""
+
+
+@pytest.fixture(autouse=True)
+def crontab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin/crontab"
+    program.parent.mkdir()
+    program.write_text(_CRONTAB)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("CRONTAB", str(tmp_path / "crontab"))
+    monkeypatch.setenv("NONE", "no crontab for ada")
+    return tmp_path / "crontab"
+
+
+def test_others_lines_stay_as_they_are(box: Box, crontab: Path) -> None:
+    others = b"# f\xfcr ada\n# one\x0cline, \xe2\x80\xa8one line\n\n0 4 * * * backup\x85\r\n"
+    crontab.write_bytes(others)
+    (line,) = box.call(cron, do="install")["lines"]
+    assert crontab.read_bytes() == others + line.encode() + b"\n"
+    assert box.call(cron, do="install")["changed"] is False
+    assert box.call(cron, do="remove")["changed"] is True
+    assert crontab.read_bytes() == others
+
+
+def test_a_last_line_without_an_end_gets_one(box: Box, crontab: Path) -> None:
+    crontab.write_text("0 4 * * * backup")
+    box.call(cron, do="install")
+    assert crontab.read_text().startswith("0 4 * * * backup\n* * * * * sleep ")
+
+
+@pytest.mark.parametrize("said", ["no crontab for ada", "crontab: can't open 'ada': No such file or directory"])
+def test_nobody_needs_to_have_a_crontab(said: str, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NONE", said)
+    assert box.call(cron)["lines"] == []
+    assert len(box.call(cron, do="install")["lines"]) == 1
+
+
+def test_who_may_not_use_cron_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NONE", "You (ada) are not allowed to use this program (crontab)")
+    with pytest.raises(errors.HostUnready, match="not allowed to use"):
+        box.call(cron, do="install")
+
+
+def test_what_starts_by_cron_has_the_path_of_what_starts_at_once(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command would be another program, or none, and the engine not be found."""
+    monkeypatch.setenv("PATH", str(tmp_path / "a folder"), prepend=os.pathsep)
+    monkeypatch.setenv("TEST_BOX_LEASES", str(tmp_path / "leases"))
+    (line,) = box.call(cron, do="install")["lines"]
+    (box.root / "paused").mkdir()
+    (box.root / "paused/default").touch()
+    job = box.sh("echo $PATH")
+    (box.root / "paused/default").unlink()
+    here.cache_home().mkdir(parents=True)
+    command = line.partition("; ")[2]
+    subprocess.run(("/bin/sh", "-c", command), env={**os.environ, "PATH": "/usr/bin:/bin"}, check=True)
+    box.end(job)
+    assert box.output(job) == os.environ["PATH"] + "\n"
+
+
+@pytest.mark.parametrize("path", ["/a%b:/bin", "/bin:" + "/a" * 500])
+def test_a_path_that_cron_could_not_take_stays_out(path: str, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cron, "_crontab", list)
+    monkeypatch.setattr(cron, "_write", lambda lines: None)
+    monkeypatch.setenv("PATH", path)
+    (line,) = box.call(cron, do="install")["lines"]
+    assert "PATH=" not in line and "; exec " in line
+
+
+def test_a_log_that_cron_could_not_write_to_is_said(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "100%"))
+    with pytest.raises(errors.Refused, match="%"):
+        box.call(cron, do="install")

@@ -93,8 +93,9 @@ def test_of_two_that_ask_the_smaller_id_goes_on(box: Box, monkeypatch: pytest.Mo
     asking(box, EARLY)
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     assert "is full: 1 of 1" in over(box)
-    asking(box, EARLY).unlink()
     hint = asking(box, LATE)
+    assert "is full: 2 of 1" in over(box)  # whatever becomes of this one
+    asking(box, EARLY).unlink()
     looks = []
 
     def withdraw(_: float) -> None:

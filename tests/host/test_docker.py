@@ -145,3 +145,11 @@ def test_engine_arguments_are_checked_again_on_the_host() -> None:
         arguments(replace(RUN, engine_args=("--privileged",)))
     argv = arguments(RUN)
     assert argv.index("--memory") < argv.index(RUN.image)
+
+
+def test_those_of_the_lab_go_along(tmp_path: Path) -> None:
+    found, given = store.Store(tmp_path), replace(RUN, engine_args=("--ipc=host",))
+    with pytest.raises(errors.Usage):
+        Docker(found).arguments(given)
+    (tmp_path / "lab.yaml").write_text("allow: {engine_args: [--ipc]}\n")
+    assert "--ipc=host" in Docker(found).arguments(given)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlbox.core.session import Mount, check_engine_args
+from mlbox.core.session import Mount
 from mlbox.host import here
 from mlbox.host.engines import Run
 
@@ -16,8 +16,7 @@ SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it switched on
 
 def of(program: str, run: Run, identity: Sequence[str], devices: Sequence[str]) -> tuple[str, ...]:
     """The whole of it. No secret is in it: those are in files of the boot folder. `identity` and `devices`: the
-    engine's words for whose the command inside is, and for the GPUs, if there are any. Raises Usage."""
-    check_engine_args(run.engine_args)
+    engine's words for whose the command inside is, and for the GPUs, if there are any."""
     argv = [program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
     argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *unlabelled()]
     # The image's signal and check are for its own program; its check may start a Python every few seconds.

@@ -27,7 +27,7 @@ from mlbox.core import layer as layers
 from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
-from mlbox.core.session import Spec
+from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, image, store
 from mlbox.host.engines import Build, Paths, Run, Say, command, refusal
@@ -40,7 +40,7 @@ class Container:
     program, title = "", ""
 
     def __init__(self, found: store.Store) -> None:
-        self._user = found.user
+        self._found, self._user = found, found.user
 
     # ---- what an engine has of its own
 
@@ -216,6 +216,10 @@ class Container:
         return self.arguments(replace(run, argv=command.in_shell(run.argv), env={}))
 
     def arguments(self, run: Run) -> tuple[str, ...]:
+        if run.engine_args:
+            from mlbox.host import lab  # few have any
+
+            check_engine_args(run.engine_args, lab.rules(self._found).lab.engine_args)
         devices = self.devices(run.gpus) if run.gpus else []
         return command.of(self.program, run, self.identity(run.user), devices)
 

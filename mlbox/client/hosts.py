@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlbox import errors
@@ -44,6 +44,19 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
             left.remove(asked[answered])
             progress.say(f"waiting for {', '.join(left)}")
         return {name: future.result() for future, name in asked.items()}
+
+
+def facts(name: str, reply: Json | errors.MlboxError) -> Json:
+    """A host's reply, or why there is none, as --json has it."""
+    if isinstance(reply, errors.MlboxError):
+        return {"host": name, "error": {"kind": reply.kind, "message": reply.message}}
+    return {**reply, "host": name}
+
+
+def exit_code(replies: Mapping[str, Json | errors.MlboxError]) -> int:
+    """The first failure's, where no host replied."""
+    failed = [reply.exit_code for reply in replies.values() if isinstance(reply, errors.MlboxError)]
+    return failed[0] if failed and len(failed) == len(replies) else 0
 
 
 class AnyHost(Host):

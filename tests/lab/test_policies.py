@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import pytest
-from labbox import LAB, PYTHON_IMAGE, as_root
+from labbox import LAB, PYTHON_IMAGE, as_root, ssh
 from labkit import gpus as false_gpus
 from labkit.inventory import HOSTS
 from queuelab import Lab, awaited
@@ -244,3 +244,13 @@ def test_a_process_that_takes_more_memory_than_it_may(lab: Lab) -> None:
         assert lab.until(job, "failed", "finished")["why"] == "killed for want of memory"
     finally:
         as_root("gpu1", "rmdir", group, check=False)
+
+
+def test_engine_arguments_that_the_lab_allows(lab: Lab) -> None:
+    shared = ("--image", PYTHON_IMAGE, "--gpus", "0", "--on", "gpu1", "--engine-args=--ipc=host")
+    refused = lab.run("submit", "--no-code", *shared, "--", "true", code=2)
+    assert "--ipc=host' is not allowed" in refused.err
+    lab.rules("allow: {engine_args: [--ipc]}")
+    job = lab.one(*shared, "--", "readlink", "/proc/self/ns/ipc")
+    lab.until(job, "finished")
+    assert lab.output(job) == ssh("gpu1", "readlink /proc/self/ns/ipc")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output
-from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts
 from mlbox.core import text
 from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
 
@@ -60,21 +60,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _tell(arguments: argparse.Namespace, replies: Replies, what: str, freed: str) -> int:
-    failed = [reply for reply in replies.values() if isinstance(reply, errors.MlboxError)]
     if arguments.json:
-        output.facts([_as_json(name, reply) for name, reply in replies.items()], getattr(arguments, "dry_run", False))
+        output.facts([facts(name, reply) for name, reply in replies.items()], getattr(arguments, "dry_run", False))
     else:
         for number, (name, reply) in enumerate(replies.items()):
             if number:
                 print()
             _print(name, reply, what, freed)
-    return failed[0].exit_code if len(failed) == len(replies) else 0
-
-
-def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
-    if isinstance(reply, errors.MlboxError):
-        return {"host": name, "error": {"kind": reply.kind, "message": reply.message}}
-    return {**reply, "host": name}
+    return exit_code(replies)
 
 
 def _print(name: str, reply: Json | errors.MlboxError, what: str, freed: str) -> None:

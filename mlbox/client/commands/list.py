@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output, sessions, ssh_config, state
-from mlbox.client.hosts import ask_all, known_hosts, told
+from mlbox.client.hosts import ask_all, exit_code, known_hosts, told
 from mlbox.client.transports import LOCAL
 from mlbox.core import text
 from mlbox.core.log import said
@@ -50,7 +50,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         output.note(f"no session of yours is running on {', '.join(asked)}")
     for name, error in failed.items():
         output.warn(told(name, error))
-    return next(iter(failed.values())).exit_code if failed and len(failed) == len(replies) else 0
+    return exit_code(replies)
 
 
 def _name(session: Json) -> str:

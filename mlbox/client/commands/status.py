@@ -10,7 +10,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
-from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
 from mlbox.core.log import said
@@ -33,10 +33,9 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     found = ask_all(names, "status", {}, config)
     if not hosts and (others := _unasked(found)):
         found.update(ask_all(others, "status", {}, config))
-    failed = [reply for reply in found.values() if isinstance(reply, errors.MlboxError)]
     unheard = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
     if as_json:
-        output.facts([_as_json(name, reply) for name, reply in found.items()] + _out_of_reach(found) + unheard)
+        output.facts([facts(name, reply) for name, reply in found.items()] + _out_of_reach(found) + unheard)
     else:
         for number, (name, reply) in enumerate(found.items()):
             if number:
@@ -52,7 +51,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         answers = [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
         _print_queues(answers)
         lab.trouble(*answers)
-    return failed[0].exit_code if len(failed) == len(found) else 0
+    return exit_code(found)
 
 
 def _unasked(replies: dict[str, Json | errors.MlboxError]) -> list[str]:
@@ -82,12 +81,6 @@ def _silent(replies: Sequence[Json]) -> list[Json]:
         if host["silent"] < told.setdefault(host["host"], host)["silent"]:
             told[host["host"]] = host
     return [host for name, host in told.items() if all(reply["host"] != name for reply in replies)]
-
-
-def _as_json(name: str, reply: Json | errors.MlboxError) -> Json:
-    if isinstance(reply, errors.MlboxError):
-        return {"host": name, "error": {"kind": reply.kind, "message": reply.message}}
-    return {**reply, "host": name}
 
 
 def _print(name: str, reply: Json | errors.MlboxError) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import lab
-from mlbox.core.session import Spec
+from mlbox.core.session import Spec, check_engine_args
 from mlbox.host import edit, files, store
 
 Json = dict[str, Any]
@@ -276,7 +276,9 @@ def others(found: store.Store, hosts: Iterable[str]) -> list[str]:
 
 
 def allowed(rules_: lab.Lab, spec: Spec) -> None:
-    """Raises Refused where the lab's allow-list of mounts forbids one; an empty list leaves it to the file's rights."""
+    """Raises Usage for an engine argument that is neither safe nor the lab's own, and Refused where its list of mounts
+    forbids one; an empty list leaves that to the file's rights."""
+    check_engine_args(spec.engine_args, rules_.engine_args)
     if not rules_.mounts:
         return
     for mount in spec.mounts:

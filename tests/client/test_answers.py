@@ -308,7 +308,6 @@ def test_nothing_said_is_everything_default() -> None:
         (Answers(requirements="/no/such/file"), "can't be read: No such file"),
         (Answers(requirements="/"), "can't be read: Is a directory"),
         (Answers(vscode_extensions=("/no/such.vsix",)), "can't be read"),
-        (Answers(engine_args=("--privileged",)), "not allowed"),
         (Answers(name="No"), "can't be a name"),
         (Answers(tunnel="sideways"), "tunnel can't be 'sideways'"),
     ],

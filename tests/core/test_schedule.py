@@ -415,6 +415,10 @@ GPUS = {"max_gpus_per_user": 2}
              lab=Lab(queues=lab(default={"max_gpus_per_user": 1}, night={}).queues,
              users={"ann": UserLimits(max_gpus=2)})),
              "a1:2"),
+        case("nor beside what is kept for another", view(job("b1", "RTX"), job("a2", gpu_share=1024),
+             run("c0", "2"), run("a0", "0", share=81920), gpus=(*cards(2), *cards(1, RTX, 2)), usage={"ann": 1.0},
+             lab=lab(default={"max_gpus_per_user": 1})), "",
+             a2="your limit in queue default: 1 GPU, you hold 1 and this asks for 1"),
         case("a share is too many beside whole GPUs", view(job("a1", gpu_share=1024), run("a0", "2"),
              lab=lab(default={"max_gpus_per_user": 1})), "",
              a1="your limit in queue default: 1 GPU, you hold 1 and this asks for 1"),
@@ -677,6 +681,9 @@ def urgent(*jobs: Waiting | Running, **more: Any) -> View:
         ("less priority of one's own, behind another's", urgent(job("b2", queue="own"),
          job("a1", queue="own", priority=5), run("c0", "0", queue="own"), run("a0", "1", queue="own", priority=4),
          gpus=2, lab=lab(**OWN), queues=("own",)), "a0", ""),
+        ("less priority of one's own, behind two others'", urgent(job("b2", queue="own"), job("d5", queue="own"),
+         job("a1", queue="own", priority=5), run("c0", "0", queue="own"), run("a0", "1", queue="own", priority=4),
+         gpus=2, lab=lab(**OWN), queues=("own",)), "a0", ""),
         ("the same priority in one queue", urgent(job("a1", queue="own"), run("b1", "0", queue="own"), gpus=1,
          lab=lab(own={"preempts": True, "preemptible": True}), queues=("own",)), "", ""),
         ("one that would go first again", urgent(job("a1"), run("b1", "0"), gpus=1, queues=("night", "urgent")), "",
@@ -718,6 +725,7 @@ def test_room_that_is_made_goes_to_nobody_else() -> None:
     )
     made = check(seen, "", {"b5": why})
     assert made.preempt == {"b1": "a1"}
+    assert "a1" in made.kept  # and so it is looked at before others wait for it
     later = replace(seen, running=(replace(seen.running[0], ending=True),))
     assert check(later, "", {}).preempt == {}
     assert started(plan(replace(seen, running=()), NOW)) == "a1:0,1"

@@ -11,7 +11,7 @@ import pytest
 from mlbox import errors
 from mlbox.core.session import Mount
 from mlbox.host import here, store
-from mlbox.host.engines import Run, container
+from mlbox.host.engines import Run, command
 from mlbox.host.engines.docker import Docker
 
 RUN = Run(
@@ -54,7 +54,7 @@ def test_never_more_than_a_session_needs(user: str, gpus: tuple[str, ...]) -> No
 
 
 def test_selinux_does_not_keep_it_from_the_user_s_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(container, "SELINUX", tmp_path)
+    monkeypatch.setattr(command, "SELINUX", tmp_path)
     assert values(arguments(RUN), "--security-opt") == ["no-new-privileges", "label=disable"]
 
 
@@ -145,3 +145,11 @@ def test_engine_arguments_are_checked_again_on_the_host() -> None:
         arguments(replace(RUN, engine_args=("--privileged",)))
     argv = arguments(RUN)
     assert argv.index("--memory") < argv.index(RUN.image)
+
+
+def test_those_of_the_lab_go_along(tmp_path: Path) -> None:
+    found, given = store.Store(tmp_path), replace(RUN, engine_args=("--ipc=host",))
+    with pytest.raises(errors.Usage):
+        Docker(found).arguments(given)
+    (tmp_path / "lab.yaml").write_text("allow: {engine_args: [--ipc]}\n")
+    assert "--ipc=host" in Docker(found).arguments(given)

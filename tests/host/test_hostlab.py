@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,17 @@ def test_mounts_are_of_the_allowed_folders(root: Path, tmp_path: Path) -> None:
         with pytest.raises(errors.Refused, match="may not be mounted"):
             lab.allowed(rules, Spec(mounts=(Mount(f"{tmp_path}/{outside}", "/a"),)))
     shutil.rmtree(tmp_path / "data")
+
+
+def test_engine_arguments_are_safe_or_the_lab_s(root: Path) -> None:
+    write(root, "allow: {engine_args: [--ipc]}\n")
+    rules = lab.rules(Store(root)).lab
+    lab.allowed(rules, Spec(engine_args=("--ipc=host", "--init")))
+    for given in (("--privileged",), ("--ipc=host", "--device=/dev/sda"), ("--network", "host")):
+        with pytest.raises(errors.Usage, match="not allowed"):
+            lab.allowed(rules, Spec(engine_args=given))
+    with pytest.raises(errors.Usage, match="not allowed"):
+        lab.allowed(replace(rules, engine_args=()), Spec(engine_args=("--ipc=host",)))
 
 
 def test_an_error_of_the_share_is_not_the_files(found: Store, monkeypatch: pytest.MonkeyPatch) -> None:

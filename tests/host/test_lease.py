@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -194,10 +195,88 @@ def test_only_a_note_s_owner_signs_with_it(leases: Path) -> None:
     lease.drop(held)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
+@pytest.mark.parametrize("later", [True, False])
+def test_the_last_to_sign_is_the_holder(leases: Path, later: bool) -> None:
+    held = lease.take([A], ADA)
+    assert held is not None
+    own, bobs = leases / f"{A}.{os.getuid()}", leases / f"{A}.4711"
+    bobs.write_text(json.dumps({"user": "bob"}))
+    os.chown(bobs, 4711, 4711)
+    for path, time in ((own, 1000), (bobs, 2000 if later else 500)):
+        os.utime(path, (time, time))
+    assert lease.held_by([A])[A].user == ("bob" if later else "ada")
+    lease.drop(held)
+
+
 def test_a_long_note_is_cut(leases: Path) -> None:
     held = lease.take([A], Holder("x" * 500))
     assert held is not None
     assert len(lease.held_by([A])[A].user) == 80
+    lease.drop(held)
+
+
+# ---- shares ---------------------------------------------------------------------------------------
+
+ONE, TWO = "01ARYZ6S41TSV4RRFFQ69G5FAV", "01ARYZ6S41TSV4RRFFQ69G5FAW"
+
+
+def share(job: str, memory: int) -> dict[str, int]:
+    held = lease.take_share(A, job, memory, ADA)
+    assert held is not None
+    return held
+
+
+def test_shares_go_together_and_never_with_a_whole_lease(leases: Path) -> None:
+    one, two = share(ONE, 8192), share(TWO, 1024)
+    assert set(one) == {A, f"{A}.share.{ONE}"}
+    assert lease.shares() == {A: {ONE: 8192, TWO: 1024}}
+    assert lease.held_by([A, B]) == {A: ADA}
+    assert not is_free(A)
+    lease.drop(one)
+    assert lease.shares() == {A: {TWO: 1024}}
+    assert not (leases / f"{A}.share.{ONE}").exists()
+    assert not is_free(A)
+    lease.drop(two)
+    assert lease.shares() == {}
+    assert is_free(A)
+
+
+def test_there_is_no_share_of_what_is_leased_as_a_whole(leases: Path) -> None:
+    held = lease.take([A], ADA)
+    assert held is not None
+    assert lease.take_share(A, ONE, 1, ADA) is None
+    assert not list(leases.glob("*.share.*"))
+    lease.drop(held)
+    lease.drop(share(ONE, 1))
+
+
+@pytest.mark.parametrize("said", [b"{", b"[]", b"{}", b'{"memory": "8"}', b'{"memory": true}'])
+def test_a_share_that_cannot_be_read_takes_all(leases: Path, said: bytes) -> None:
+    held = share(ONE, 8192)
+    (leases / f"{A}.share.{ONE}").write_bytes(said)
+    assert lease.shares()[A][ONE] > 1 << 20  # MiB; no GPU has so much
+    lease.drop(held)
+
+
+def test_one_chooses_at_a_time(leases: Path) -> None:
+    with lease.choosing():
+        other = lease.lock_file("choosing")
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+
+
+def test_what_is_held_does_not_look_forgotten(leases: Path) -> None:
+    held = share(ONE, 1)
+    there = [leases / A, leases / f"{A}.{os.getuid()}", leases / f"{A}.share.{ONE}"]
+    for path in (*there, leases / "other"):
+        path.touch()
+        os.utime(path, (1, 1))
+    lease.keep_young([*held, "gone"])
+    assert all(path.stat().st_mtime > 1 for path in there)
+    assert (leases / "other").stat().st_mtime == 1
     lease.drop(held)
 
 
@@ -219,6 +298,12 @@ def test_mig_uuids_have_slashes() -> None:
 def test_the_folder_is_everybody_s(leases: Path) -> None:
     assert is_free(A)
     assert stat.S_IMODE(leases.stat().st_mode) == 0o1777
+
+
+def test_what_can_not_be_asked_is_not_taken_for_free(leases: Path) -> None:
+    leases.mkdir()
+    (leases / A).symlink_to("nowhere")
+    assert set(lease.held_by([A, B])) == {A}
 
 
 def test_a_link_in_the_place_of_a_lock_is_not_followed(leases: Path, tmp_path: Path) -> None:

@@ -91,9 +91,11 @@ def over(box: Box) -> str:
 def test_of_two_that_ask_the_smaller_id_goes_on(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.lab(LIMITED[0])
     asking(box, EARLY)
-    assert "is full: 1 of 1" in over(box)  # at once
-    asking(box, EARLY).unlink()
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    assert "is full: 1 of 1" in over(box)
     hint = asking(box, LATE)
+    assert "is full: 2 of 1" in over(box)  # whatever becomes of this one
+    asking(box, EARLY).unlink()
     looks = []
 
     def withdraw(_: float) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queuebox import Call
 
+from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.gpu import Holder
 from mlbox.core.session import Spec
@@ -105,3 +107,10 @@ def test_the_gpu_time_of_a_session_whose_keeper_was_killed_counts_once(found: st
     found.mark_live(job, {"gpus": ["GPU-1"], "kind": "session"})  # a crash came before its hint was gone
     assert not sweep(found)
     assert files.read_json(found.on() / "usage.json") == used
+
+
+def test_engine_arguments_are_checked_here_too(tmp_path: Path) -> None:
+    call: Any = Call(tmp_path / "root", spec=Spec(image="x", engine_args=("--privileged",)).to_wire())
+    with pytest.raises(errors.Usage, match="not allowed"):
+        session.run(call)
+    assert not (tmp_path / "root").exists()

@@ -15,7 +15,7 @@ from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, Interrupted
 from mlbox.core import text
 from mlbox.core.port import Port
-from mlbox.core.session import Spec
+from mlbox.core.session import Spec, check_engine_args
 
 Json = dict[str, Any]
 
@@ -35,6 +35,7 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
     ports = ports_of(answers)
     transport = transports.make(host_name, config)
     spec = to_spec(answers, transport.public_keys())
+    check_engine_args(spec.engine_args)
     if options.dry_run:
         return _dry_run(host_name, spec, ports, options.json)
     host = Host(transport, config.root)

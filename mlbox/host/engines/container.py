@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import shlex
 import time
@@ -28,22 +27,20 @@ from mlbox.core import layer as layers
 from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
-from mlbox.core.session import Mount, Spec, check_engine_args
+from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
-from mlbox.host import files, here, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, refusal
+from mlbox.host import files, image, store
+from mlbox.host.engines import Build, Paths, Run, Say, command, refusal
 from mlbox.host.run import Cancel, capture, stream
 
-RUN = "/run/mlbox"
 LAYERS = "mlbox-layer"
-SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it switched on
 
 
 class Container:
     program, title = "", ""
 
     def __init__(self, found: store.Store) -> None:
-        self._user = found.user
+        self._found, self._user = found, found.user
 
     # ---- what an engine has of its own
 
@@ -133,7 +130,7 @@ class Container:
         build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
         environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
         argv = [self.program, "run", "--name", builder, "--label", f"mlbox.session={work.session}", "--user", "0:0"]
-        argv += ["--network", "host", "--entrypoint", "/bin/sh", *_unlabelled()]
+        argv += ["--network", "host", "--entrypoint", "/bin/sh", *command.unlabelled()]
         argv += ["-v", f"{context}:{build}:ro", "-v", f"{work.sources}:{fetched}:ro"]
         bundle = image.ca_bundle()
         if bundle:
@@ -203,7 +200,7 @@ class Container:
     # ---- containers
 
     def paths(self, run_folder: Path, folder: Path, home: Path, spec: Spec) -> Paths:
-        return Paths(RUN, "/workspace", "/root" if is_root(spec.user) else f"/home/{self._user}")
+        return Paths(command.RUN, "/workspace", "/root" if command.is_root(spec.user) else f"/home/{self._user}")
 
     def visible(self, gpus: Sequence[str]) -> dict[str, str]:
         return {}
@@ -216,28 +213,15 @@ class Container:
         own command is not disturbed by a HOME or a PATH that is the container's."""
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run.env.items())
         files.write_whole(run.boot_folder / "conf/environment", exports.encode())
-        return self.arguments(replace(run, argv=("/bin/sh", "-c", _FIRST, "mlbox", *run.argv), env={}))
+        return self.arguments(replace(run, argv=command.in_shell(run.argv), env={}))
 
     def arguments(self, run: Run) -> tuple[str, ...]:
-        """The whole command that starts a container. No secret is in it: those are in files of the boot folder."""
-        check_engine_args(run.engine_args)
-        argv = [self.program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
-        argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *_unlabelled()]
-        # The image's signal and check are for its own program; its check may start a Python every few seconds.
-        argv += ["--stop-signal", "SIGTERM", "--no-healthcheck"]
-        # Its output comes to whoever runs this: kept by the engine too, it would fill the host's disk without a limit.
-        argv += ["--log-driver", "none", "--workdir", "/workspace", *self.identity(run.user)]
-        # CUDA images carry "all", which would show every GPU.
-        argv += self.devices(run.gpus) if run.gpus else ["--env", "NVIDIA_VISIBLE_DEVICES=void"]
-        if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):
-            # Data loaders pass batches through shared memory; the engine's default is 64 MiB.
-            half = max(64 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-            argv += ["--shm-size", str(half)]
-        for name, value in run.env.items():
-            argv += ["--env", f"{name}={value}"]
-        for mount in _mounts(run):
-            argv += ["-v", f"{mount.source}:{mount.target}" + (":ro" if mount.read_only else "")]
-        return (*argv, *run.engine_args, "--entrypoint", run.argv[0], run.image, *run.argv[1:])
+        if run.engine_args:
+            from mlbox.host import lab  # few have any
+
+            check_engine_args(run.engine_args, lab.rules(self._found).lab.engine_args)
+        devices = self.devices(run.gpus) if run.gpus else []
+        return command.of(self.program, run, self.identity(run.user), devices)
 
     def ending(self, session: str) -> tuple[int | None, bool]:
         seen = "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"
@@ -265,29 +249,6 @@ class Container:
         return out.split()
 
 
-# A container's first process ignores SIGTERM unless it handles it, and most commands don't: a shell that does.
-_FIRST = f"""\
-. {RUN}/conf/environment
-"$@" & child=$!
-trap 'kill -TERM $child 2>/dev/null' TERM
-wait $child; code=$?
-while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
-exit $code
-"""
-
-
-def _unlabelled() -> list[str]:
-    """SELinux keeps a container from every file that has not its own label, the user's folders too; to label those anew
-    would close them to others."""
-    return ["--security-opt", "label=disable"] if SELINUX.exists() else []
-
-
-def is_root(user: str) -> bool:
-    """Whether the command inside is the container's root: by choice, or because root itself asks. It has the image's
-    own accounts and home."""
-    return user == "root" or os.getuid() == 0
-
-
 def _seconds(time_: str) -> float:
     """Of `2026-11-25T20:22:52.123456789Z` or with an offset; Python reads no more than six digits of a second."""
     whole = re.sub(r"\.\d+", "", time_).replace("Z", "+00:00")
@@ -295,11 +256,3 @@ def _seconds(time_: str) -> float:
         return datetime.datetime.fromisoformat(whole).timestamp()
     except ValueError:
         return 0.0
-
-
-def _mounts(run: Run) -> Sequence[Mount]:
-    mounts = [Mount(str(run.boot_folder), RUN), Mount(str(run.folder), "/workspace")]
-    if not is_root(run.user):
-        mounts.append(Mount(str(run.home), f"/home/{here.user_name()}"))
-        mounts += [Mount(str(run.boot_folder / f"conf/{n}"), f"/etc/{n}", True) for n in ("passwd", "group")]
-    return [*mounts, *(Mount(os.path.expanduser(m.source), m.target, m.read_only) for m in run.mounts)]

@@ -14,7 +14,8 @@ from pathlib import Path
 from mlbox import errors
 from mlbox.host import store
 from mlbox.host.engines import cdi
-from mlbox.host.engines.container import Container, is_root
+from mlbox.host.engines.command import is_root
+from mlbox.host.engines.container import Container
 
 
 class Docker(Container):

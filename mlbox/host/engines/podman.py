@@ -23,7 +23,8 @@ from mlbox import errors
 from mlbox.core.session import Spec
 from mlbox.host import store
 from mlbox.host.engines import cdi
-from mlbox.host.engines.container import Container, is_root
+from mlbox.host.engines.command import is_root
+from mlbox.host.engines.container import Container
 
 _OLDEST = (4, 1)
 _LIMITS = {"--cpu-shares", "--cpus", "--cpuset-cpus", "--memory", "--memory-reservation", "--memory-swap",

@@ -22,7 +22,7 @@ from mlbox import errors
 from mlbox.core import gpu, ids, text, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
-from mlbox.core.session import Spec, check_env
+from mlbox.core.session import Spec, check_engine_args, check_env
 from mlbox.host import checks, engines, here, inventory, keeper, keeping, lease, mountable, processes, slots, store
 from mlbox.host.handlers import sessions
 from mlbox.host.job import Job
@@ -38,6 +38,7 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     asked = Spec.from_wire(call.args.get("spec", {}))
     check_env(asked.env)
+    check_engine_args(asked.engine_args)
     running = [sessions.describe(job) for job in sweep(found) if sessions.is_session(job)]
     # Who names another one than runs means another one.
     if not call.args.get("new") and any(asked.name in ("", session["name"]) for session in running):

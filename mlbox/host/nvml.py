@@ -10,6 +10,7 @@ lost) is listed with its error and never chosen. Unified-memory GPUs report no m
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Callable, TypeVar
 
 from mlbox.core.gpu import Gpu, GpuProcess
@@ -19,6 +20,7 @@ MIB = 1024 * 1024
 DISPLAY_SERVERS = frozenset(
     ["Xorg", "Xwayland", "gnome-shell", "kwin_x11", "kwin_wayland", "mutter-x11-fram", "plasmashell", "sway", "weston"]
 )  # as /proc/<pid>/comm has them: 15 characters at most
+NONE = "no NVIDIA driver"
 _T = TypeVar("_T")
 
 
@@ -26,14 +28,25 @@ class Failed(Exception):
     """There is a driver, or was, and it tells nothing."""
 
 
-def gpus() -> tuple[list[Gpu], str]:
-    """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver. Raises Failed."""
+def is_there() -> bool:
+    """Whether there is a driver's library. With it comes pynvml, whose own import costs a host without more than all
+    else."""
     import ctypes
 
     try:
-        ctypes.CDLL("libnvidia-ml.so.1")  # as pynvml does, whose own import costs a host without it more than all else
+        ctypes.CDLL("libnvidia-ml.so.1")  # as pynvml does
     except OSError:
-        return [], "no NVIDIA driver"
+        return False
+    with suppress(ImportError):  # said by `gpus`
+        import pynvml  # noqa: F401
+    return True
+
+
+def gpus() -> tuple[list[Gpu], str]:
+    """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver. Raises Failed. A call
+    into a driver may never return (host/driver.py)."""
+    if not is_there():
+        return [], NONE
     try:
         import pynvml
     except ImportError:
@@ -53,7 +66,7 @@ def gpus() -> tuple[list[Gpu], str]:
 
 def _reason(error: Exception) -> str:
     name = type(error).__name__
-    return "no NVIDIA driver" if "LibraryNotFound" in name or "DriverNotLoaded" in name else str(error)
+    return NONE if "LibraryNotFound" in name or "DriverNotLoaded" in name else str(error)
 
 
 def _text(value: Any) -> str:

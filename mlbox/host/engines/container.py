@@ -31,8 +31,8 @@ from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, here, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, refusal
-from mlbox.host.run import Cancel, capture, stream
+from mlbox.host.engines import Build, Paths, Run, Say, asking, refusal
+from mlbox.host.run import Cancel, stream
 
 RUN = "/run/mlbox"
 LAYERS = "mlbox-layer"
@@ -69,7 +69,7 @@ class Container:
 
     def ask(self, *arguments: str, timeout: float = 60) -> tuple[int, str, str]:
         try:
-            return capture((self.program, *arguments), timeout)
+            return asking.ask(self.program, arguments, timeout)
         except FileNotFoundError:
             hint = f"install {self.title}, or use --runtime process (no container)"
             raise errors.HostUnready(f"there is no {self.program} on this host", hint) from None

@@ -188,8 +188,8 @@ def _check(session: str, user: str, host_key: str) -> None:
 def _verified(known_hosts: str, keys: Sequence[str], agent: str) -> list[str]:
     lines = [f'  UserKnownHostsFile "{known_hosts}"', "  StrictHostKeyChecking yes"]
     lines += ["  PubkeyAuthentication yes", "  PreferredAuthentications publickey"]  # whatever the user's hosts take
-    lines += [f'  IdentityAgent "{agent.replace("%", "%%")}"'] if agent else []
-    return [*lines, *(f'  IdentityFile "{file}"' for file in keys)]
+    files = [("IdentityAgent", agent), *(("IdentityFile", file) for file in keys)]
+    return [*lines, *(f'  {option} "{file.replace("%", "%%")}"' for option, file in files if file)]
 
 
 def _write_top() -> None:

@@ -28,7 +28,7 @@ from mlbox.client import state, ways
 from mlbox.core import ids, text
 
 Json = dict[str, Any]
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@\\-]{0,63}\$?(?<!\\)")  # LAB\ada: of a Windows domain
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _SOCKET = re.compile(r"/[^\s:%$\\\"']{1,99}")  # as a tunnel can forward it (tunnels/link.py)
 _PROXY = (pkgutil.get_data("mlbox.client", "proxy.py") or b"").decode()
@@ -265,9 +265,9 @@ def words(session: str, port: int, user: str) -> str:
     knows the session's host key."""
     known = shortened(session)
     if not known:  # its host is not reached by ssh (transport = "fabric")
-        return f"{by_file()} -p {port} {user}@localhost"
+        return f"{by_file()} -p {port} {shlex.quote(user)}@localhost"
     if included():
-        return f"ssh {known}    (or: ssh -p {port} {user}@localhost)"
+        return f"ssh {known}    (or: ssh -p {port} {shlex.quote(user)}@localhost)"
     return f"{by_file()} {known}    (port {port})"
 
 

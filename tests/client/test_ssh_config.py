@@ -93,6 +93,16 @@ def test_a_session_by_its_port(home: Path, host: str) -> None:
     assert known not in "".join(resolved("-p", "8023", host)["userknownhostsfile"])
 
 
+def test_a_user_of_a_windows_domain() -> None:
+    enter(user="LAB\\ada")
+    assert resolved("kind-otter")["user"] == ["LAB\\ada"]
+    ssh_config.drop(ID)
+    typed = shlex.split(ssh_config.words(ID, 8022, "LAB\\ada"))
+    assert resolved(*typed[3:])["user"] == ["LAB\\ada"]
+    with pytest.raises(MlboxError):
+        enter(user="LAB\\")
+
+
 def test_other_hosts_are_left_alone() -> None:
     add()
     enter()

@@ -31,7 +31,7 @@ from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, here, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, refusal
+from mlbox.host.engines import Build, Paths, Run, Say, cdi, refusal
 from mlbox.host.run import Cancel, capture, stream
 
 RUN = "/run/mlbox"
@@ -227,7 +227,7 @@ class Container:
         argv += ["--stop-signal", "SIGTERM", "--no-healthcheck"]
         argv += ["--workdir", "/workspace", *self.identity(run.user)]
         # CUDA images carry "all", which would show every GPU.
-        argv += self.devices(run.gpus) if run.gpus else ["--env", "NVIDIA_VISIBLE_DEVICES=void"]
+        argv += self.devices(run.gpus) if run.gpus else ["--env", cdi.NONE]
         if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):
             # Data loaders pass batches through shared memory; the engine's default is 64 MiB.
             half = max(64 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -178,8 +178,13 @@ def test_a_list_forgets_no_session_met_elsewhere(hosts: dict[str, Any], monkeypa
 
 
 def test_info_has_the_words_of_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "kind-otter", "state": "started", "runtime": "process"}
+    facts: dict[str, Any] = {
+        "id": "01ARYZ6S41TSV4RRFFQ69G5FAV",
+        "name": "kind-otter",
+        "state": "started",
+        "runtime": "process",
+    }
     facts.update(image="", user="ada", gpus=[], since=0.0)
-    monkeypatch.setattr(info.sessions, "at_session", lambda *_: (SimpleNamespace(name="gpu1"), facts))
+    monkeypatch.setattr(sessions, "at_session", lambda *_: (SimpleNamespace(name="gpu1"), facts))
     assert info.run("kind-otter", "", CONFIG, False) == 0
     assert "  state:   running\n  runtime: process\n  user:    ada\n" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from queuebox import Box, Call
@@ -120,7 +121,7 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
 def test_the_end_of_an_output(box: Box, asked: dict[str, int], printed: str) -> None:
     job = box.sh("printf 'a\\nb\\nc\\n'")
     box.end(job)
-    call = Call(box.root, job=job.id, **asked)
+    call: Any = Call(box.root, job=job.id, **asked)
     logs.run(call)
     assert "".join(said["output"] for said in call.said) == printed
 

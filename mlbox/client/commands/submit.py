@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     prepared = prepare(arguments, settings)
     if arguments.dry_run:
-        return _dry_run(prepared, arguments.json)
+        return foretell(prepared, arguments.json)
     host = lab.entry(arguments, settings)
     with lab.submitting():
         reply = send(host, prepared, settings)
@@ -80,7 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def complete(arguments: argparse.Namespace) -> None:
     """What the flags leave open comes from job.yaml, where there is one. Raises Usage."""
-    if arguments.file:
+    if arguments.file is not None:
         from mlbox.client import job_file
 
         job_file.fill(arguments, parser(argparse.ArgumentParser))
@@ -88,6 +88,17 @@ def complete(arguments: argparse.Namespace) -> None:
 
 def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
     """The job asked for, how many of it, and the folder whose code goes along (empty: none). Raises Usage."""
+    try:
+        return _prepared(arguments, settings)
+    except errors.Usage as error:
+        if not hasattr(arguments, "taken"):
+            raise
+        from mlbox.client import job_file
+
+        raise job_file.named(error, arguments, lambda alone: _prepared(alone, settings)) from None
+
+
+def _prepared(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
     command = tuple(arguments.command)
     if not command or not command[0].strip():
         raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND, or `command:` in job.yaml")
@@ -128,11 +139,12 @@ def _policy(arguments: argparse.Namespace) -> Json:
 
 
 def _array(value: str | None) -> tuple[int, int]:
-    if value is None:
+    """Of how many jobs, and how many at once; 0: no array, no limit. Raises Usage."""
+    if not value:
         return 0, 0
     number, _, limit = value.partition("%")
     if not number.isdecimal() or not (limit or "0").isdecimal() or not int(number):
-        raise errors.Usage(f"--array {text.safe(value or '')} can't be read", "write --array 20, or 20%4 for 4 at once")
+        raise errors.Usage(f"--array {text.safe(value)} can't be read", "write --array 20, or 20%4 for 4 at once")
     return int(number), int(limit or 0)
 
 
@@ -173,7 +185,7 @@ def told(reply: Json) -> None:
         print(f"… and {len(reply['jobs']) - 5} more; {len(reply['started'])} started")
 
 
-def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
+def foretell(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
     spec, count, folder = prepared
     wire = spec.without_secrets().to_wire()
     if as_json:

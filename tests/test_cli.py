@@ -178,7 +178,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["submit", "--dry-run", "--array", "x", "--", "true"], "--array x can't be read"),
         (["submit", "--dry-run", "--folder", "there", "--", "true"], "there is no folder of every host's"),
         (["submit", "gpu1", "--dry-run", "--", "true"], "a word before -- was taken for the command"),
-        (["submit", "--dry-run", "--after", "x", "--", "true"], "is not a job's id"),
+        (["submit", "--dry-run", "--after", "", "--", "true"], "'' is no job to wait for"),
         (["submit", "--dry-run", "--gpus", "2", "--gpu-share", "8G", "--", "true"], "a share is of one GPU"),
         (["submit", "--dry-run", "--retry-on", "mondays", "--", "true"], "nothing ends by 'mondays'"),
         (["submit", "--dry-run", "--queue", "No Queue", "--", "true"], "can't be a queue's name"),

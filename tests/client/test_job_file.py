@@ -230,6 +230,12 @@ def test_a_home_is_no_absence_of_a_folder(asked: Asked) -> None:
     assert asked("command: [pwd]\nfolder: null\n")["spec"]["folder"] == ""
 
 
+def test_whom_it_waits_for_by_names(asked: Asked) -> None:
+    found = asked(f"command: [a]\nafter: [train, {ULID.lower()}]\nafter_any: eval\n")
+    assert found["after"] == [{"job": "train", "end": "ok"}, {"job": "eval", "end": "any"}]
+    assert found["spec"]["after"] == [{"job": ULID, "end": "ok"}]
+
+
 @pytest.mark.parametrize(("words", "count"), [((), 20), (("--array", "1"), 1), (("--array", ""), 0)])
 def test_an_array_of_the_file_s_may_be_left_out(asked: Asked, words: tuple[str, ...], count: int) -> None:
     assert asked("command: [a]\narray: 20%4\n", *words)["array"] == count

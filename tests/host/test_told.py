@@ -9,8 +9,11 @@ import pytest
 from queuebox import Box, Call
 
 from mlbox import errors
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
+from mlbox.core.session import Spec
 from mlbox.host import files, processes
-from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status
+from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status, submit
 from mlbox.host.job import Job
 
 
@@ -113,6 +116,20 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
         box.end(job)
     with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
         box.call(show, job="sweep")
+
+
+def test_a_job_waits_for_one_that_is_called_by_its_name(box: Box) -> None:
+    old = box.submit("true", name="train")
+    box.end(old)
+    first = box.submit("sleep", "600", name="train")
+    spec = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0)).to_wire()
+    made = box.call(submit, spec=spec, after=[{"job": "train", "end": "any"}])["jobs"][0]["id"]
+    box.jobs.append(box.found.job(made))
+    assert [(one.job, one.end) for one in box.jobs[-1].spec().after] == [(first.id, "any")]
+    box.submit("sleep", "600", name="train")
+    for name, said in (("train", "2 jobs are called 'train'"), ("nope", "no job 'nope'")):
+        with pytest.raises(errors.NotFound, match=said):
+            box.call(submit, spec=spec, after=[{"job": name, "end": "ok"}])
 
 
 @pytest.mark.parametrize(

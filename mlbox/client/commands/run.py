@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
     submit.complete(arguments)
     settings = options.config(arguments)
     prepared = submit.prepare(arguments, settings)
-    if prepared[1] > 1:
+    if prepared.array > 1:
         raise errors.Usage("run follows one job", "--array 1 is the first alone; or mlbox submit, and mlbox logs -f ID")
     if arguments.dry_run:
         return submit.foretell(prepared, arguments.json)

@@ -166,6 +166,21 @@ def test_what_is_paused_or_drained_says_by_whom_and_why(box: Box) -> None:
     assert job.state().waiting
 
 
+def test_what_no_host_could_run_is_asked_for_once(box: Box) -> None:
+    box.lab(f"hosts: {{{box.found.host}: {{}}, gpu8: {{}}, gpu9: {{}}}}\n")
+    for name in ("gpu8", "gpu9"):
+        told_by(box, name, "", "")
+    with pytest.raises(errors.Refused) as caught:
+        box.submit("true", resources={"gpus": "H100:3"})
+    here = box.found.host
+    assert caught.value.message == (
+        "no host of the lab could ever run this: it asks for 3 H100 GPUs, and "
+        f"{here} has no GPU, gpu8 has no GPU, gpu9 has no GPU"
+    )
+    with pytest.raises(errors.Refused, match=f"{here} has no label nvlink; gpu8 has no label nvlink; gpu9 has"):
+        box.submit("true", resources={"labels": ("nvlink",)})
+
+
 def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:
     box.lab("queues: {default: {}, night: {}}\n")
     for what in ("drain", "fence"):

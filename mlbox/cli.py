@@ -255,6 +255,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             print(f"mlbox: the output can't be written: {error.strerror}", file=sys.stderr)
             return 1
+        if isinstance(error, OSError) and error.filename and error.errno in (*_UNWRITABLE, errno.EROFS, errno.EACCES):
+            from mlbox.client import output
+
+            output.failure(
+                f"{error.filename}: {error.strerror}", "is there room on this machine, and may you write there?"
+            )
+            return errors.HostUnready.exit_code
         return _report_bug(error, given)  # a bug: keep what is needed to report it
 
 

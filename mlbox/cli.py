@@ -8,9 +8,10 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from mlbox import __version__, errors
@@ -77,6 +78,20 @@ SESSION_VERBS = {
     "share": "let a colleague join a session",
     "unshare": "let a colleague join no longer",
 }
+# What Slurm, task-spooler, dstack, ClearML and Docker call it, typed by habit.
+_ELSEWHERE = {
+    "sbatch": "submit", "add": "submit", "enqueue": "submit", "srun": "run", "apply": "run",
+    "squeue": "jobs", "sacct": "jobs", "ps": "jobs", "ls": "jobs", "list": "jobs", "history": "jobs",
+    "scontrol": "show", "inspect": "show", "tail": "logs -f", "wait": "logs -f", "cat": "logs",
+    "scancel": "cancel", "kill": "cancel", "stop": "cancel", "rm": "cancel", "delete": "cancel", "requeue": "retry",
+    "sinfo": "status", "top": "status", "nodes": "status", "hosts": "status", "gpus": "status",
+    "salloc": "session", "start": "session", "up": "session", "create": "session", "clearml-session": "session",
+    "down": "session shutdown", "shutdown": "session shutdown", "info": "session info", "share": "session share",
+    "exec": "ssh", "shell": "ssh", "login": "ssh", "connect": "attach", "code": "open",
+    "version": "--version", "-V": "--version", "-v": "--version",
+}  # fmt: skip
+_SESSION_ELSEWHERE = {"ls": "list", "ps": "list", "join": "attach", "connect": "attach", "status": "info",
+                      **dict.fromkeys(("stop", "end", "kill", "rm", "down", "delete"), "shutdown")}  # fmt: skip
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # as in `mlbox jobs >/dev/full`
@@ -102,6 +117,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Formatter, **given})
 
     def error(self, message: str) -> NoReturn:
+        what = next((action for action in self._actions if action.metavar == "WHAT"), None)
+        if what is not None and message.endswith(": WHAT"):
+            hint = f"one of: {', '.join(what.choices or ())}\n{self._help()}"
+            raise errors.Usage(f"what is `{self.prog}` to do?", hint)
         number = re.fullmatch(r"argument (\S+): invalid int value: (.*)", message)
         raise errors.Usage(f"{number[1]} takes a whole number, not {number[2]}" if number else message, self._help())
 
@@ -138,13 +157,13 @@ class _Parser(argparse.ArgumentParser):
         return meant
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    """A line for a hint, where one of the words that are known is near to this one; else nothing."""
+def _meant(word: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A line for a hint, where this one is another program's for a word that is known, or near to it; else nothing."""
     from mlbox.core import text
 
     bare = {name.lstrip("-"): name for name in known}
-    near = text.nearest(word.lstrip("-"), bare)
-    return f"did you mean {bare[near]}?\n" if near else ""
+    near = elsewhere.get(word) or bare.get(text.nearest(word.lstrip("-"), bare))
+    return f"did you mean {near}?\n" if near else ""
 
 
 def _help() -> str:
@@ -183,7 +202,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if argv:
         what = "option" if argv[0].startswith("-") else "command"
-        raise errors.Usage(f"there is no {what} `{argv[0]}`", _meant(argv[0], VERBS) + "mlbox --help")
+        raise errors.Usage(f"there is no {what} `{argv[0]}`", _meant(argv[0], VERBS, _ELSEWHERE) + "mlbox --help")
     print(_help(), file=sys.stderr)
     return errors.Usage.exit_code
 
@@ -192,7 +211,7 @@ def _call(words: Sequence[str], argv: Sequence[str]) -> int:
     try:
         return int(_command(words[-1]).main(parser_of(words).parse_args(argv)))
     except errors.Unreachable as error:
-        near = _meant(argv[0], SESSION_VERBS) if list(words) == ["session"] and argv else ""
+        near = _meant(argv[0], SESSION_VERBS, _SESSION_ELSEWHERE) if list(words) == ["session"] and argv else ""
         raise errors.Unreachable(error.message, (near + error.hint) if near else error.hint) from None
 
 
@@ -236,6 +255,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             print(f"mlbox: the output can't be written: {error.strerror}", file=sys.stderr)
             return 1
+        if isinstance(error, OSError) and error.filename and error.errno in (*_UNWRITABLE, errno.EROFS, errno.EACCES):
+            from mlbox.client import output
+
+            output.failure(
+                f"{error.filename}: {error.strerror}", "is there room on this machine, and may you write there?"
+            )
+            return errors.HostUnready.exit_code
         return _report_bug(error, given)  # a bug: keep what is needed to report it
 
 

@@ -23,9 +23,12 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from benchkit import outages, queue, sessions, starts, trips, tunnels
-from benchkit.laptop import PYZ, ROOT, NoLab
-from benchkit.measure import Row, keep, note, table
+try:
+    from benchkit import outages, queue, sessions, starts, trips, tunnels
+    from benchkit.laptop import PYZ, ROOT, NoLab
+    from benchkit.measure import Row, keep, note, table
+except ModuleNotFoundError as error:
+    sys.exit(f"there is no {error.name} for {sys.executable}: make bench has an environment with all that this needs")
 
 KEPT = ROOT / "build/reports/bench.json"
 ON_HOST = {"b": sessions.run, "c": trips.run, "d": tunnels.run, "f": outages.run}

@@ -153,7 +153,12 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["sesion"], "did you mean session?"),
         (["--no-such-flag"], "there is no option `--no-such-flag`"),
         *(([*verb, "--no-such-flag"], "unrecognized arguments: --no-such-flag") for verb in VERBS[1:]),
-        (["queue"], "required: WHAT"),
+        (["queue"], "what is `mlbox queue` to do?"),
+        (["queue"], "one of: list, create, pause, resume, process"),
+        (["cron"], "one of: install, show, remove"),
+        (["squeue"], "did you mean jobs?"),
+        (["shutdown"], "did you mean session shutdown?"),
+        (["-V"], "did you mean --version?"),
         (["queue", "paws"], "there is no `mlbox queue paws`"),
         (["queue", "paws"], "did you mean pause?"),
         (["queue", "list", "--jason"], "did you mean --json?"),
@@ -173,7 +178,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["submit", "--dry-run", "--array", "x", "--", "true"], "--array x can't be read"),
         (["submit", "--dry-run", "--folder", "there", "--", "true"], "there is no folder of every host's"),
         (["submit", "gpu1", "--dry-run", "--", "true"], "a word before -- was taken for the command"),
-        (["submit", "--dry-run", "--after", "x", "--", "true"], "is not a job's id"),
+        (["submit", "--dry-run", "--after", "", "--", "true"], "'' is no job to wait for"),
         (["submit", "--dry-run", "--gpus", "2", "--gpu-share", "8G", "--", "true"], "a share is of one GPU"),
         (["submit", "--dry-run", "--retry-on", "mondays", "--", "true"], "nothing ends by 'mondays'"),
         (["submit", "--dry-run", "--queue", "No Queue", "--", "true"], "can't be a queue's name"),
@@ -217,6 +222,15 @@ def test_wrong_usage_is_said(words: list[str], said: str, capsys: pytest.Capture
     everything = caught.err + caught.out
     assert said in everything
     assert "Traceback" not in everything and "bug" not in everything
+
+
+@pytest.mark.parametrize("table", [cli._ELSEWHERE, cli._SESSION_ELSEWHERE], ids=["mlbox", "session"])
+def test_other_programs_words_lead_to_what_there_is(table: dict[str, str]) -> None:
+    ours = cli.SESSION_VERBS if table is cli._SESSION_ELSEWHERE else {**cli.VERBS, "--version": ""}
+    assert not set(table) & set(ours)
+    for first, *then in map(str.split, table.values()):
+        assert first in ours
+        assert not then or (first == "session" and then[0] in cli.SESSION_VERBS) or (first, *then) == ("logs", "-f")
 
 
 @pytest.mark.parametrize("given", ["--memory=1g", "--memory=1g --cpus=2", "--init"])

@@ -96,6 +96,20 @@ def from_yaml(path: Path) -> Answers:
     return Answers(**yaml_file.read(path, kinds, "conf/session.yaml"))
 
 
+def named(error: errors.Usage, file: str | None, said: Answers) -> errors.Usage:
+    """The error, with the name of the file where it is about what that `said`."""
+    from mlbox.client import options, yaml_file
+
+    def alone(name: str, value: Any) -> None:
+        answers = Answers(**{name: value})
+        to_spec(answers, ())
+        ports_of(answers)
+        options.resources(answers)
+
+    settings = {f.name: getattr(said, f.name) for f in fields(said) if getattr(said, f.name) is not None}
+    return yaml_file.named(error, Path(file or ""), settings, alone)
+
+
 def remembered(found: Json) -> Answers:
     """Last time's answers; what an older version stored and this one does not know is passed over."""
     known = {f.name for f in fields(Answers)} - set(_FORGOTTEN)

@@ -116,7 +116,7 @@ def known(verb: str) -> dict[str, Callable[[], Words]]:
     """Names by metavar, for a command's parser."""
     return {
         "HOST": _hosts, "NAME|ID": _sessions, "NAME": _hosts if verb == "host" else _sessions, "ID|NAME": _jobs,
-        "ID": _jobs, "Q": _queues, "QUEUE": _queues,
+        "Q": _queues, "QUEUE": _queues,
     }  # fmt: skip
 
 

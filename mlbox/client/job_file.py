@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+from mlbox import errors
 from mlbox.client import yaml_file
 
 _OF_THE_CALL = ("help", "file", "dry_run", "json", "host", "root", "ssh_config")
@@ -19,7 +20,8 @@ _ONE_OF = {"code": "folder", "folder": "code"}  # a flag for one is a word again
 
 def fill(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Take from `arguments.file` what the flags leave open. Raises Usage."""
-    said = yaml_file.read(Path(arguments.file), kinds(parser), "conf/job.yaml")
+    path, taken = Path(arguments.file), dict[str, Any]()
+    said = yaml_file.read(path, kinds(parser), "conf/job.yaml")
     if arguments.runtime == "process":
         said.pop("image", None)
     elif arguments.image and said.get("runtime") == "process":
@@ -28,7 +30,18 @@ def fill(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     for name, value in said.items():
         if name not in flags and not flags.get(_ONE_OF.get(name, "")):
             setattr(arguments, name, value)
-    arguments.file = None
+            taken[name] = value
+    arguments.file, arguments.taken = None, (path, taken)
+
+
+def named(error: errors.Usage, arguments: argparse.Namespace, prepare: Callable[[Any], object]) -> errors.Usage:
+    """The error, with the file's name where it is about what the file says. `prepare`: what refuses arguments."""
+
+    def alone(name: str, value: Any) -> None:
+        prepare(argparse.Namespace(**{**dict.fromkeys(vars(arguments)), "command": ["true"], name: value}))
+
+    path, taken = arguments.taken
+    return yaml_file.named(error, path, taken, alone)
 
 
 def kinds(parser: argparse.ArgumentParser) -> dict[str, yaml_file.Kind]:

@@ -188,23 +188,29 @@ def greeting(path: str) -> Answer:
 def _forward(place: Mapping[str, Any]) -> None:
     """Have the local socket lead to the session's, over the connection that is up or a new one."""
     _remove(place["local"])
-    # Ours come first: ssh takes the first value of an option. A dead connection is not for this one to end.
-    options = [f"ControlPath={place['control']}", "StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177"]
-    ssh = [*place["ssh"], *(word for option in options for word in ("-o", option))]
-    forward = ["-L", f"{place['local']}:{place['remote']}", "--", place["host"]]
     if os.path.exists(place["control"]):
-        code, _ = _run([*ssh, "-O", "forward", *forward], _CONTROL)
-        if code == 0 and os.path.exists(place["local"]):  # a forward whose socket was removed is said to be there
+        if _lead(place):
             return
-        _remove(place["control"])
-    more = ["ControlMaster=yes", f"ControlPersist={_PERSIST}", "ServerAliveInterval=0", "ConnectTimeout=10"]
-    more.append("ExitOnForwardFailure=no")  # a LocalForward of the user's own for this host may be held elsewhere
-    dial = [*ssh, *(word for option in more for word in ("-o", option)), "-f", "-N", "-T", "-a", "-x", *forward]
-    code, said = _run(dial)
+        _remove(place["control"])  # a dead connection is not for this one to end
+    # Ours come first: ssh takes the first value of an option. Ports that the user forwards there are not for this one.
+    options = [f"ControlPath={place['control']}", "ControlMaster=yes", f"ControlPersist={_PERSIST}"]
+    options += ["StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177", "ClearAllForwardings=yes"]
+    options += ["ServerAliveInterval=0", "ConnectTimeout=10"]
+    dial = [*place["ssh"], *(word for option in options for word in ("-o", option)), "-f", "-N", "-T", "-a", "-x"]
+    code, said = _run([*dial, "--", place["host"]])
     if code != 0:
         raise Unreachable(f"{place['host']} is not reached: {said.strip() or f'ssh ended with {code}'}")
     sys.stderr.write(said)
     sys.stderr.flush()
+    if not _lead(place):
+        raise Unreachable(f"the connection to {place['host']} leads nowhere; the same again")
+
+
+def _lead(place: Mapping[str, Any]) -> bool:
+    """Over the connection that is up. Without the user's configuration, whose own forwards would be asked for too."""
+    ssh = [place["ssh"][0], "-F", "/dev/null", "-o", f"ControlPath={place['control']}", "-O", "forward"]
+    code, _ = _run([*ssh, "-L", f"{place['local']}:{place['remote']}", "--", place["host"]], _CONTROL)
+    return code == 0 and os.path.exists(place["local"])  # a forward whose socket was removed is said to be there
 
 
 def _run(argv: Sequence[str], timeout: float | None = None) -> tuple[int, str]:

@@ -28,7 +28,7 @@ from mlbox.client import state, ways
 from mlbox.core import ids, text
 
 Json = dict[str, Any]
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@\\-]{0,63}\$?(?<!\\)")  # LAB\ada: of a Windows domain
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _SOCKET = re.compile(r"/[^\s:%$\\\"']{1,99}")  # as a tunnel can forward it (tunnels/link.py)
 _PROXY = (pkgutil.get_data("mlbox.client", "proxy.py") or b"").decode()
@@ -188,8 +188,8 @@ def _check(session: str, user: str, host_key: str) -> None:
 def _verified(known_hosts: str, keys: Sequence[str], agent: str) -> list[str]:
     lines = [f'  UserKnownHostsFile "{known_hosts}"', "  StrictHostKeyChecking yes"]
     lines += ["  PubkeyAuthentication yes", "  PreferredAuthentications publickey"]  # whatever the user's hosts take
-    lines += [f'  IdentityAgent "{agent.replace("%", "%%")}"'] if agent else []
-    return [*lines, *(f'  IdentityFile "{file}"' for file in keys)]
+    files = [("IdentityAgent", agent), *(("IdentityFile", file) for file in keys)]
+    return [*lines, *(f'  {option} "{file.replace("%", "%%")}"' for option, file in files if file)]
 
 
 def _write_top() -> None:
@@ -223,19 +223,27 @@ def _own(file: str) -> list[str]:
 
 def _patterns(file: str, depth: int) -> Iterator[str]:
     """What its Host lines (and those it includes, but ours) are for; `!`, which takes away, is passed over."""
-    try:
-        lines = Path(file).read_text(errors="replace").splitlines() if depth < _DEPTH else []
-    except OSError:
-        return
-    for line in lines:
+    for line in _lines(file) if depth < _DEPTH else ():
         keyword, *words = _words(line)
         if keyword == "host":
             yield from (word for word in words if not word.startswith("!"))
         elif keyword == "include":
-            for word in words:
-                for path in sorted(glob.glob(os.path.join(Path.home(), ".ssh", os.path.expanduser(word)))):
-                    if path != str(top()):
-                        yield from _patterns(path, depth + 1)
+            for path in _included(words):
+                if path != str(top()):
+                    yield from _patterns(path, depth + 1)
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _included(words: Iterable[str]) -> Iterator[str]:
+    """The files that an Include line's words are for."""
+    for word in words:
+        yield from sorted(glob.glob(os.path.join(Path.home(), ".ssh", os.path.expanduser(word))))
 
 
 def _words(line: str) -> list[str]:
@@ -257,9 +265,9 @@ def words(session: str, port: int, user: str) -> str:
     knows the session's host key."""
     known = shortened(session)
     if not known:  # its host is not reached by ssh (transport = "fabric")
-        return f"{by_file()} -p {port} {user}@localhost"
+        return f"{by_file()} -p {port} {shlex.quote(user)}@localhost"
     if included():
-        return f"ssh {known}    (or: ssh -p {port} {user}@localhost)"
+        return f"ssh {known}    (or: ssh -p {port} {shlex.quote(user)}@localhost)"
     return f"{by_file()} {known}    (port {port})"
 
 
@@ -268,20 +276,19 @@ def by_file() -> str:
 
 
 def included() -> bool:
-    try:
-        return holds((Path.home() / ".ssh/config").read_text(errors="replace").splitlines())
-    except OSError:
-        return False
+    return holds(_lines(str(Path.home() / ".ssh/config")))
 
 
-def holds(lines: Iterable[str]) -> bool:
-    """Whether these lines of a configuration include ours whatever host is meant: what follows a Host or Match line is
-    for those hosts only."""
+def holds(lines: Iterable[str], depth: int = 0) -> bool:
+    """Whether these lines of a configuration, or those that they include, include ours whatever host is meant: what
+    follows a Host or Match line is for those hosts only."""
     for_all = True
     for line in lines:
         keyword, *words = _words(line)
         if keyword in ("host", "match"):
             for_all = [word.lower() for word in words] == (["*"] if keyword == "host" else ["all"])
-        elif for_all and includes(line):
-            return True
+        elif for_all and keyword == "include":
+            more = _included(words) if depth < _DEPTH else ()
+            if includes(line) or any(holds(_lines(path), depth + 1) for path in more):
+                return True
     return False

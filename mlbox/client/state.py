@@ -151,14 +151,22 @@ def config() -> Config:
     path = config_file()
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return _with_environment(Config())
+    except OSError as error:
+        raise errors.Usage(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise errors.Usage(f"{path}: line {line} is not UTF-8 text") from None
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         document = toml.loads(text)
     except ValueError as error:  # TOMLDecodeError is one, and tells the line
         raise errors.Usage(f"{path}: {error}") from None
     return _with_environment(_checked(document, path))
+
+
+_KINDS = {list: 'list of names: ["gpu1", "gpu2"]', str: "text", dict: "table"}
 
 
 def _checked(document: Json, path: Path) -> Config:
@@ -174,14 +182,14 @@ def _checked(document: Json, path: Path) -> Config:
     for key, value in document.items():
         if key not in kinds:
             raise errors.Usage(f"{path}: mlbox has no setting {key!r}", "it has: " + ", ".join(kinds))
-        if not isinstance(value, kinds[key]):
-            raise errors.Usage(f"{path}: {key} must be a {kinds[key].__name__}")
+        if not isinstance(value, kinds[key]) or (key == "hosts" and not all(isinstance(host, str) for host in value)):
+            raise errors.Usage(f"{path}: {key} must be a {_KINDS[kinds[key]]}")
     ports = document.get("ports", {})
     if set(ports) - {"jupyter", "ssh", "vscode"} or not all(
         isinstance(p, int) and 0 < p < 65536 for p in ports.values()
     ):
         raise errors.Usage(f"{path}: ports takes jupyter, vscode and ssh, each 1 to 65535")
-    return Config(**{**document, "hosts": tuple(map(str, document.get("hosts", ())))})
+    return Config(**{**document, "hosts": tuple(document.get("hosts", ()))})
 
 
 def _with_environment(found: Config) -> Config:

@@ -37,15 +37,30 @@ def read(path: Path, kinds: Mapping[str, Kind], example: str) -> Json:
     return found
 
 
+def named(
+    error: errors.Usage, path: Path, said: Mapping[str, Any], alone: Callable[[str, Any], object]
+) -> errors.Usage:
+    """The error, with the file and the setting that it is of: the one which `alone`, all else left out, is refused by
+    the same words."""
+    for name, value in said.items():
+        try:
+            alone(name, value)
+        except errors.Usage as same:
+            if same.message == error.message:
+                return errors.Usage(f"{path}: {name}: {error.message}", error.hint)
+    return error
+
+
 def _document(path: Path, hint: str) -> Json:
     import yaml
 
     class Typed(yaml.SafeLoader):
-        """Only nothing (`image:`) and << are more than the words that were typed."""
+        """Only nothing (`image:`, null) and << are more than the words that were typed; ~ is somebody's home."""
 
         yaml_implicit_resolvers = {
             first: [one for one in resolvers if one[0].endswith((":null", ":merge"))]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+            if first != "~"
         }
 
     try:
@@ -107,7 +122,7 @@ def words(name: str, value: Any, path: Path) -> tuple[str, ...]:
     """A list, or a text with words as a shell would read them."""
     items = split_words(value, f"{path}: {name}") if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise errors.Usage(f"{path}: {name} is a list of texts (quote null and ~)")
+        raise errors.Usage(f"{path}: {name} is a list of texts (quote null)")
     return tuple(items)
 
 

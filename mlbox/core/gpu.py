@@ -139,7 +139,8 @@ def _words(name: str) -> list[str]:
 
 def is_named(name: str, asked: str) -> bool:
     """Whether a GPU's `name` has the words of `asked` in their order: RTX 4090, rtx4090 and 4090 are all
-    the "NVIDIA GeForce RTX 4090"; A10 is no A100, and L4 no L40S."""
+    the "NVIDIA GeForce RTX 4090"; A10 is no A100, and L4 no L40S. Nor is a part of one (…A100-SXM4-40GB MIG 1g.5gb)
+    an A100: that is meant by what follows its card's name."""
     words, at = _words(name), 0
     for wanted in _words(asked):
         end = next((e for s in range(at, len(words)) for e in range(s + 1, len(words) + 1)
@@ -147,7 +148,7 @@ def is_named(name: str, asked: str) -> bool:
         if not end:
             return False
         at = end
-    return True
+    return not at or "mig" not in words or at > words.index("mig")
 
 
 def choose(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:

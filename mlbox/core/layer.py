@@ -99,13 +99,14 @@ _SYSTEM_NAMES = {
         "venv": ("py3-pip",),
         "ssh": ("openssh-server", "openssh-sftp-server", "rsync"),
     },
-    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server", "rsync")},
+    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server",)},
 }
 _SYSTEM_INSTALL = {
-    "apt-get": "export DEBIAN_FRONTEND=noninteractive\napt-get update -qq\n"
+    # One source of an image whose key is over, or that is gone, fails the update; what is installed comes from others.
+    "apt-get": "export DEBIAN_FRONTEND=noninteractive\napt-get update -qq || :\n"
     "apt-get install -y -qq --no-install-recommends {names}\nrm -rf /var/lib/apt/lists/*",
     "apk": "apk add --no-cache {names}",
-    "dnf": "dnf install -y -q {names}\ndnf clean -q all",
+    "dnf": "dnf install -y -q {names}\ndnf install -y -q rsync || :\ndnf clean -q all",  # not all of them have it
 }
 _OLDEST = ".".join(map(str, OLDEST_PYTHON))
 _NEW_ENOUGH = f"""

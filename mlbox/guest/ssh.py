@@ -38,6 +38,7 @@ PrintMotd no
 X11Forwarding no
 AllowAgentForwarding yes
 AllowTcpForwarding yes
+MaxSessions 100
 ClientAliveInterval 60
 ClientAliveCountMax 60
 AcceptEnv LANG LC_* COLORTERM

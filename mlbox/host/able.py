@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from mlbox import errors
 from mlbox.core import text
 from mlbox.core.lab import Lab
@@ -33,9 +35,19 @@ def check(found: store.Store, rules: lab.Rules, queue: str, asked: Resources, ou
     unknown = set(rules.lab.hosts) - {host.name for host in hosts}  # no tick there yet: one of them may fit
     if hint and not unknown:
         reasons = list(dict.fromkeys(fits(asked, host) for host in serving))
-        why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + "; ".join(reasons[:3])
+        why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + _together(reasons)
         raise errors.Refused(why, hint)
     return hosts
+
+
+def _together(reasons: list[str]) -> str:
+    """`it asks for 3 GPUs, and a has 1, b has no GPU`: what is asked for once, and of the first few that lack it."""
+    lacking: dict[str, list[str]] = {}
+    for reason in reasons:
+        asked, _, lack = reason.partition(", and ")
+        lacking.setdefault(asked, []).append(lack)
+    said = (f"{asked}, and " + ", ".join(lacks[:3]) if lacks[0] else asked for asked, lacks in lacking.items())
+    return "; ".join(islice(said, 3))
 
 
 def _hosts(found: store.Store, rules: Lab) -> list[HostFacts]:

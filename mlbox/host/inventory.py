@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mlbox.core.gpu import Gpu
+from mlbox.host import driver as drivers
 from mlbox.host import files, lease, nvml, store
 
 
@@ -13,7 +14,7 @@ def gpus(found: store.Store) -> tuple[list[Gpu], str]:
     """The GPUs and the driver's version, or the reason why there are none. While the driver fails they are those that
     this user's ticks last told of, out of order: a host whose GPUs are gone from sight is not one without any."""
     try:
-        there, driver = nvml.gpus()
+        there, driver = drivers.gpus(found)
     except nvml.Failed as failed:
         driver = str(failed)
         known = from_wire(files.read_json(found.on() / "host.json")) or ()

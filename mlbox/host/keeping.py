@@ -71,7 +71,7 @@ def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> N
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for target in (1, 2):
                 os.dup2(out, target)
-        _close_all_but({0, 1, 2, *keep})
+        processes.close_all_but({0, 1, 2, *keep})
         sys.stdout = sys.stderr = _Log()  # whatever they were before
         body()
         os._exit(0)
@@ -90,14 +90,6 @@ class _Log(io.TextIOBase):
         with suppress(OSError):
             os.write(2, words.encode(errors="replace"))
         return len(words)
-
-
-def _close_all_but(keep: set[int]) -> None:
-    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    for name in os.listdir(folder):
-        if name.isdigit() and int(name) not in keep:
-            with suppress(OSError):  # the one that listed them
-                os.close(int(name))
 
 
 _LOOK_EVERY = 3.0  # s

@@ -25,7 +25,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import lab
 from mlbox.core.session import Spec, check_engine_args
-from mlbox.host import edit, files, store
+from mlbox.host import edit, files, here, store
 
 Json = dict[str, Any]
 FORMAT = 1
@@ -45,6 +45,8 @@ def identify(root: Path) -> str:
         )
     if not isinstance(document, dict) or not isinstance(document.get("id"), str):
         hint = "is its filesystem mounted? `mlbox init` makes a new one"
+        if root == here.data_home():
+            hint = "a lab's is another: --root DIR, or root in config.toml; the first mlbox submit makes this one"
         raise errors.HostUnready(f"{root} is not a folder of mlbox's: it has no mlbox.json", hint)
     return str(document["id"])
 

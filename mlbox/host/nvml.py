@@ -5,11 +5,15 @@
 
 Assumes nothing when there is no driver: no library, no GPUs. A library that does not tell (after an upgrade it may
 not be the kernel's any more) says nothing of what there is. A GPU that fails to answer at all (fallen off the bus,
-lost) is listed with its error and never chosen. Unified-memory GPUs report no memory of their own.
+lost) is listed with its error and never chosen; so is one whose compute mode lets nobody on it. Unified-memory GPUs
+report no memory of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Callable, TypeVar
 
 from mlbox.core.gpu import Gpu, GpuProcess
@@ -19,6 +23,7 @@ MIB = 1024 * 1024
 DISPLAY_SERVERS = frozenset(
     ["Xorg", "Xwayland", "gnome-shell", "kwin_x11", "kwin_wayland", "mutter-x11-fram", "plasmashell", "sway", "weston"]
 )  # as /proc/<pid>/comm has them: 15 characters at most
+NONE = "no NVIDIA driver"
 _T = TypeVar("_T")
 
 
@@ -26,14 +31,25 @@ class Failed(Exception):
     """There is a driver, or was, and it tells nothing."""
 
 
-def gpus() -> tuple[list[Gpu], str]:
-    """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver. Raises Failed."""
+def is_there() -> bool:
+    """Whether there is a driver's library. With it comes pynvml, whose own import costs a host without more than all
+    else."""
     import ctypes
 
     try:
-        ctypes.CDLL("libnvidia-ml.so.1")  # as pynvml does, whose own import costs a host without it more than all else
+        ctypes.CDLL("libnvidia-ml.so.1")  # as pynvml does
     except OSError:
-        return [], "no NVIDIA driver"
+        return False
+    with suppress(ImportError):  # said by `gpus`
+        import pynvml  # noqa: F401
+    return True
+
+
+def gpus() -> tuple[list[Gpu], str]:
+    """All GPUs in NVML's order, and the driver's version; ([], reason) where there is no driver. Raises Failed. A call
+    into a driver may never return (host/driver.py)."""
+    if not is_there():
+        return [], NONE
     try:
         import pynvml
     except ImportError:
@@ -44,7 +60,7 @@ def gpus() -> tuple[list[Gpu], str]:
         raise Failed(_reason(error)) from None
     try:
         driver = _text(_ask(pynvml.nvmlSystemGetDriverVersion, ""))
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())], driver
+        return [gpu for index in range(pynvml.nvmlDeviceGetCount()) for gpu in _at(pynvml, index)], driver
     except pynvml.NVMLError as error:
         raise Failed(_reason(error)) from None
     finally:
@@ -53,7 +69,7 @@ def gpus() -> tuple[list[Gpu], str]:
 
 def _reason(error: Exception) -> str:
     name = type(error).__name__
-    return "no NVIDIA driver" if "LibraryNotFound" in name or "DriverNotLoaded" in name else str(error)
+    return NONE if "LibraryNotFound" in name or "DriverNotLoaded" in name else str(error)
 
 
 def _text(value: Any) -> str:
@@ -69,9 +85,24 @@ def _ask(question: Callable[..., _T], default: Any, *arguments: Any) -> Any:
         return default
 
 
-def _gpu(pynvml: Any, index: int) -> Gpu:
+def _at(pynvml: Any, index: int) -> Iterator[Gpu]:
+    """The GPU; of one that is divided (MIG) its instances, under its index: a program can use nothing else of it."""
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError as error:
+        yield Gpu(index, "", "unknown GPU", 0, error=str(error))
+        return
+    if _ask(pynvml.nvmlDeviceGetMigMode, [0], handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        yield _gpu(pynvml, index, handle)
+        return
+    places = range(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, 0, handle))
+    instances = [_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, None, handle, place) for place in places]
+    there = [_gpu(pynvml, index, instance) for instance in instances if instance is not None]
+    yield from there or [replace(_gpu(pynvml, index, handle), error="it is divided (MIG), and has no instance")]
+
+
+def _gpu(pynvml: Any, index: int, handle: Any) -> Gpu:
+    try:
         uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
     except pynvml.NVMLError as error:
         return Gpu(index, "", "unknown GPU", 0, error=str(error))
@@ -83,6 +114,8 @@ def _gpu(pynvml: Any, index: int) -> Gpu:
         total, used = 0, 0
     except pynvml.NVMLError as error:
         return Gpu(index, uuid, name, 0, error=str(error))
+    if _ask(pynvml.nvmlDeviceGetComputeMode, None, handle) == pynvml.NVML_COMPUTEMODE_PROHIBITED:
+        return Gpu(index, uuid, name, total, used, error="its compute mode is Prohibited")
     try:
         running = _processes(pynvml, handle)
     except pynvml.NVMLError as error:

@@ -18,6 +18,7 @@ from typing import Callable
 from mlbox import errors
 
 KEPT_LINES = 200
+NO_ANSWER = 124
 _PATIENCE = 2.0  # s between SIGTERM and SIGKILL
 
 
@@ -153,9 +154,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def capture(argv: Sequence[str], timeout: float = 60) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a short command; 124 when it took longer than `timeout` seconds."""
+    """Exit code, stdout and stderr of a short command; NO_ANSWER when it took longer than `timeout` seconds."""
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return 124, "", f"{argv[0]} did not answer within {timeout:.0f} s"
+        return NO_ANSWER, "", f"{argv[0]} did not answer within {timeout:.0f} s"
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()

@@ -7,6 +7,9 @@
     memory 81920                MiB in all; the used part is `used` + the processes'
     used 4 / util 0 / temp 31 / power 20 / limit 400 / minor 0 / capability 8.0
     lost 1                      NVML_ERROR_GPU_IS_LOST from every call
+    mig 1                       it is divided
+    of GPU-…                    it is an instance of that GPU, which is divided
+    mode 2                      its compute mode (2: prohibited)
     proc 4711 2048 C            PID, MiB, C(ompute) G(raphics) or M(PS)
 
 In a container the hook writes `only GPU-a GPU-b` and `include PATH-of-the-host's-file`.
@@ -20,7 +23,7 @@ from typing import Any, Callable
 from .inventory import DRIVER, HOSTS, RUN
 from .shell import LabError, write
 
-FIELDS = ("used", "util", "temp", "power", "limit", "minor")
+FIELDS = ("used", "util", "temp", "power", "limit", "minor", "mode", "mig")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Gpu:
     temp: int = 31
     power: int = 20
     lost: bool = False
+    mode: int = 0
+    mig: int = 0
+    of: str = ""
     procs: tuple[Proc, ...] = ()
 
 
@@ -83,7 +89,7 @@ def render(gpus: Sequence[Gpu], fail: int = 0) -> str:
     for gpu in gpus:
         lines += [f"gpu {gpu.uuid}", f"name {gpu.name}", f"bus {gpu.bus}", f"memory {gpu.memory}"]
         lines += [f"{name} {getattr(gpu, name)}" for name in FIELDS]
-        lines += [f"capability {gpu.capability}", f"lost {int(gpu.lost)}"]
+        lines += [f"capability {gpu.capability}", f"lost {int(gpu.lost)}", *([f"of {gpu.of}"] if gpu.of else [])]
         lines += [f"proc {p.pid} {p.memory} {p.kind}" for p in gpu.procs]
     return "\n".join(lines) + "\n"
 

@@ -20,16 +20,16 @@
 #define MIB (1024ULL * 1024ULL)
 
 enum {
-  OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+  OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6,
   INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, VERSION_MISMATCH = 25
 };
 
 typedef unsigned long long u64;
 typedef struct { unsigned pid; u64 mib; char kind; } Proc;
 typedef struct {
-  char uuid[96], name[96], bus[32];
+  char uuid[96], name[96], bus[32], of[96]; /* of: an instance (MIG) of that GPU */
   u64 memory, used;
-  unsigned util, temp, power, limit, minor, major_cc, minor_cc, compute_mode, persistence;
+  unsigned util, temp, power, limit, minor, major_cc, minor_cc, compute_mode, persistence, mig;
   int lost, procs;
   Proc proc[MAX_PROCS];
 } Gpu;
@@ -66,6 +66,8 @@ static void copy(char *to, size_t room, const char *from) {
 static void gpu_line(Gpu *g, const char *key, const char *value) {
   if (!strcmp(key, "name")) copy(g->name, sizeof g->name, value);
   else if (!strcmp(key, "bus")) copy(g->bus, sizeof g->bus, value);
+  else if (!strcmp(key, "mig")) g->mig = number(value);
+  else if (!strcmp(key, "of")) copy(g->of, sizeof g->of, value);
   else if (!strcmp(key, "memory")) g->memory = number(value);
   else if (!strcmp(key, "used")) g->used = number(value);
   else if (!strcmp(key, "util")) g->util = number(value);
@@ -150,6 +152,19 @@ static int find(const void *handle, Box **box, Gpu **gpu) {
     }
   free(*box);
   return GPU_IS_LOST; /* also a GPU that has gone from the file since */
+}
+
+/* The Nth instance of a GPU, or (of: "") the Nth GPU. */
+static Gpu *nth(Box *box, const char *of, unsigned n) {
+  for (int i = 0; i < box->count; i++)
+    if (!strcmp(box->gpu[i].of, of) && !n--) return &box->gpu[i];
+  return NULL;
+}
+
+static unsigned how_many(Box *box, const char *of) {
+  unsigned n = 0;
+  while (nth(box, of, n)) n++;
+  return n;
 }
 
 static int handle_of(const char *uuid, void **out) {
@@ -253,7 +268,7 @@ API int nvmlDeviceGetCount_v2(unsigned *out) {
   if (!started) return UNINITIALIZED;
   int rc = load(&box);
   if (rc != OK) return rc;
-  *out = (unsigned)box->count;
+  *out = how_many(box, "");
   free(box);
   return OK;
 }
@@ -264,9 +279,9 @@ API int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
   if (!started) return UNINITIALIZED;
   int rc = load(&box);
   if (rc != OK) return rc;
-  if (index >= (unsigned)box->count) rc = INVALID_ARGUMENT;
-  else if (box->gpu[index].lost) rc = GPU_IS_LOST;
-  else rc = handle_of(box->gpu[index].uuid, out);
+  const Gpu *g = nth(box, "", index);
+  if (!g) rc = INVALID_ARGUMENT;
+  else rc = g->lost ? GPU_IS_LOST : handle_of(g->uuid, out);
   free(box);
   return rc;
 }
@@ -304,7 +319,12 @@ GETTER(nvmlDeviceGetPersistenceMode, unsigned *out, *out = g->persistence)
 GETTER(nvmlDeviceGetCudaComputeCapability, int *a COMMA int *b,
        *a = (int)g->major_cc; *b = (int)g->minor_cc)
 GETTER(nvmlDeviceGetMigMode, unsigned *now COMMA unsigned *next,
-       (void)now; (void)next; rc = NOT_SUPPORTED)
+       *now = *next = g->mig; if (!*now) rc = NOT_SUPPORTED)
+GETTER(nvmlDeviceGetMaxMigDeviceCount, unsigned *out, *out = *g->of ? 0 : 7)
+GETTER(nvmlDeviceGetMigDeviceHandleByIndex, unsigned index COMMA void **out, {
+  const Gpu *instance = nth(box, g->uuid, index);
+  rc = instance ? handle_of(instance->uuid, out) : NOT_FOUND;
+})
 GETTER(nvmlDeviceGetEccMode, unsigned *now COMMA unsigned *next,
        (void)now; (void)next; rc = NOT_SUPPORTED)
 GETTER(nvmlDeviceGetTotalEccErrors, int type COMMA int counter COMMA u64 *out,
@@ -320,6 +340,7 @@ static u64 used_mib(const Gpu *g) {
 
 struct memory { u64 total, free, used; };
 GETTER(nvmlDeviceGetMemoryInfo, struct memory *out, {
+  if (g->mig) rc = NO_PERMISSION; /* of a divided one, but for root */
   out->total = g->memory * MIB;
   out->used = used_mib(g) * MIB;
   out->free = out->total - out->used;

@@ -24,12 +24,26 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_job_s_dry_run_says_what_is_not_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*ASKED, "--image", "x", "--mount", "/a:/b:ro", "--mount", "/c:/d", "--after", AFTER, "--array", "20%4"]
+    words = [
+        *ASKED,
+        "--image",
+        "x",
+        "--mount",
+        "/a:/b:ro",
+        "--mount",
+        "/c:/d",
+        "--after",
+        AFTER,
+        "--after",
+        "eval",
+        "--array",
+        "20%4",
+    ]
     assert cli.main(["submit", "--dry-run", *words, "--", "python", "a b"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == "would submit: python 'a b'"
     assert sorted(rest) == [
-        f"  after: {AFTER}:ok", "  array: 20", "  array_limit: 4", "  code: .", "  env: TOKEN=***",
+        f"  after: {AFTER}:ok, eval:ok", "  array: 20", "  array_limit: 4", "  code: .", "  env: TOKEN=***",
         "  gpu_memory: 40 GiB", "  gpus: A100:2", "  image: x", "  mounts: /a:/b:ro, /c:/d", "  packages: a, b",
         "  queue: default", "  time_limit: 1h 30m",
     ]  # fmt: skip

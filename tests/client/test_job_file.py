@@ -176,9 +176,14 @@ def test_which_folder_s_code_goes_along(asked: Asked, content: str, words: tuple
         ("gpus: [1]\n", "job.yaml: gpus is one value"),
         ("on: {gpu1: yes}\n", "job.yaml: on is a list"),
         ("env: [[a]]\n", "job.yaml: env is a list"),
-        ("time_limit: soon\n", "is no duration"),
-        ("array: many\n", "--array many can't be read"),
-        ("on_host_loss: pray\n", "on_host_loss is hold or requeue"),
+        ("time_limit: soon\n", "job.yaml: time_limit: 'soon' is no duration"),
+        ("array: many\n", "job.yaml: array: --array many can't be read"),
+        ("on_host_loss: pray\n", "job.yaml: on_host_loss: on_host_loss is hold or requeue"),
+        ("image: x\nmemory: 8x\n", "job.yaml: memory: '8x' is no amount of memory"),
+        ("name: Foo_Bar\ngpus: 1\n", "job.yaml: name: 'Foo_Bar' can't be a name"),
+        ("retries: -1\n", "job.yaml: retries: retries can't be -1"),
+        ("gpus: 2\ngpu_share: 8G\n", "mlbox: a share is of one GPU"),
+        ("name: ~\n", "job.yaml: name: '~' can't be a name"),
         ("a: b: c\n", "job.yaml: line 1, column 5"),
         ("- a\n", "must be `name: value` lines"),
         ("- a\n", "conf/job.yaml shows every setting"),
@@ -195,6 +200,51 @@ def test_what_is_wrong_is_said(refused: Asked, home: Path, content: str, words: 
     said = refused(content, *more)
     assert words in said and "bug" not in said
     assert not (home / "hacked").exists()
+
+
+def test_what_a_flag_says_wrong_is_not_the_file_s(refused: Asked) -> None:
+    assert refused("memory: 8G\n", "--memory", "8x", "--", "true").startswith("mlbox: '8x' is no amount")
+
+
+@pytest.mark.parametrize("verb", ["submit", "run", "session"])
+def test_no_file_s_name_is_no_absence_of_a_file(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "-f", "", *([] if verb == "session" else ["--", "true"])]) == 2
+    assert "can't be read: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("host: local\nname: Foo_Bar\n", "job.yaml: name: 'Foo_Bar' can't be a name"),
+        ("host: local\nport: 0\n", "job.yaml: port: '0' is not a port"),
+        ("queue: night\nmemory: 8x\n", "job.yaml: memory: '8x' is no amount of memory"),
+    ],
+)
+def test_what_is_wrong_in_a_session_s_file_is_said_to_be_there(refused: Asked, content: str, words: str) -> None:
+    assert words in refused(content, verb="session")
+    assert "job.yaml" not in refused("host: local\n", "--name", "Foo_Bar", verb="session")
+
+
+def test_a_home_is_no_absence_of_a_folder(asked: Asked) -> None:
+    assert asked("command: [pwd]\nfolder: ~\n")["spec"]["folder"] == "~"
+    assert asked("command: [pwd]\nfolder: null\n")["spec"]["folder"] == ""
+
+
+def test_whom_it_waits_for_by_names(asked: Asked) -> None:
+    found = asked(f"command: [a]\nafter: [train, {ULID.lower()}]\nafter_any: eval\n")
+    assert found["after"] == [{"job": "train", "end": "ok"}, {"job": "eval", "end": "any"}]
+    assert found["spec"]["after"] == [{"job": ULID, "end": "ok"}]
+
+
+@pytest.mark.parametrize(("words", "count"), [((), 20), (("--array", "1"), 1), (("--array", ""), 0)])
+def test_an_array_of_the_file_s_may_be_left_out(asked: Asked, words: tuple[str, ...], count: int) -> None:
+    assert asked("command: [a]\narray: 20%4\n", *words)["array"] == count
+
+
+def test_run_follows_the_first_of_an_array(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "job.yaml").write_text("command: [a]\narray: 20\n")
+    assert cli.main(["run", "-f", "job.yaml", "--array", "1", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["array"] == 1
 
 
 def test_run_follows_one_job_of_a_file_too(refused: Asked) -> None:

@@ -100,10 +100,28 @@ def test_one_connection_for_all(way: Way) -> None:
 def test_two_at_once_dial_once(way: Way) -> None:
     with ThreadPoolExecutor(4) as pool:
         started = list(pool.map(lambda _: way.start(), range(4)))
-    ours = subprocess.run(("pgrep", "-fc", f"mux.*{way.folder}|-f -N .*{way.folder}"), capture_output=True, text=True)
+    ours = subprocess.run(("pgrep", "-fc", f"{way.folder}/c( .mux.|.* -f -N )"), capture_output=True, text=True)
     assert int(ours.stdout) == 1
     assert all(map(echoes, started))
     assert [leave(process) for process in started] == [0] * 4
+
+
+def test_a_port_that_the_user_forwards_is_left_to_the_user_s_own_ssh(way: Way) -> None:
+    """And where that one holds it, a second session of the host comes over the same connection all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    config = Path(way.place["ssh"][2])
+    own = way.folder / "config"
+    own.write_text(f"{config.read_text()}LocalForward 127.0.0.1:{port} 127.0.0.1:9\n")
+    way.place["ssh"] = ["ssh", "-F", str(own)]
+    first = way.start()
+    with socket.create_server(("127.0.0.1", port)):
+        master = way.master()
+        way.place["local"] = str(way.folder / "g")
+        second = way.start()
+        assert echoes(first) and echoes(second)
+        assert way.master() == master != 0
+    assert leave(first) == leave(second) == 0
 
 
 def test_much_travels_whole(way: Way) -> None:

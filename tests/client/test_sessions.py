@@ -11,6 +11,7 @@ import pytest
 
 from mlbox import errors
 from mlbox.client import sessions, ssh_config, state
+from mlbox.client.commands import info
 from mlbox.client.commands import list as listing
 
 CONFIG = state.Config(hosts=("gpu1", "gpu2"))
@@ -174,3 +175,16 @@ def test_a_list_forgets_no_session_met_elsewhere(hosts: dict[str, Any], monkeypa
     hosts["gpu2"] = {"sessions": [{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "met", **facts}], "met_at": {}}
     assert listing.run([], CONFIG, False) == 0
     assert kept == {"gpu1": ["01ARYZ6S41TSV4RRFFQ69G5FAV"], "gpu2": ["01ARYZ6S41TSV4RRFFQ69G5FAV"]}
+
+
+def test_info_has_the_words_of_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = {
+        "id": "01ARYZ6S41TSV4RRFFQ69G5FAV",
+        "name": "kind-otter",
+        "state": "started",
+        "runtime": "process",
+    }
+    facts.update(image="", user="ada", gpus=[], since=0.0)
+    monkeypatch.setattr(sessions, "at_session", lambda *_: (SimpleNamespace(name="gpu1"), facts))
+    assert info.run("kind-otter", "", CONFIG, False) == 0
+    assert "  state:   running\n  runtime: process\n  user:    ada\n" in capsys.readouterr().out

@@ -33,11 +33,13 @@ def enter(
     **way: object,
 ) -> str:  # fmt: skip
     facts = {"user": user, "host_key": host_key, "socket": socket}
-    return ssh_config.enter(session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/two"], "/pass words/50%.sock")
+    return ssh_config.enter(
+        session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/100%"], "/pass words/50%.sock"
+    )
 
 
 def add(port: int = 8022, user: str = "ada", host_key: str = KEY, session: str = ID) -> None:
-    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/two"], "$PASSWORDS")
+    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/100%"], "$PASSWORDS")
 
 
 def resolved(*arguments: str) -> dict[str, list[str]]:
@@ -62,7 +64,7 @@ def test_a_session_by_its_name(home: Path) -> None:
         assert [alias.upper() for alias in found["hostkeyalias"]] == [f"MLBOX-{ID}"]
         assert found["stricthostkeychecking"] == ["true"]
         assert [v.strip('"') for v in found["userknownhostsfile"]] == [f"{home}/state/mlbox/ssh.d/{ID}.known_hosts"]
-        assert found["identityfile"][:2] == ["/keys/id one", "/keys/two"]
+        assert found["identityfile"][:2] == ["/keys/id one", "/keys/100%%"]
         assert found["identityagent"] == ["/pass words/50%.sock"]
         command = shlex.split(found["proxycommand"][0])
         assert command[-2:] == [f"{home}/state/mlbox/proxy.py", f"{home}/state/mlbox/ssh.d/{ID}.json"]
@@ -89,6 +91,16 @@ def test_a_session_by_its_port(home: Path, host: str) -> None:
     assert [v.strip('"') for v in found["userknownhostsfile"]] == [known]
     assert found["identityagent"] == ["$PASSWORDS"]
     assert known not in "".join(resolved("-p", "8023", host)["userknownhostsfile"])
+
+
+def test_a_user_of_a_windows_domain() -> None:
+    enter(user="LAB\\ada")
+    assert resolved("kind-otter")["user"] == ["LAB\\ada"]
+    ssh_config.drop(ID)
+    typed = shlex.split(ssh_config.words(ID, 8022, "LAB\\ada"))
+    assert resolved(*typed[3:])["user"] == ["LAB\\ada"]
+    with pytest.raises(MlboxError):
+        enter(user="LAB\\")
 
 
 def test_other_hosts_are_left_alone() -> None:

@@ -64,6 +64,15 @@ def test_one_for_all_hosts_holds_where_it_is(config: Path) -> None:
     assert ssh_config.included() and ssh_include.install() == ""
 
 
+def test_one_in_a_file_that_is_included_holds(config: Path) -> None:
+    (config.parent / "more").mkdir()
+    (config.parent / "more/mlbox").write_text(f"{ssh_include.line()}\nHost x\n")
+    config.write_text("Host gpu1\n  Include more/*\n")
+    assert not ssh_config.included()
+    config.write_text("Include more/*\nHost gpu1\n")
+    assert ssh_config.included() and ssh_include.install() == ""
+
+
 def test_bytes_that_are_no_text_stay(config: Path) -> None:
     content = b"# caf\xe9\r\nHost x\r\n"
     config.write_bytes(content)

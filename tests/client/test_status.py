@@ -71,6 +71,23 @@ def test_a_silent_host_of_the_lab_is_told_and_not_waited_for(
     assert asked["rounds"] == [["one", "gpu2"], ["gpu3.lab"]]
 
 
+def test_a_silent_host_that_was_asked_in_vain_is_told_once(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "owner": "eve", "gpus": [], "since": 0.0}
+    silent = {"host": "gpu2", "silent": 9000.0, "jobs": [job], "drained": "eve (PSU)"}
+    lab = {"gpu1": "one", "gpu2": "gpu2.lab"}
+    asked.update({"one": {**reply("gpu1", lab), "silent": [silent]}, "gpu2.lab": DOWN})
+    config = state.Config(hosts=("one", "gpu2.lab"), root="/lab")
+    assert status.run((), config, as_json=True) == 0
+    [_, told] = json.loads(capsys.readouterr().out)
+    assert told == {**silent, "host": "gpu2.lab", "error": {"kind": "unreachable", "message": "no answer"}}
+    assert status.run((), config, as_json=False) == 0
+    said = capsys.readouterr().out
+    assert "gpu2.lab  no answer\n  silent for 2h 30m · drained by eve (PSU)\njob 01ARYZ6S41TSV4RRFFQ69G5FAV" in said
+    assert said.count("silent") == said.count("01ARYZ") == 1
+
+
 def test_hosts_that_are_named_are_meant(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     asked["one"] = reply("gpu1", LAB)
     assert told(capsys, "one") == ["one"]

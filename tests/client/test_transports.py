@@ -371,6 +371,16 @@ def test_public_keys_are_those_of_the_configuration(place: Place, name: str) -> 
     assert (place.folder / "id.pub").read_text().strip() in there.public_keys()
 
 
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_key_whose_name_has_words_of_sshs(place: Place, name: str) -> None:
+    file = place.folder / f"id-{getpass.getuser()}-gpu1-127.0.0.1-{place.sshd.port}-%"
+    shutil.copy(place.folder / "id.pub", f"{file}.pub")
+    shutil.copy(place.folder / "id", file)
+    there = place.transport(name, place.config(f"{place.folder}/id", f"{place.folder}/id-%r-%n-%h-%p-%%"))
+    assert there.identity_files() == (str(file),)
+    assert run(there, "exec true")[0] == 0
+
+
 @contextlib.contextmanager
 def an_agent(place: Place) -> Iterator[str]:
     """One without a key; its socket."""

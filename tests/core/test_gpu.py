@@ -234,6 +234,11 @@ def test_the_order_of_listing_does_not_matter(asked: str, gpus: list[Gpu]) -> No
         ("rtx 4090", "NVIDIA GeForce RTX 4090", True),
         ("4090 rtx", "NVIDIA GeForce RTX 4090", False),
         ("A6000", "NVIDIA RTX A6000", True),
+        ("A100", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", False),
+        ("A100 MIG", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", True),
+        ("1g.10gb", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", True),
+        ("1", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", True),
+        ("MIG-0f1e", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", False),
     ],
 )
 def test_a_model_is_not_taken_for_another(asked: str, name: str, meant: bool) -> None:

@@ -46,7 +46,7 @@ def have(spec: Spec, **more: Any) -> Spec:
         (IMAGE, BARE, True,
          ["installing python3, python3-venv, ca-certificates, openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(BARE, package_manager="dnf"), True,
-         ["installing python3, python3-pip, openssh-server, rsync", JUPYTER, VSCODE], [], []),
+         ["installing python3, python3-pip, openssh-server", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(PYTHON, venv=False), True,
          ["installing openssh-server, rsync, python3-venv", JUPYTER, VSCODE], [], []),
         (IMAGE, replace(BARE, package_manager="apk", musl=True), True,

@@ -3,12 +3,13 @@ disk that is full, or broken, from there on. See tests/kit/trials.py."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Callable
 
 from calls import Calls
-from queuebox import Box, until
+from queuebox import Box
 from trials import Fault, Trial, check, recover, trials, victim, waiting_job
 
 from mlbox.host import here, keeping, sweep, tick
@@ -48,9 +49,9 @@ def detached(roots: Path, fault: Fault, which: int, least: int, most: int = 1 <<
         job = waiting_job(trial.box)
         trial.acknowledged.append(job.id)
         trial.lasting = min(trial.lasting, _AWHILE)
-        count = trial.box.root.with_suffix(".count")
+        read, said = os.pipe()
 
-        def act(calls: Calls, box: Box = trial.box, count: Path = count) -> None:
+        def act(calls: Calls, box: Box = trial.box, said: int = said) -> None:
             real, seen = keeping.detach, [0]
 
             def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> None:
@@ -60,17 +61,19 @@ def detached(roots: Path, fault: Fault, which: int, least: int, most: int = 1 <<
                         body()
                     finally:
                         calls.end()
-                        count.write_text(",".join(calls.names))
+                        os.write(said, ",".join(calls.names).encode())
 
                 seen[0] += 1
-                real(counted if seen[0] == which + 1 else body, log, keep)
+                real(counted if seen[0] == which + 1 else body, log, (*keep, said))
 
             keeping.detach = detach
             tick.run(box.found)
 
         victim(trial, act)
-        until(lambda: not keeping.lives(job))  # noqa: B023
-        trial.names = count.read_text().split(",") if count.exists() else []
+        os.close(said)
+        with os.fdopen(read) as file:
+            words = file.read()  # its end is theirs
+        trial.names = words.split(",") if words else []
         trial.through = 0 < len(trial.names) < trial.at
         done.append(trial)
     ended(done, f"process {which}", least, may_fail=fault.codes != (0,))

@@ -129,6 +129,19 @@ def test_sftp(session: Session, tmp_path: Path) -> None:
     assert (session.folder / "there").exists()
 
 
+def test_many_commands_at_once_over_one_connection(session: Session) -> None:
+    """As editors that keep one, and ControlMaster, do; ten is what a server allows by itself."""
+    control = ("-S", str(session.run_folder / "c"))
+    master = subprocess.Popen(("ssh", *control, "-M", *session.options(), "kind-otter", "echo up; cat"),
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert master.stdin is not None and master.stdout is not None and master.stdout.readline() == b"up\n"
+    argv = ("ssh", *control, "-o", "ProxyCommand=false", *session.options(), "kind-otter", "echo up; cat")
+    started = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(11)]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    master.communicate(timeout=60)
+    assert said == [b"up\n"] * 11
+
+
 def test_another_key_is_refused(session: Session) -> None:
     key(session.run_folder / "stranger")
     done = session.ssh("echo in", identity="stranger")

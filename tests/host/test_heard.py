@@ -205,7 +205,7 @@ def test_what_runs_on_a_silent_host_says_so(box: Box, clock: Clock) -> None:
     assert [row["state"] for row in box.call(jobs)["jobs"]] == ["cancelled"]
     assert box.call(status)["silent"] == []  # nothing is there, and lab.yaml does not name it
     box.lab("hosts: {gpu9: {}}\n")
-    assert [(h["host"], h["drained"]) for h in box.call(status)["silent"]] == [("gpu9", box.found.user)]
+    assert [(h["host"], h["drained"]) for h in box.call(status)["silent"]] == [("gpu9", f"{box.found.user} (fenced)")]
 
 
 def view_of(box: Box, job: Job) -> Any:

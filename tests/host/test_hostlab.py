@@ -73,6 +73,13 @@ def test_what_is_no_root(root: Path, make: Callable[[Path], object], words: str)
         assert "newer" in caught.value.hint
 
 
+def test_who_named_no_root_is_told_how_to(tmp_path: Path) -> None:
+    for root, hint in ((Store().root, "--root DIR"), (tmp_path / "other", "is its filesystem mounted?")):
+        with pytest.raises(errors.HostUnready, match="not a folder of mlbox's") as caught:
+            lab.identify(root)
+        assert hint in caught.value.hint
+
+
 def test_a_founder_that_died_in_the_middle(root: Path) -> None:
     """An empty mlbox.json is nobody's; a foreign one is left alone."""
     (root / "mlbox.json").write_text("")

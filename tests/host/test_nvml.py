@@ -112,3 +112,27 @@ def test_no_library_no_gpus(tmp_path: Path) -> None:
 def test_no_gpus_with_a_driver(driver: Path, tmp_path: Path) -> None:
     (tmp_path / "gpus").write_text(false.render([]))
     assert ask(driver, tmp_path / "gpus") == ([], DRIVER)
+
+
+def test_a_divided_gpu_is_its_instances(driver: Path, tmp_path: Path) -> None:
+    """The whole says nothing of itself to a user, and no program can use it."""
+    part = replace(IDLE[1], name=f"{IDLE[1].name} MIG 1g.10gb", memory=9728, of="GPU-1")
+    parts = [replace(part, uuid="MIG-a", procs=(false.Proc(os.getpid(), 300),)), replace(part, uuid="MIG-b")]
+    (tmp_path / "gpus").write_text(false.render([IDLE[0], replace(IDLE[1], mig=1), *parts, IDLE[2]]))
+    found, _ = ask(driver, tmp_path / "gpus")
+    assert [(g.uuid, g.index, g.memory, g.error) for g in found] == [
+        ("GPU-0", 0, 81920, ""), ("MIG-a", 1, 9728, ""), ("MIG-b", 1, 9728, ""), ("GPU-2", 2, 81920, ""),
+    ]  # fmt: skip
+    assert [bool(g.obstacle) for g in found] == [False, True, False, False]
+
+
+def test_a_gpu_that_is_divided_into_nothing_is_out_of_order(driver: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpus").write_text(false.render([replace(IDLE[0], mig=1)]))
+    assert [(g.uuid, g.error) for g in ask(driver, tmp_path / "gpus")[0]] == [
+        ("GPU-0", "it is divided (MIG), and has no instance")
+    ]
+
+
+def test_a_gpu_whose_compute_mode_lets_nobody_on_it_is_out_of_order(driver: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpus").write_text(false.render([replace(IDLE[0], mode=2), replace(IDLE[1], mode=3)]))
+    assert [g.error for g in ask(driver, tmp_path / "gpus")[0]] == ["its compute mode is Prohibited", ""]

@@ -72,7 +72,9 @@ def test_other_groups_where_the_runtime_can_keep_them(
 
 
 def test_gpus_by_uuid_through_cdi() -> None:
-    assert values(podman().arguments(RUN), "--device") == ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"]
+    argv = podman().arguments(RUN)
+    assert values(argv, "--device") == ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"]
+    assert values(argv, "--env") == ["NVIDIA_VISIBLE_DEVICES=void"]  # not the image's own, which may say "all"
     with pytest.raises(errors.HostUnready, match="names GPU GPU-3") as caught:
         podman().arguments(replace(RUN, gpus=("GPU-1", "GPU-3")))
     assert "nvidia-ctk cdi generate" in caught.value.hint

@@ -9,8 +9,11 @@ import pytest
 from queuebox import Box, Call
 
 from mlbox import errors
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
+from mlbox.core.session import Spec
 from mlbox.host import files, processes
-from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status
+from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status, submit
 from mlbox.host.job import Job
 
 
@@ -115,6 +118,20 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
         box.call(show, job="sweep")
 
 
+def test_a_job_waits_for_one_that_is_called_by_its_name(box: Box) -> None:
+    old = box.submit("true", name="train")
+    box.end(old)
+    first = box.submit("sleep", "600", name="train")
+    spec = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0)).to_wire()
+    made = box.call(submit, spec=spec, after=[{"job": "train", "end": "any"}])["jobs"][0]["id"]
+    box.jobs.append(box.found.job(made))
+    assert [(one.job, one.end) for one in box.jobs[-1].spec().after] == [(first.id, "any")]
+    box.submit("sleep", "600", name="train")
+    for name, said in (("train", "2 jobs are called 'train'"), ("nope", "no job 'nope'")):
+        with pytest.raises(errors.NotFound, match=said):
+            box.call(submit, spec=spec, after=[{"job": name, "end": "ok"}])
+
+
 @pytest.mark.parametrize(
     ("asked", "printed"), [({}, "a\nb\nc\n"), ({"tail": 2}, "b\nc\n"), ({"tail": 0}, ""), ({"attempt": 1}, "a\nb\nc\n")]
 )
@@ -147,6 +164,21 @@ def test_what_is_paused_or_drained_says_by_whom_and_why(box: Box) -> None:
     box.call(host, do="drain", name=box.found.host, why="new PSU")
     assert box.call(status)["drained"] == f"{me} (new PSU)"
     assert job.state().waiting
+
+
+def test_what_no_host_could_run_is_asked_for_once(box: Box) -> None:
+    box.lab(f"hosts: {{{box.found.host}: {{}}, gpu8: {{}}, gpu9: {{}}}}\n")
+    for name in ("gpu8", "gpu9"):
+        told_by(box, name, "", "")
+    with pytest.raises(errors.Refused) as caught:
+        box.submit("true", resources={"gpus": "H100:3"})
+    here = box.found.host
+    assert caught.value.message == (
+        "no host of the lab could ever run this: it asks for 3 H100 GPUs, and "
+        f"{here} has no GPU, gpu8 has no GPU, gpu9 has no GPU"
+    )
+    with pytest.raises(errors.Refused, match=f"{here} has no label nvlink; gpu8 has no label nvlink; gpu9 has"):
+        box.submit("true", resources={"labels": ("nvlink",)})
 
 
 def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:

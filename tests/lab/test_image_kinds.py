@@ -60,6 +60,13 @@ def served() -> Iterator[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def outdated() -> Iterator[str]:
+    """One of its sources of packages is no more."""
+    gone = 'echo "deb file:/gone none main" >/etc/apt/sources.list.d/gone.list'
+    yield from made("outdated", PYTHON_IMAGE, gone)
+
+
 def inside(laptop: Laptop, name: str, command: str) -> str:
     argv = ["ssh", "-F", str(laptop.home / ".local/state/mlbox/ssh_config"), "-o", "BatchMode=yes", name, command]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
@@ -112,6 +119,12 @@ def test_an_entrypoint_that_exits_is_not_asked(laptop: Laptop, exiting: str) -> 
     assert session.stop() == 0
     job = laptop.run("run", "--host", HOST, "--no-code", "--image", exiting, "--gpus", "0", "--", "echo", "ran")
     assert job.code == 0 and job.out.endswith("\nran\n")
+
+
+def test_a_source_of_packages_that_is_gone_is_no_obstacle(laptop: Laptop, outdated: str) -> None:
+    session = laptop.attach("session", HOST, "--image", outdated, *PLAIN, "--no-jupyter")
+    assert inside(laptop, session.block()["name"], "command -v rsync") == "/usr/bin/rsync"
+    assert session.stop() == 0
 
 
 def test_what_an_image_says_of_its_own_server_is_not_for_the_guest(laptop: Laptop, served: str) -> None:

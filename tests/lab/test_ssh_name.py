@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -160,6 +161,33 @@ class TestWithoutAClient:
         one.shell.said("git", "-C", str(work), "push", "-q", "origin", "HEAD:main")
         one.shell.said("git", "clone", "-q", "-b", "main", url, str(again))
         assert (again / "train.py").read_text() == "print(1)\n"
+
+    def test_as_vs_code_s_remote_uses_it(self, one: One, tmp_path: Path) -> None:
+        """A script on a shell's input, a SOCKS port that leads inside, and a socket of the session's here."""
+        serve = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+        serve += "s.accept()[0].sendall(b'inside')"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        ways = ("-D", f"127.0.0.1:{port}", "-L", f"{tmp_path}/s:/run/mlbox/s/guest.sock")
+        argv = ["ssh", "-F", one.shell.config, "-T", "-o", "ExitOnForwardFailure=yes", *ways, one.name, "bash"]
+        with subprocess.Popen(argv, env=one.shell.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(f'echo "$PWD"; python3 -c "{serve}"; exit 3\n'.encode())
+            process.stdin.flush()
+            assert process.stdout.readline() == b"/workspace\n"
+            inside = int(process.stdout.readline())
+            with socket.socket(socket.AF_UNIX) as guest:
+                guest.settimeout(30)
+                guest.connect(f"{tmp_path}/s")
+                guest.sendall(b'{"op": "ping"}\n')
+                assert b'"ok": true' in guest.recv(4096)
+            with socket.create_connection(("127.0.0.1", port), 30) as socks:
+                socks.sendall(b"\5\1\0")
+                assert socks.recv(2) == b"\5\0"
+                socks.sendall(b"\5\1\0\1\x7f\0\0\1" + inside.to_bytes(2, "big"))
+                assert socks.recv(10)[:2] == b"\5\0"
+                assert socks.recv(6) == b"inside"
+            assert process.wait(30) == 3
 
     def test_many_at_once_share_one_connection(self, one: One) -> None:
         """More than an sshd's ten sessions per connection."""

@@ -9,6 +9,7 @@ from typing import Any
 from mlbox.client import options, output, sessions, state
 from mlbox.client.remote import Host
 from mlbox.core import text
+from mlbox.core.log import said
 
 Json = dict[str, Any]
 
@@ -29,9 +30,9 @@ def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
         output.facts({**found, "host": where.name})
         return 0
     print(f"{output.bold(found['name'])}  {found['id']}  on {where.name}")
-    for key in ("state", "runtime", "image", "user"):
-        if found[key]:
-            print(f"  {key + ':':<9}{text.safe(str(found[key]))}")
+    for key, value in ("state", said(found["state"])), *((key, found[key]) for key in ("runtime", "image", "user")):
+        if value:
+            print(f"  {key + ':':<9}{text.safe(str(value))}")
     if found.get("shared") or "owner" in found:
         others = ", ".join(map(text.safe, found["shared"]))
         print(f"  shared:  with {'you' if 'owner' in found else others}")

@@ -20,13 +20,13 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     submit.complete(arguments)
-    if arguments.array:
-        raise errors.Usage("run follows one job", "mlbox submit --array, then mlbox logs -f ID")
-    if arguments.dry_run:
-        return submit.main(arguments)
     settings = options.config(arguments)
-    host = lab.entry(arguments, settings)
     prepared = submit.prepare(arguments, settings)
+    if prepared.array > 1:
+        raise errors.Usage("run follows one job", "--array 1 is the first alone; or mlbox submit, and mlbox logs -f ID")
+    if arguments.dry_run:
+        return submit.foretell(prepared, arguments.json)
+    host = lab.entry(arguments, settings)
     with lab.submitting():
         reply = submit.send(host, prepared, settings)
     job = reply["jobs"][0]

@@ -101,12 +101,20 @@ def _how(group: Any) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from mlbox.client import answers
+
+    from_file = answers.from_yaml(Path(arguments.file)) if arguments.file is not None else answers.Answers()
+    try:
+        return _run(arguments, from_file)
+    except errors.Usage as error:
+        raise answers.named(error, arguments.file, from_file) from None
+
+
+def _run(arguments: argparse.Namespace, from_file: Answers) -> int:
     from dataclasses import replace
 
-    from mlbox.client import answers
     from mlbox.client.commands import session_queue, session_start
 
-    from_file = answers.from_yaml(Path(arguments.file)) if arguments.file else answers.Answers()
     said = _said(arguments)
     if said.queue:
         from_file = replace(from_file, host=None)

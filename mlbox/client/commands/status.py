@@ -33,14 +33,21 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     found = ask_all(names, "status", {}, config)
     if not hosts and (others := _unasked(found)):
         found.update(ask_all(others, "status", {}, config))
-    unheard = _silent([reply for reply in found.values() if not isinstance(reply, errors.MlboxError)])
+    answers = [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
+    unheard = _silent(answers)
+    away = _by_name(unheard, [name for name, reply in found.items() if isinstance(reply, errors.MlboxError)], answers)
+    unheard = [host for host in unheard if host not in away.values()]
     if as_json:
-        output.facts([facts(name, reply) for name, reply in found.items()] + _out_of_reach(found) + unheard)
+        asked = [{**away.get(name, {}), **facts(name, reply)} for name, reply in found.items()]
+        output.facts(asked + _out_of_reach(found) + unheard)
     else:
         for number, (name, reply) in enumerate(found.items()):
             if number:
                 print()
             _print(name, reply)
+            if name in away:
+                print(f"  silent for {text.duration(away[name]['silent'])}{_drained(away[name])}")
+                _print_jobs(away[name], {})
         for unasked in _out_of_reach(found):
             print()
             _print(unasked["host"], unasked)
@@ -48,7 +55,6 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
             words = f"unreachable, silent for {text.duration(host['silent'])}"
             print(f"\n{output.bold(text.safe(host['host']))}  {words}{_drained(host)}")
             _print_jobs(host, {})
-        answers = [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
         _print_queues(answers)
         lab.trouble(*answers)
     return exit_code(found)
@@ -81,6 +87,12 @@ def _silent(replies: Sequence[Json]) -> list[Json]:
         if host["silent"] < told.setdefault(host["host"], host)["silent"]:
             told[host["host"]] = host
     return [host for name, host in told.items() if all(reply["host"] != name for reply in replies)]
+
+
+def _by_name(silent: Sequence[Json], failed: Sequence[str], answers: Sequence[Json]) -> dict[str, Json]:
+    """What others tell of a host that did not answer here either: it is one host."""
+    calls = {name: ssh for reply in answers for name, ssh in reply.get("lab", {}).items()}
+    return {name: host for host in silent for name in failed if name in (host["host"], calls.get(host["host"]))}
 
 
 def _print(name: str, reply: Json | errors.MlboxError) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from mlbox import errors
 from mlbox.client import answers, asked, lab, options, output, state, words
 from mlbox.client.remote import Host
-from mlbox.core import text
+from mlbox.core import ids, text
 from mlbox.core.job import REASONS, JobSpec, check_folder
 from mlbox.core.resources import parse_duration, parse_memory
 from mlbox.core.schedule import After
@@ -46,8 +47,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy = made.add_argument_group("when and how")
     policy.add_argument("--queue", metavar="Q", help="default: default")
     options.priority(policy)
-    policy.add_argument("--after", action="append", metavar="ID", help="wait until that job has succeeded; repeat")
-    policy.add_argument("--after-any", action="append", metavar="ID", help="wait until that job has ended; repeat")
+    policy.add_argument("--after", action="append", metavar="ID|NAME", help="wait until that job has succeeded; repeat")
+    policy.add_argument("--after-any", action="append", metavar="ID|NAME", help="wait until that job has ended; repeat")
     policy.add_argument("--array", metavar="N[%M]", help="N jobs that differ in $MLBOX_ARRAY_INDEX; M at once")
     policy.add_argument("--retries", type=int, metavar="N", help="try again after a failure (default: 0)")
     policy.add_argument("--retry-on", metavar="R,…", help="only after these: " + ", ".join(REASONS))
@@ -67,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     prepared = prepare(arguments, settings)
     if arguments.dry_run:
-        return _dry_run(prepared, arguments.json)
+        return foretell(prepared, arguments.json)
     host = lab.entry(arguments, settings)
     with lab.submitting():
         reply = send(host, prepared, settings)
@@ -80,26 +81,46 @@ def main(arguments: argparse.Namespace) -> int:
 
 def complete(arguments: argparse.Namespace) -> None:
     """What the flags leave open comes from job.yaml, where there is one. Raises Usage."""
-    if arguments.file:
+    if arguments.file is not None:
         from mlbox.client import job_file
 
         job_file.fill(arguments, parser(argparse.ArgumentParser))
 
 
-def prepare(arguments: argparse.Namespace, settings: state.Config) -> tuple[JobSpec, int, str]:
-    """The job asked for, how many of it, and the folder whose code goes along (empty: none). Raises Usage."""
+class Prepared(NamedTuple):
+    """A submission, before any host was asked."""
+
+    spec: JobSpec
+    array: int  # of how many jobs; 0: none
+    folder: str  # whose code goes along; empty: none
+    after: tuple[After, ...]  # others to wait for, by their names, which only a host can look up
+
+
+def prepare(arguments: argparse.Namespace, settings: state.Config) -> Prepared:
+    """What was asked for. Raises Usage."""
+    try:
+        return _prepared(arguments, settings)
+    except errors.Usage as error:
+        if not hasattr(arguments, "taken"):
+            raise
+        from mlbox.client import job_file
+
+        raise job_file.named(error, arguments, lambda alone: _prepared(alone, settings)) from None
+
+
+def _prepared(arguments: argparse.Namespace, settings: state.Config) -> Prepared:
     command = tuple(arguments.command)
     if not command or not command[0].strip():
         raise errors.Usage("what is to be run?", "mlbox submit [options] -- COMMAND, or `command:` in job.yaml")
     count, limit = _array(arguments.array)
+    after = (*_after(arguments.after, "ok"), *_after(arguments.after_any, "any"))
     spec = JobSpec(
         command=command, work=_work(arguments, settings), resources=options.resources(arguments), array_limit=limit,
-        after=(*_after(arguments.after, "ok"), *_after(arguments.after_any, "any")), folder=arguments.folder or "",
-        **_policy(arguments),
+        after=tuple(one for one in after if ids.is_ulid(one.job)), folder=arguments.folder or "", **_policy(arguments),
     )  # fmt: skip
     check_folder(spec.folder)
     code = "" if spec.folder else "." if arguments.code is None else arguments.code
-    return spec, count, code
+    return Prepared(spec, count, code, tuple(one for one in after if not ids.is_ulid(one.job)))
 
 
 def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
@@ -128,22 +149,25 @@ def _policy(arguments: argparse.Namespace) -> Json:
 
 
 def _array(value: str | None) -> tuple[int, int]:
-    if value is None:
+    """Of how many jobs, and how many at once; 0: no array, no limit. Raises Usage."""
+    if not value:
         return 0, 0
     number, _, limit = value.partition("%")
     if not number.isdecimal() or not (limit or "0").isdecimal() or not int(number):
-        raise errors.Usage(f"--array {text.safe(value or '')} can't be read", "write --array 20, or 20%4 for 4 at once")
+        raise errors.Usage(f"--array {text.safe(value)} can't be read", "write --array 20, or 20%4 for 4 at once")
     return int(number), int(limit or 0)
 
 
 def _after(jobs: Sequence[str] | None, end: str) -> tuple[After, ...]:
-    return tuple(After(job.upper(), end) for job in jobs or ())
+    if "" in (jobs or ()):
+        raise errors.Usage("'' is no job to wait for", "--after ID or NAME, as mlbox jobs shows them")
+    return tuple(After(job.upper() if ids.is_ulid(job.upper()) else job, end) for job in jobs or ())
 
 
-def send(host: Host, prepared: tuple[JobSpec, int, str], settings: state.Config) -> Json:
+def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
     """The reply to a submission, and the other hosts' when this one could not start it."""
-    spec, count, folder = prepared
-    args: Json = {"array": count}
+    spec, count, folder, after = prepared
+    args: Json = {"array": count, "after": [asdict(one) for one in after]}
     if folder:
         from mlbox.client import code
 
@@ -173,12 +197,13 @@ def told(reply: Json) -> None:
         print(f"… and {len(reply['jobs']) - 5} more; {len(reply['started'])} started")
 
 
-def _dry_run(prepared: tuple[JobSpec, int, str], as_json: bool) -> int:
-    spec, count, folder = prepared
+def foretell(prepared: Prepared, as_json: bool) -> int:
+    spec, count, folder, after = prepared
     wire = spec.without_secrets().to_wire()
     if as_json:
-        output.facts({"spec": wire, "array": count, "code": folder}, dry=True)
+        output.facts({"spec": wire, "array": count, "code": folder, "after": [asdict(one) for one in after]}, dry=True)
         return 0
     print(f"would submit: {text.safe(shlex.join(spec.command))}")
+    wire["after"] = [asdict(one) for one in (*spec.after, *after)]
     asked.foretell(wire, queue=spec.queue, array=count, code=folder)
     return 0

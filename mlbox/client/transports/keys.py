@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mlbox.client import state
 
 _KINDS = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
+
+
+def expander(name: str, hostname: str, port: int, user: str, alias: str) -> Callable[[str], str]:
+    """What ssh puts for the %-words in the names of files. `name`: of the host, as it was typed."""
+    words = {"h": hostname, "n": name, "p": str(port), "r": user, "k": alias or name, "%": "%"}
+    words.update({"u": getpass.getuser(), "d": str(Path.home()), "L": socket.gethostname().split(".")[0]})
+    return lambda text: re.sub(r"%(.)", lambda found: words.get(found[1], found[0]), text)
 
 
 def defaults() -> tuple[str, ...]:
@@ -56,12 +66,12 @@ def _public_half(path: Path) -> str:
 
 def _agent(named: str) -> list[str]:
     """What it offers; "The agent has no identities." is no key."""
-    socket = os.environ.get("SSH_AUTH_SOCK", "")
+    path = os.environ.get("SSH_AUTH_SOCK", "")
     if named.startswith("$"):
-        socket = os.environ.get(named[1:].strip("{}"), "")
+        path = os.environ.get(named[1:].strip("{}"), "")
     elif named not in ("", "SSH_AUTH_SOCK"):
-        socket = "" if named == "none" else named
-    return _run("ssh-add", "-L", SSH_AUTH_SOCK=socket).splitlines() if socket else []
+        path = "" if named == "none" else named
+    return _run("ssh-add", "-L", SSH_AUTH_SOCK=path).splitlines() if path else []
 
 
 def _run(*argv: str, **env: str) -> str:

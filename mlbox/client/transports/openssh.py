@@ -82,7 +82,9 @@ class OpenSsh:
 
     def identity_files(self) -> tuple[str, ...]:
         self._resolver.join()
-        found = (os.path.expanduser(name) for name in self._resolved.get("identityfile", []))
+        alias = self._resolved.get("hostkeyalias", [""])[0]
+        expand = keys.expander(self.host.rpartition("@")[2], *self.address(), alias)
+        found = (os.path.expanduser(expand(name)) for name in self._resolved.get("identityfile", []))
         return keys.identities(found, self.agent())
 
     def public_keys(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ Probe = Callable[[str, float], bool]
 """probe(path, timeout in seconds): True if it answered, False if not in time; raises OSError if refused, and
 Stranger if somebody else answered."""
 
-START_FIRST, START_LAST = 0.002, 0.1  # seconds between looks for the sockets of a link that is starting
+START_FIRST, START_LAST = 0.001, 0.1  # seconds between looks for the sockets of a link that is starting
 AGAIN = 0.5  # seconds until a probe that failed is tried again
 AGAIN_LAST = 15.0  # seconds, at most, where the guest is not there: that may be for long
 _LONGEST = 16 * 1024  # bytes of an answer
@@ -111,8 +111,8 @@ class Prober:
 
     def _run(self) -> None:
         begun = time.monotonic()
-        while not self._link.ready():  # it is seen at most a fortieth later than it comes
-            pause = (time.monotonic() - begun) / 40
+        while not self._link.ready():  # it is seen at most a two-hundredth later than it comes
+            pause = (time.monotonic() - begun) / 200
             if self._stop.wait(min(START_LAST, max(START_FIRST, pause))):
                 return
         while not self._stop.is_set():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 KIND = "nvidia.com/gpu"
+NONE = "NVIDIA_VISIBLE_DEVICES=void"
 FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 _LARGEST = 4 << 20  # bytes
 
@@ -23,7 +24,9 @@ def missing(gpus: Sequence[str]) -> list[str]:
 
 
 def arguments(gpus: Sequence[str]) -> list[str]:
-    return [word for uuid in gpus for word in ("--device", f"{KIND}={uuid}")]
+    """With these devices no variable chooses: an image's own says "all", which NVIDIA's runtime, where it is a host's
+    default, would obey as well."""
+    return ["--env", NONE, *(word for uuid in gpus for word in ("--device", f"{KIND}={uuid}"))]
 
 
 def _names() -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlbox.core.session import Mount
 from mlbox.host import here
-from mlbox.host.engines import Run
+from mlbox.host.engines import Run, cdi
 
 RUN = "/run/mlbox"
 SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it switched on
@@ -24,7 +24,7 @@ def of(program: str, run: Run, identity: Sequence[str], devices: Sequence[str]) 
     # Its output comes to whoever runs this: kept by the engine too, it would fill the host's disk without a limit.
     argv += ["--log-driver", "none", "--workdir", "/workspace", *identity]
     # CUDA images carry "all", which would show every GPU.
-    argv += devices if run.gpus else ["--env", "NVIDIA_VISIBLE_DEVICES=void"]
+    argv += devices if run.gpus else ["--env", cdi.NONE]
     if not any(a.split("=")[0] == "--shm-size" for a in run.engine_args):
         # Data loaders pass batches through shared memory; the engine's default is 64 MiB.
         half = max(64 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -30,8 +30,8 @@ from mlbox.core.pull import Pull
 from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, command, refusal
-from mlbox.host.run import Cancel, capture, stream
+from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal
+from mlbox.host.run import Cancel, stream
 
 LAYERS = "mlbox-layer"
 
@@ -67,7 +67,7 @@ class Container:
 
     def ask(self, *arguments: str, timeout: float = 60) -> tuple[int, str, str]:
         try:
-            return capture((self.program, *arguments), timeout)
+            return asking.ask(self.program, arguments, timeout)
         except FileNotFoundError:
             hint = f"install {self.title}, or use --runtime process (no container)"
             raise errors.HostUnready(f"there is no {self.program} on this host", hint) from None

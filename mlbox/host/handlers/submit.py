@@ -12,12 +12,12 @@ from typing import Any
 from mlbox import errors
 from mlbox.core import ids, text
 from mlbox.core.hints import waiting
-from mlbox.core.job import JobSpec, check_folder
+from mlbox.core.job import JobSpec, check_folder, dependencies
 from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits
-from mlbox.core.schedule import stuck
+from mlbox.core.schedule import After, stuck
 from mlbox.core.session import check_env
-from mlbox.host import able, code, engines, keeping, lab, ready, store, tick, view
+from mlbox.host import able, code, engines, keeping, lab, lookup, ready, store, tick, view
 from mlbox.host.handlers import cancel
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -31,6 +31,7 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     _root(call, found)
     spec = _named(JobSpec.from_wire(call.args.get("spec", {})))
+    spec = replace(spec, after=(*spec.after, *_looked_up(found, call.args.get("after", []))))
     check_env(spec.work.env)
     check_folder(spec.folder)
     count = call.args.get("array", 0)
@@ -50,6 +51,11 @@ def run(call: Call) -> Json:
         "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,
         "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble or report.trouble,
     }  # fmt: skip
+
+
+def _looked_up(found: store.Store, said: Any) -> tuple[After, ...]:
+    """Jobs to wait for that were called by their names. Raises NotFound where one may be none, or several."""
+    return tuple(replace(one, job=lookup.job(found, one.job).id) for one in dependencies(said))
 
 
 def _root(call: Call, found: store.Store) -> None:

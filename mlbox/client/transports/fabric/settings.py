@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,12 +43,7 @@ def resolve(name: str, ssh_config: str) -> Settings:
 
     hostname, number = last("hostname", host), port or _number(last("port", "22"))
     login = user or last("user", getpass.getuser())
-    tokens = {"h": hostname, "n": host, "p": str(number), "r": login, "k": last("hostkeyalias") or host, "%": "%"}
-    tokens.update({"u": getpass.getuser(), "d": str(Path.home()), "L": socket.gethostname().split(".")[0]})
-
-    def expand(text: str) -> str:
-        return re.sub(r"%(.)", lambda found: tokens.get(found[1], found[0]), text)
-
+    expand = keys.expander(host, hostname, number, login, last("hostkeyalias"))
     known = last("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
     known += " " + last("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
     identities = [os.path.expanduser(expand(file)) for file in found.get("identityfile", keys.defaults())]

@@ -41,6 +41,7 @@ class World:
         while (due := self.succession.due()) is not None and due <= end:
             self.now = max(self.now, due)
             self.act(self.succession.tick(self.now, self.seen))
+            assert (self.succession.due() or end + 1) > self.now, "it would spin"
         self.now = end
 
     def act(self, actions: list[Action]) -> None:

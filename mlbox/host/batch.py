@@ -56,6 +56,9 @@ class Batch:
         except Cancelled:
             self._end(Outcome(stopped=True))
             return
+        except errors.HostUnready as error:  # the host's trouble, and not the job's
+            self._end(Outcome(lost=error.message))
+            return
         except Exception as error:  # a bug, too: without an end the job would be tried for ever
             import traceback
 

@@ -66,6 +66,7 @@ def test_gpu_time_is_counted_once_though_the_end_is_recorded_again(
 
     monkeypatch.setattr(attempts, "settle", settle)
     monkeypatch.setattr(usage, "_add", counted)
+    monkeypatch.setattr(nvml, "is_there", lambda: True)
     monkeypatch.setattr(nvml, "gpus", lambda: ([Gpu(0, "GPU-1", "A100", 40960)], "550"))
     assert box.end(box.sh("true", resources={"gpus": "1"})).name == "finished"
     assert (tries.read_text(), (tmp_path / "counted").read_text()) == ("xx", "x")

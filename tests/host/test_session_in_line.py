@@ -77,6 +77,7 @@ def test_what_is_no_base64_is_refused(box: Box) -> None:
 
 
 def test_its_gpu_time_counts_when_it_ends(box: Box, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "is_there", lambda: True)
     monkeypatch.setattr(nvml, "gpus", lambda: ([Gpu(0, "GPU-1", "A100", 40960)], "550"))
     job = in_line(box, {}, gpus="1")
     assert box.wait(job, "failed").facts["gpus"] == ["GPU-1"]

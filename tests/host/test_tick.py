@@ -45,6 +45,7 @@ from mlbox.host import (
     tick,
     view,
 )
+from mlbox.host.engines.process import Process
 from mlbox.host.handlers import cancel, init, logs, move, queue, retry, show, status, submit
 from mlbox.host.handlers import host as host_handler
 from mlbox.host.handlers import jobs as jobs_handler
@@ -457,6 +458,61 @@ def test_what_can_not_be_taken_back_of_an_array_is_said(box: Box, monkeypatch: p
         disk.setattr(submit, "submit", full)
         box.submit_all("true", array=3)
     assert box.hints() == [job.id for job in made]
+
+
+def in_docker(box: Box, **fields: Any) -> Job:
+    work = Spec(name="boxed", image="alpine", runtime="docker")
+    box.found.own_place()
+    spec = JobSpec(command=("true",), work=work, resources=Resources(gpus="0", cpus=0), **fields)
+    box.jobs.append(submit.submit(box.found, spec))
+    return box.jobs[-1]
+
+
+def test_a_job_for_an_engine_that_this_host_has_not_waits_for_one_that_has(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    job = in_docker(box)
+    assert (box.tick().waits or {})[job.id] == f"{box.found.host}: there is no docker on this host"
+    assert job.state().name == "submitted"
+
+
+def test_an_engine_that_goes_away_before_the_start_is_the_host_s_loss(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(Process):
+        def identify(self, spec: Spec) -> str:
+            raise errors.HostUnready("Docker is installed, but its daemon does not answer")
+
+    monkeypatch.setattr(engines, "choose", lambda spec, found: engines.Choice("docker", ""))
+    monkeypatch.setattr(engines, "by_name", lambda name, found: Gone(found))
+    job = in_docker(box, max_losses=1)
+    box.tick()
+    state = box.end(job)
+    assert (state.name, state.facts["reason"]) == ("failed", "lost")
+    assert state.facts["why"] == "Docker is installed, but its daemon does not answer; loss 1 of at most 1"
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_host_without_an_engine_takes_a_submission_where_another_could_run_it(
+    box: Box, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    box.lab("hosts: {gpu2: {}}\nqueues: {default: {}}\n")
+    if other:
+        files.make_folder(box.found.on("gpu2"))
+        told = {"at": 1.0, "boot": "b", "cpus": 4, "memory": 1024, "gpus": []}
+        (box.found.on("gpu2") / "host.json").write_text(json.dumps(told))
+    monkeypatch.setenv("PATH", "/nowhere")
+    spec = JobSpec(command=("true",), work=Spec(image="alpine"), resources=Resources(gpus="0", cpus=0)).to_wire()
+    asked = {"spec": json.loads(json.dumps(spec))}
+    if not other:
+        with pytest.raises(errors.HostUnready, match="no container engine"):
+            box.call(submit, **asked)
+        return
+    reply = box.call(submit, **asked)
+    box.jobs.append(box.found.job(reply["jobs"][0]["id"]))
+    assert reply["elsewhere"] == ["gpu2"]
+    assert "no container engine" in reply["waits"][box.jobs[-1].id]
 
 
 def test_a_job_is_not_run_with_masks_in_the_place_of_its_secrets(held: Box) -> None:

@@ -144,10 +144,12 @@ class Choice:
 
 
 def choose(spec: Spec, found: store.Store) -> Choice:
-    """The engine for a spec that leaves it open: Docker if its user may use it, or podman; without an image none is
-    needed. Raises HostUnready where an image has nothing to run in."""
-    if spec.runtime not in ("", "auto"):
-        return Choice(spec.runtime)
+    """The engine that is named; for a spec that leaves it open Docker if its user may use it, or podman; without an
+    image none is needed. Raises HostUnready where an image has nothing to run in."""
+    if spec.runtime in ENGINES:
+        return Choice(spec.runtime, by_name(spec.runtime, found).identify(spec))
+    if spec.runtime == "process":
+        return Choice("process")
     if not spec.image:
         return Choice("process")
     problems = []

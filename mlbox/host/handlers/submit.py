@@ -81,9 +81,13 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
         if not view.state_of(found, view.known_users(found), after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
     if not fits(spec.resources, hosts[0]):
-        chosen = engines.choose(spec.work, found)
-        if chosen.identity is None:
-            engines.by_name(chosen.name, found).identify(spec.work)
+        try:
+            chosen = engines.choose(spec.work, found)
+            if chosen.identity is None:
+                engines.by_name(chosen.name, found).identify(spec.work)
+        except errors.HostUnready:  # another may have what it runs in
+            if not any(spec.queue in host.queues and not fits(spec.resources, host) for host in hosts[1:]):
+                raise
     return hosts
 
 

@@ -31,12 +31,11 @@ from mlbox.core.pull import Pull
 from mlbox.core.session import Mount, Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, here, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, cdi, refusal
+from mlbox.host.engines import Build, Paths, Run, Say, cdi, refusal, selinux
 from mlbox.host.run import Cancel, capture, stream
 
 RUN = "/run/mlbox"
 LAYERS = "mlbox-layer"
-SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it switched on
 
 
 class Container:
@@ -133,7 +132,7 @@ class Container:
         build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
         environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
         argv = [self.program, "run", "--name", builder, "--label", f"mlbox.session={work.session}", "--user", "0:0"]
-        argv += ["--network", "host", "--entrypoint", "/bin/sh", *_unlabelled()]
+        argv += ["--network", "host", "--entrypoint", "/bin/sh", *selinux.arguments()]
         argv += ["-v", f"{context}:{build}:ro", "-v", f"{work.sources}:{fetched}:ro"]
         bundle = image.ca_bundle()
         if bundle:
@@ -222,7 +221,7 @@ class Container:
         """The whole command that starts a container. No secret is in it: those are in files of the boot folder."""
         check_engine_args(run.engine_args)
         argv = [self.program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
-        argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *_unlabelled()]
+        argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *selinux.arguments()]
         # The image's signal and check are for its own program; its check may start a Python every few seconds.
         argv += ["--stop-signal", "SIGTERM", "--no-healthcheck"]
         argv += ["--workdir", "/workspace", *self.identity(run.user)]
@@ -273,12 +272,6 @@ wait $child; code=$?
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
 exit $code
 """
-
-
-def _unlabelled() -> list[str]:
-    """SELinux keeps a container from every file that has not its own label, the user's folders too; to label those anew
-    would close them to others."""
-    return ["--security-opt", "label=disable"] if SELINUX.exists() else []
 
 
 def is_root(user: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from mlbox import errors
 from mlbox.core.session import Mount, Spec
 from mlbox.host import here, store
-from mlbox.host.engines import Run, asking, command
+from mlbox.host.engines import Run, asking, selinux
 from mlbox.host.engines.docker import Docker
 from mlbox.host.run import NO_ANSWER
 
@@ -56,7 +56,7 @@ def test_never_more_than_a_session_needs(user: str, gpus: tuple[str, ...]) -> No
 
 
 def test_selinux_does_not_keep_it_from_the_user_s_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "SELINUX", tmp_path)
+    monkeypatch.setattr(selinux, "SWITCH", tmp_path)
     assert values(arguments(RUN), "--security-opt") == ["no-new-privileges", "label=disable"]
 
 

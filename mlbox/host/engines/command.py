@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from mlbox.core.session import Mount
 from mlbox.host import here
-from mlbox.host.engines import Run, cdi
+from mlbox.host.engines import Run, cdi, selinux
 
 RUN = "/run/mlbox"
-SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it switched on
 
 
 def of(program: str, run: Run, identity: Sequence[str], devices: Sequence[str]) -> tuple[str, ...]:
     """The whole of it. No secret is in it: those are in files of the boot folder. `identity` and `devices`: the
     engine's words for whose the command inside is, and for the GPUs, if there are any."""
     argv = [program, "run", "--name", f"mlbox-{run.name}-{run.session[-6:].lower()}", "--hostname", run.name]
-    argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *unlabelled()]
+    argv += ["--label", f"mlbox.session={run.session}", "--security-opt", "no-new-privileges", *selinux.arguments()]
     # The image's signal and check are for its own program; its check may start a Python every few seconds.
     argv += ["--stop-signal", "SIGTERM", "--no-healthcheck"]
     # Its output comes to whoever runs this: kept by the engine too, it would fill the host's disk without a limit.
@@ -50,12 +48,6 @@ exit $code
 def in_shell(argv: Sequence[str]) -> tuple[str, ...]:
     """A job's command, below such a shell."""
     return ("/bin/sh", "-c", _SHELL, "mlbox", *argv)
-
-
-def unlabelled() -> list[str]:
-    """SELinux keeps a container from every file that has not its own label, the user's folders too; to label those anew
-    would close them to others."""
-    return ["--security-opt", "label=disable"] if SELINUX.exists() else []
 
 
 def is_root(user: str) -> bool:

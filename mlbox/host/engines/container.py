@@ -30,7 +30,7 @@ from mlbox.core.pull import Pull
 from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal
+from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal, selinux
 from mlbox.host.run import Cancel, stream
 
 LAYERS = "mlbox-layer"
@@ -130,7 +130,7 @@ class Container:
         build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
         environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
         argv = [self.program, "run", "--name", builder, "--label", f"mlbox.session={work.session}", "--user", "0:0"]
-        argv += ["--network", "host", "--entrypoint", "/bin/sh", *command.unlabelled()]
+        argv += ["--network", "host", "--entrypoint", "/bin/sh", *selinux.arguments()]
         argv += ["-v", f"{context}:{build}:ro", "-v", f"{work.sources}:{fetched}:ro"]
         bundle = image.ca_bundle()
         if bundle:

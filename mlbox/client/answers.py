@@ -93,7 +93,7 @@ def from_yaml(path: Path) -> Answers:
         **dict.fromkeys(("cpus", "priority"), yaml_file.number),
         "vscode_extensions": yaml_file.extensions, "env": yaml_file.variables, "start_timeout": yaml_file.seconds,
     }  # fmt: skip
-    return Answers(**yaml_file.read(path, kinds, "conf/session.yaml"))
+    return Answers(**yaml_file.read(path, kinds, "mlbox session --help"))
 
 
 def named(error: errors.Usage, file: str | None, said: Answers) -> errors.Usage:

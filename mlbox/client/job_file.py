@@ -21,7 +21,7 @@ _ONE_OF = {"code": "folder", "folder": "code"}  # a flag for one is a word again
 def fill(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Take from `arguments.file` what the flags leave open. Raises Usage."""
     path, taken = Path(arguments.file), dict[str, Any]()
-    said = yaml_file.read(path, kinds(parser), "conf/job.yaml")
+    said = yaml_file.read(path, kinds(parser), "mlbox submit --help")
     if arguments.runtime == "process":
         said.pop("image", None)
     elif arguments.image and said.get("runtime") == "process":

@@ -22,16 +22,16 @@ TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def read(path: Path, kinds: Mapping[str, Kind], example: str) -> Json:
-    """Its settings by their names, those that say nothing left out. `example`: a file that shows all. Raises Usage."""
-    document = _document(path, f"{example} shows every setting")
+    """Its settings by their names, those that say nothing left out. `example`: what shows all. Raises Usage."""
+    hint = f"{example} shows every setting"
+    document = _document(path, hint)
     found: Json = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
         if name not in kinds:
             close = text.nearest(name, kinds)
-            raise errors.Usage(
-                f"{path}: there is no setting {text.safe(str(key))[:80]!r}", f"did you mean {close}?" if close else ""
-            )
+            meant = f"did you mean {close}?" if close else hint
+            raise errors.Usage(f"{path}: there is no setting {text.safe(str(key))[:80]!r}", meant)
         if value is not None:
             found[name] = kinds[name](name, value, path)
     return found

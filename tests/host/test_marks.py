@@ -42,6 +42,14 @@ def test_another_s_drain(box: Box) -> None:
             box.call(host, do="resume", name=box.found.host, dry_run=dry)
 
 
+@pytest.mark.parametrize("do", ["drain", "resume", "fence", "remove"])
+def test_no_name_is_not_the_host_that_is_asked(box: Box, do: str) -> None:
+    """`mlbox host drain "$HOST"` of a script that has not set it."""
+    with pytest.raises(errors.Usage, match="'' can't be a host's name"):
+        box.call(host, do=do, name="")
+    assert not (box.root / "drained" / box.found.host).exists()
+
+
 def test_a_host_that_is_none_can_t_be_resumed(box: Box) -> None:
     with pytest.raises(errors.NotFound, match="no host gpu99"):
         box.call(host, do="resume", name="gpu99")

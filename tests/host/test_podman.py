@@ -160,8 +160,16 @@ def test_the_engine_that_the_host_has(monkeypatch: pytest.MonkeyPatch, there: di
         else:
             with pytest.raises(errors.HostUnready, match=chosen):
                 engines.choose(spec, store.Store())
-    assert engines.choose(Spec(image="x", runtime="podman"), store.Store()) == engines.Choice("podman")
     assert engines.choose(Spec(), store.Store()) == engines.Choice("process")
+
+
+def test_an_engine_that_is_named_is_asked_whether_it_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = Spec(image="x", runtime="podman")
+    monkeypatch.setattr(engines, "by_name", lambda name, found: Fake(""))
+    assert engines.choose(named, store.Store()) == engines.Choice("podman", "abc")
+    monkeypatch.setattr(engines, "by_name", lambda name, found: Fake("broken"))
+    with pytest.raises(errors.HostUnready, match="broken"):
+        engines.choose(named, store.Store())
 
 
 @pytest.mark.parametrize("runtime", ["", "auto", "docker"])

@@ -248,7 +248,7 @@ def test_flags_that_are_wrong(laptop: Laptop, arguments: tuple[str, ...], words:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("gpus: 1\nimage: [unclosed\n", ("line 3, column 1", "try: conf/session.yaml")),
+        ("gpus: 1\nimage: [unclosed\n", ("line 3, column 1", "try: mlbox session --help")),
         ("gpus: 1\n\timage: x\n", ("line 2, column 1",)),
         ("gpus: 1\nimmage: x\n", ("no setting 'immage'", "did you mean image?")),
         ("jupyter: perhaps\n", ("jupyter is true or false",)),

@@ -41,7 +41,7 @@ def test_each_user_s_cron_works_off_their_own(lab: Lab) -> None:
     jobs = {person: person.one(*NONE, "--on", "gpu1", "--", "id", "-un") for person in people}
     for person in people:
         person.run("cron", "install", "gpu1")
-    lab.run("queue", "resume", "default")
+    lab.resume_silently()
     for person, job in jobs.items():  # nobody has asked a host since
         person.until(job, "finished", timeout=180)
         assert person.output(job) == f"{person.user}\n"
@@ -55,7 +55,7 @@ def test_overlap_and_the_log(lab: Lab) -> None:
     lab.run("cron", "remove", "gpu1")
     lab.run("queue", "pause", "default")
     job = lab.one(*NONE, "--on", "gpu1", "--", "true")
-    lab.run("queue", "resume", "default")
+    lab.resume_silently()
     lock = f"/tmp/mlbox-1001/tick-$(printf %s {lab.root} | sha256sum | cut -c-16).lock"
     assert ssh("gpu1", f"flock {lock} {tick}; echo $?") == "0\n"
     assert lab.state(job) == "submitted"

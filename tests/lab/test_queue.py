@@ -137,7 +137,7 @@ def test_cron_starts_what_nobody_else_does(lab: Lab) -> None:
     first = lab.run("cron", "install").out
     assert lab.run("cron", "install").out == first
     assert ssh("gpu1", "crontab -l").count("# mlbox ") == 1
-    lab.run("queue", "resume", "default")
+    lab.resume_silently()
     lab.until(job, "finished", timeout=150)  # nobody has asked any host since
     lab.run("cron", "remove")
     assert "mlbox" not in ssh("gpu1", "crontab -l 2>&1 || true").replace("no crontab", "")

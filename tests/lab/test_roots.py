@@ -72,7 +72,7 @@ def test_a_full_root(small: Lab) -> None:
 def test_a_read_only_root(small: Lab) -> None:
     small.run("queue", "pause", "default")
     job = small.one(*NONE, "--", "true")
-    small.run("queue", "resume", "default")
+    small.resume_silently()
     before = files(small)
     as_root("gpu1", "mount", "-o", "remount,ro", SMALL)
     try:

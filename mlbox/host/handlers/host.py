@@ -27,7 +27,7 @@ _KEY_PATIENCE = 150.0  # s; a host's cron comes each minute
 def run(call: Call) -> Json:
     found = store.Store(call.root, call.dry)
     lab.identify(found.root)
-    name, what = str(call.args.get("name", "")) or found.host, str(call.args.get("do", ""))
+    name, what = str(call.args.get("name", "")), str(call.args.get("do", ""))
     if not resources.is_label(name):
         raise errors.Usage(f"{text.safe(name)!r} can't be a host's name")
     if what in ("drain", "fence") or (what == "resume" and name not in view.marks(found.root / "drained")):

@@ -20,11 +20,9 @@ def job(found: store.Store, wanted: str) -> Job:
     if ids.is_ulid(wanted.upper()):
         for user in (found.user, *users):
             made = found.job(wanted.upper(), user)
-            if (made.folder / "spec.json").exists():
+            if made.is_there():
                 return made
-        raise errors.NotFound(
-            f"there is no job {wanted.upper()} in {found.root}", "mlbox jobs --all shows what there is"
-        )
+        raise absent(found, wanted.upper())
     matching = _matching(found, wanted)
     if len(matching) > 1:  # the name is used again: the one that has not ended is meant, where that is one
         living = {id_: made for id_, made in matching.items() if made.state().live}
@@ -37,9 +35,14 @@ def job(found: store.Store, wanted: str) -> Job:
     return next(iter(matching.values()))
 
 
+def absent(found: store.Store, id_: str) -> errors.NotFound:
+    return errors.NotFound(f"there is no job {id_} in {found.root}", "mlbox jobs --all shows what there is")
+
+
 def _matching(found: store.Store, wanted: str) -> dict[str, Job]:
     users = view.known_users(found)
-    return {id_: made for user in users for id_, made in _known(found, user) if _is(made, id_, wanted)}
+    known = ((id_, made) for user in users for id_, made in _known(found, user))
+    return {id_: made for id_, made in known if _is(made, id_, wanted) and made.is_there()}
 
 
 def array(found: store.Store, name: str) -> list[Job]:

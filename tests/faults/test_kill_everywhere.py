@@ -1,5 +1,5 @@
 """SIGKILL, and EIO, ENOSPC and ESTALE, at every filesystem call of submit, claim, finish, cancel, move, retry,
-fence and sweep.
+prune, fence and sweep.
 
 Each trial has a ROOT of its own, a job (`/bin/true`, runtime process, nothing stubbed), and a process that dies or
 fails at its n-th call; n goes from 1 until the process gets through. Then fresh processes tick until the job has
@@ -14,19 +14,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from calls import ERRORS, Calls
 from queuebox import Box, until
 
+from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
+from mlbox.core.schedule import After
 from mlbox.core.session import Spec
 from mlbox.host import here, keeping, ready, sweep, tick
-from mlbox.host.handlers import host, move, queue, retry, submit
+from mlbox.host.handlers import host, move, prune, queue, retry, show, submit
 from mlbox.host.job import Job
 
 TRUE = JobSpec(command=("/bin/true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0))
@@ -311,6 +313,52 @@ def test_retry(roots: Path, codes: tuple[int, ...]) -> None:
     recover(done)
     check(done, may_fail=False)
     print(f"retry: {len(done) - 1} calls")
+
+
+def test_prune(roots: Path, codes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an ended job with its output, and one that another waits for. The first is there whole or not at all; the next
+    pruning goes on with what is left of it."""
+    monkeypatch.setattr(prune, "pause", lambda seconds: None)
+    done = []
+    for trial in trials(roots, codes):
+        box = trial.box
+        box.lab("queues: {default: , shut: }\n")
+        box.call(queue, do="pause", queue="shut")
+        old, needed = waiting_job(box), waiting_job(box)
+        for job in old, needed:
+            box.cancel(job)
+            job.attempt(1).mkdir()
+            (job.attempt(1) / "output.log").write_text("said")
+        waits = submit.submit(box.found, replace(TRUE, queue="shut", after=(After(needed.id, "any"),)))
+        box.jobs.append(waits)
+
+        def act(calls: Calls, say: Callable[[str], None]) -> None:
+            calls.begin()
+            box.call(prune, older_than=0)  # noqa: B023
+
+        victim(trial, act)
+        assert child(lambda: tick.run(box.found)) == 0  # noqa: B023
+        assert box.call(show, job=needed.id)["job"]["state"] == "cancelled"
+        if is_there(box, old):
+            assert (old.state().name, box.output(old)) == ("cancelled", "said"), (trial.at, trial.names[-1:])
+        box.call(prune, older_than=0)
+        assert not old.folder.exists(), (trial.at, trial.names[-1:])
+        assert list((box.found.own() / "pruning").iterdir()) == []
+        assert {job.id for job in jobs_of(box)} == {needed.id, waits.id}
+        trial.acknowledged += [needed.id, waits.id]
+        box.call(queue, do="resume", queue="shut")
+        done.append(trial)
+    assert len(done) * EVERY > 60, "calls have escaped"
+    recover(done)
+    check(done, may_fail=False)
+    print(f"prune: {len(done) - 1} calls")
+
+
+def is_there(box: Box, job: Job) -> bool:
+    try:
+        return bool(box.call(show, job=job.id))
+    except errors.NotFound:
+        return False
 
 
 def test_fence(roots: Path, codes: tuple[int, ...]) -> None:

@@ -32,6 +32,8 @@ def run(call: Call) -> Json:
     said, reasons = ("", ""), Fresh(found, job)
     while True:
         state = job.state()
+        if not state.name:  # it was pruned just now
+            raise lookup.absent(found, job.id)
         number = wanted or state.attempt
         if number:
             _send(call, job.attempt(number) / "output.log", _Place(), tail) if not follow else _follow(
@@ -98,8 +100,8 @@ def _start_of_tail(file: Any, size: int, lines: int) -> int:
     return start + at + 1
 
 
-def pause() -> None:
+def pause(seconds: float = _LOOK_EVERY) -> None:
     """Until the next look; ends at once when the caller has gone."""
-    ready, _, _ = select.select([0], [], [], _LOOK_EVERY)
+    ready, _, _ = select.select([0], [], [], seconds)
     if ready and not os.read(0, _BLOCK):
         raise errors.MlboxError("the caller has gone")

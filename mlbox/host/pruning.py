@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from mlbox.core import ids
-from mlbox.core.job import JobSpec
-from mlbox.core.log import State
 from mlbox.core.slots import slot_name
 from mlbox.host import archive, files, ready, store
 from mlbox.host.job import Job
@@ -37,19 +35,22 @@ _AGAIN = (0.05, 0.3, 1.2, 0.0)  # s; a view of a share may be a second old, and 
 
 @dataclass(frozen=True)
 class Ended:
-    """`at`: when, in seconds since 1970; `size`: bytes on disk; `stays`: why it does not go."""
+    """`at`: when, in seconds since 1970; `size`: bytes on disk; `stays`: why it does not go. There may be many: no more
+    of each is kept."""
 
     job: Job
-    spec: JobSpec
-    state: State
+    name: str
+    kind: str
+    array: str
+    state: str
     at: float
     size: int = 0
     stays: str = ""
 
     def to_wire(self) -> Json:
         return {
-            "id": self.job.id, "name": self.spec.name, "kind": "session" if self.spec.session else "job",
-            "state": self.state.name, "at": self.at, "size": self.size, "stays": self.stays,
+            "id": self.job.id, "name": self.name, "kind": self.kind, "state": self.state, "at": self.at,
+            "size": self.size, "stays": self.stays,
         }  # fmt: skip
 
 
@@ -82,23 +83,26 @@ def _old(found: store.Store, there: list[str], older_than: float) -> Iterator[En
     """An id tells when it was submitted: of what is younger nothing is read."""
     now, marked = time.time(), {*filter(ids.is_ulid, _names(found.own() / "pruning"))}
     ended: list[Ended] = []
-    arrays = set()  # of which some have not ended: a whole array is found from its first job on
+    arrays, unread = set(), False  # of which some have not ended: a whole array is found from its first job on
     for id_ in sorted(marked.union(id_ for id_ in there if now - ids.when(id_) >= older_than)):
         job = found.job(id_)
         try:
             spec, state = job.shown(), job.state()
         except OSError as error:
             print(f"{id_}: {error}", file=sys.stderr)
+            unread = True
             continue
         at = state.facts.get("at") or ids.when(id_)
         if state.live:
             arrays.add(spec.array)
         elif (state.name and now - at >= older_than) or (id_ in marked and not job.is_there()):
-            ended.append(Ended(job, spec, state, at))
+            kind = "session" if spec.session and job.is_there() else "job"
+            ended.append(Ended(job, spec.name, kind, spec.array, state.name, at))
     hinted = _hinted(found) if ended else set()  # after the logs: of what has ended no new hint is made
     for one in ended:
         stays = "its end is still being put down" if one.job.id in hinted else ""
-        yield replace(one, stays=stays or ("its array has not ended" if one.spec.array in arrays - {""} else ""))
+        partly = one.array and (unread or one.array in arrays)
+        yield replace(one, stays=stays or ("its array has not ended" if partly else ""))
 
 
 def _hinted(found: store.Store) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.hints import waiting as waiting_hint
 from mlbox.core.job import JobSpec
+from mlbox.core.log import State
 from mlbox.core.schedule import After, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import archive, files, keeping, pruning, ready, view
@@ -192,6 +194,21 @@ def test_of_an_array_nothing_goes_before_all_have_ended(box: Box) -> None:
     assert (stays["id"], stays["stays"]) == (members[0].id, "its array has not ended")
     members[1].append("cancelled", {"at": time.time() - 39 * DAY})
     assert len(box.call(prune)["removed"]) == 2
+
+
+def test_of_an_array_nothing_goes_while_a_job_can_t_be_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ids.ulid(int((time.time() - 40 * DAY) * 1000), bytes(10))
+    member, broken, other = ended(box, 40, array=first), ended(box, 41), ended(box, 42)
+    real = Job.state
+
+    def state(self: Job) -> State:
+        if self.id == broken.id:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self)
+
+    monkeypatch.setattr(Job, "state", state)
+    reply = box.call(prune)
+    assert (names(reply["removed"]), names(reply["stay"])) == ([other.id], [member.id])
 
 
 def test_what_was_closed_by_a_program_goes_too(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

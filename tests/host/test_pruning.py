@@ -108,6 +108,16 @@ def test_its_lines_of_the_archive_go_when_a_day_has_none_that_is_there(box: Box)
     assert {name[:10] for name in view.names(box.found.own() / "archive")} == days
 
 
+def test_one_that_can_t_be_looked_at_now_is_listed(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ended(box)
+
+    def is_there(self: Job) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Job, "is_there", is_there)
+    assert listed(box) == [job.id]
+
+
 def test_a_session_goes_too(box: Box) -> None:
     job = ended(box)
     document = json.loads((job.folder / "spec.json").read_text())

@@ -49,7 +49,7 @@ GROUPS = {
     "jobs": {
         "submit": "put a job in line",
         "run": "submit, and follow to the end",
-        "jobs": "what runs, what waits and why, what ended",
+        "jobs": "what runs, what waits and why, what ended; prune",
         "show": "one job, whole",
         "logs": "a job's output",
         "cancel": "end jobs",
@@ -69,7 +69,7 @@ GROUPS = {
     },
 }
 VERBS = {name: words for group in GROUPS.values() for name, words in group.items()}
-# mlbox session VERB: a file each, too
+# mlbox session VERB, mlbox jobs VERB: a file each, too
 SESSION_VERBS = {
     "list": "your running sessions",
     "info": "one session's facts",
@@ -92,6 +92,7 @@ _ELSEWHERE = {
 }  # fmt: skip
 _SESSION_ELSEWHERE = {"ls": "list", "ps": "list", "join": "attach", "connect": "attach", "status": "info",
                       **dict.fromkeys(("stop", "end", "kill", "rm", "down", "delete"), "shutdown")}  # fmt: skip
+BELOW = {"session": SESSION_VERBS, "jobs": {"prune": "remove those that ended long ago"}}
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # as in `mlbox jobs >/dev/full`
@@ -175,7 +176,7 @@ def _help() -> str:
 
 
 def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Of a command: `[verb]`, or `["session", verb]`."""
+    """Of a command: `[verb]`, or `["session", verb]` and such (BELOW)."""
     make = partial(_Parser, prog=" ".join(("mlbox", *words)))
     made: argparse.ArgumentParser = _command(words[-1]).parser(make)
     return made
@@ -188,12 +189,11 @@ def _command(verb: str) -> Any:
 def _dispatch(argv: Sequence[str]) -> int:
     if argv[:1] == ["help"]:  # mlbox help submit
         argv = [*argv[1:], "--help"]
-    if argv[:1] == ["session"] and argv[1:2] and argv[1] in SESSION_VERBS:
-        return _call(argv[:2], argv[2:])
     if argv[:2] == ["completion", "words"]:
         return _complete(argv[2:])
     if argv and argv[0] in VERBS:
-        return _call(argv[:1], argv[1:])
+        words = _words(argv)
+        return _call(argv[:words], argv[words:])
     if argv[:1] == ["--version"]:
         print(f"mlbox {__version__}")
         return 0
@@ -205,6 +205,11 @@ def _dispatch(argv: Sequence[str]) -> int:
         raise errors.Usage(f"there is no {what} `{argv[0]}`", _meant(argv[0], VERBS, _ELSEWHERE) + "mlbox --help")
     print(_help(), file=sys.stderr)
     return errors.Usage.exit_code
+
+
+def _words(argv: Sequence[str]) -> int:
+    """How many of these name the command."""
+    return 2 if argv[1:2] and argv[1] in BELOW.get(argv[0], ()) else 1
 
 
 def _call(words: Sequence[str], argv: Sequence[str]) -> int:
@@ -222,9 +227,9 @@ def _complete(argv: Sequence[str]) -> int:
     bash = argv[:1] == ["bash"]
     words, fixed = completion.rejoined(argv[1:]) if bash else (list(argv[1:]), "")
     *before, current = words or [""]
-    verbs = {**VERBS, "--help": "", "--version": ""} if not before else SESSION_VERBS if before == ["session"] else {}
+    verbs = BELOW.get(before[0], {}) if len(before) == 1 else {} if before else {**VERBS, "--help": "", "--version": ""}
     found = [(verb, told) for verb, told in verbs.items() if verb.startswith(current)]
-    verb = before[: 2 if before[:1] == ["session"] and before[1:2] and before[1] in SESSION_VERBS else 1]
+    verb = before[: _words(before)] if before else []
     if verb and verb[0] in VERBS:
         found += completion.candidates(parser_of(verb), before[len(verb) :], current, completion.known(verb[0]))
     for word, told in found:

@@ -51,6 +51,7 @@ GROUPS = [["queue", what] for what in ("list", "create", "pause", "resume", "pro
 GROUPS += [["host", what] for what in ("drain", "resume", "fence")]
 GROUPS += [["tunnels", what] for what in ("list", "stop")]
 GROUPS += [["session", verb] for verb in PEOPLE]
+GROUPS += [["jobs", "prune"]]
 GROUPS += [["port", what] for what in ("add", "list", "remove")]
 
 
@@ -78,7 +79,7 @@ READING = [
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Every command with its parser, `queue create` and such too."""
     found = {}
-    for words in [*([verb] for verb in cli.VERBS), *(["session", verb] for verb in cli.SESSION_VERBS)]:
+    for words in [*([verb] for verb in cli.VERBS), *([verb, one] for verb in cli.BELOW for one in cli.BELOW[verb])]:
         parser = cli.parser_of(words)
         below = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
         verbs = below[0].choices if below else {"": parser}
@@ -165,6 +166,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["queue", "list", "--dry-run"], "unrecognized arguments: --dry-run"),
         (["queue", "process", "--watch", "--dry-run"], "not allowed with argument"),
         (["logs", "x", "-n", "-3"], "-n -3: there are no lines before the first"),
+        (["jobs", "prune", "--older-than", "soon"], "--older-than 'soon' is no age"),
+        (["jobs", "prun"], "unrecognized arguments: prun"),
         (["jobs", "-n", "few"], "-n/--ended takes a whole number, not 'few'"),
         (["submit", "train.py", "--lr", "3"], "a command with options goes behind --"),
         (["host", "drain"], "required: NAME"),

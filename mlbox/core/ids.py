@@ -31,3 +31,11 @@ def is_ulid(text: str) -> bool:
 def shard(job: str) -> str:
     """The folder of a job among 1024, from its random end (its beginning is the time)."""
     return job[-2:].lower()
+
+
+def when(job: str) -> float:
+    """When it was made: seconds since 1970, by the clock of whoever made it."""
+    milliseconds = 0
+    for letter in job[:10]:
+        milliseconds = milliseconds << 5 | _ALPHABET.index(letter)
+    return milliseconds / 1000

@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,15 @@ def _lines(found: store.Store, owner: str) -> Iterator[Json]:
         yield from sorted(rows, key=lambda row: -row["at"])
 
 
-def _read(path: Any) -> Iterator[Json]:
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST))  # the newest, of a day with very many
-            content = file.read(_MOST)
-    except OSError:
-        return
+def _read(path: Path) -> Iterator[Json]:
+    with suppress(OSError):
+        yield from _rows(path)
+
+
+def _rows(path: Path) -> Iterator[Json]:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST))  # the newest, of a day with very many
+        content = file.read(_MOST)
     for line in content.split(b"\n"):
         try:
             row = json.loads(line)
@@ -93,6 +96,16 @@ def _read(path: Any) -> Iterator[Json]:
             continue
         if isinstance(row, dict) and _is_sound(row):
             yield row
+
+
+def forget(found: store.Store, there: Container[str]) -> None:
+    """Files go of which no job is there any more; not those of yesterday or later, to which other hosts may add."""
+    yesterday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86400))
+    for path in (found.own() / "archive").glob("*.jsonl"):
+        with suppress(OSError):  # one that can't be read stays
+            whole = path.name < yesterday and path.lstat().st_size <= _MOST
+            if whole and not any(row["id"] in there for row in _rows(path)):
+                path.unlink()
 
 
 def _is_sound(row: Json) -> bool:

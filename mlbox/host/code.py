@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,19 +58,27 @@ def pack(contents: Mapping[str, bytes]) -> bytes:
 
 def kept(found: store.Store) -> list[tuple[str, os.stat_result]]:
     """The digests of all that is there."""
-    there = []
-    for path in (found.own() / "code").glob("*.tgz"):
+    return [(path.stem, status) for path, status in _files(found, "*.tgz")]
+
+
+def halves(found: store.Store) -> list[tuple[str, os.stat_result]]:
+    """The names of what was being stored, as it is just now or as a crash left it."""
+    return [(path.name, status) for path, status in _files(found, ".*.tgz.*")]
+
+
+def _files(found: store.Store, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in (found.own() / "code").glob(pattern):
         with suppress(OSError):
-            there.append((path.stem, path.stat()))
-    return there
+            yield path, path.stat()
 
 
-def forget(found: store.Store, digest: str, needed: Callable[[], set[str]]) -> bool:
-    """Unless a job that has not ended needs it, also one that was made just now: then False."""
+def forget(found: store.Store, name: str, needed: Callable[[], set[str]]) -> bool:
+    """By its digest, or a half by its name. Unless a job that has not ended needs it, also one that was made just now:
+    then False."""
     with keeping(found, wait=False) as nobody:
-        if not nobody or digest in needed():
+        if not nobody or name in needed():
             return False
-        _path(found, digest).unlink(missing_ok=True)
+        (_path(found, name) if name[0] != "." else found.own() / "code" / name).unlink(missing_ok=True)
         return True
 
 

@@ -69,6 +69,18 @@ class Job:
     def door(self) -> Path:
         return Path(f"/tmp/mlbox-{os.getuid()}.shared") / self.id
 
+    @property
+    def pruning(self) -> Path:
+        """The mark that it is being removed (host/pruning.py)."""
+        return self.folder.parents[2] / "pruning" / self.id
+
+    def is_going(self) -> bool:
+        return os.path.exists(self.pruning)
+
+    def is_there(self) -> bool:
+        """For commands: by its spec, which is the first to go when it is pruned."""
+        return (self.folder / "spec.json").exists()
+
     def spec(self, owner: int | None = None) -> JobSpec:
         """Raises NotFound where there is none that can be read (and is of the uid `owner`)."""
         document = files.read_json(self.folder / "spec.json", owner)

@@ -20,11 +20,9 @@ def job(found: store.Store, wanted: str) -> Job:
     if ids.is_ulid(wanted.upper()):
         for user in (found.user, *users):
             made = found.job(wanted.upper(), user)
-            if (made.folder / "spec.json").exists():
+            if made.is_there():
                 return made
-        raise errors.NotFound(
-            f"there is no job {wanted.upper()} in {found.root}", "mlbox jobs --all shows what there is"
-        )
+        raise absent(found, wanted.upper())
     matching = _matching(found, wanted)
     own = {id_: made for id_, made in matching.items() if made.owner == found.user}
     matching = _meant(own or matching, wanted)
@@ -46,9 +44,14 @@ def _meant(matching: dict[str, Job], wanted: str) -> dict[str, Job]:
     return living or ({newest: matching[newest]} if spec.name == wanted and not spec.array else matching)
 
 
+def absent(found: store.Store, id_: str) -> errors.NotFound:
+    return errors.NotFound(f"there is no job {id_} in {found.root}", "mlbox jobs --all shows what there is")
+
+
 def _matching(found: store.Store, wanted: str) -> dict[str, Job]:
     users = view.known_users(found)
-    return {id_: made for user in users for id_, made in _known(found, user) if _is(made, id_, wanted)}
+    known = ((id_, made) for user in users for id_, made in _known(found, user))
+    return {id_: made for id_, made in known if _is(made, id_, wanted) and made.is_there()}
 
 
 def array(found: store.Store, name: str) -> list[Job]:

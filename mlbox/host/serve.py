@@ -32,6 +32,7 @@ HANDLERS = {
     "cancel": "cancel",
     "retry": "retry",
     "move": "move",
+    "prune": "prune",
     "queue": "queue",
     "cron": "cron",
     "host": "host",

@@ -21,6 +21,7 @@
           lab.json                         the last good lab.yaml (host/lab.py)
           look.json                        how far a long line was looked through (host/look.py)
       users/<user>/via/<host>.json         where that host's reverse tunnels end
+      users/<user>/pruning/<ulid>          this ended job is being removed (host/pruning.py)
       users/<user>/code/<sha256>.tgz       code as it was submitted
       users/<user>/archive/<day>.<host>.jsonl    ended jobs, one line each
       users/<user>/home/, environments/    $HOME inside containers; layers of the process runtime

@@ -78,6 +78,9 @@ def _codes(found: store.Store) -> Iterator[Stored]:
         stays = "a job needs it" if name in needed else "it has just come" if _is_young(status) else ""
         yield Stored("code", name, status.st_size, status.st_mtime, "", stays)
 
+    for name, status in code.halves(found):  # whoever is at one has the lock of the folder
+        yield Stored("code", name, status.st_size, status.st_mtime, "", "it has just come" if _is_young(status) else "")
+
 
 def _needed(found: store.Store) -> set[str]:
     """The code of jobs that have not ended, wherever they wait or run. Told by their logs: hints may be lost."""

@@ -73,6 +73,8 @@ FILES = ["\tfiles"]
         (["ssh", "kind-otter", "--j"], FILES),
         (["open", "--in", "vs"], ["vscode"]),
         (["port", "add", ""], ["kind-otter"]),
+        (["jobs", ""], ["prune"]),
+        (["jobs", "prune", "--ol"], ["--older-than"]),
         (["queue", ""], ["list", "create", "pause", "resume", "process"]),
         (["queue", "pause", ""], ["default", "night"]),
         (["host", "drain", ""], ["gpu1", "box", "local"]),
@@ -97,7 +99,7 @@ def test_what_may_stand_there(words: list[str], found: list[str], completed: Cal
 
 
 def test_every_option_of_every_command_is_offered(completed: Callable[..., list[str]]) -> None:
-    for words in [*([verb] for verb in cli.VERBS), *(["session", verb] for verb in cli.SESSION_VERBS)]:
+    for words in [*([verb] for verb in cli.VERBS), *([verb, one] for verb in cli.BELOW for one in cli.BELOW[verb])]:
         options = {o for o in cli.parser_of(words)._option_string_actions if o.startswith("--")}
         assert set(completed(*words, "--")) == options
 

@@ -30,6 +30,7 @@ BY_OS = set(
 # The others, and what of them is used: of `os` not what scandir gives, which looks at files by itself; a session's
 # sockets, which no job has; a library's functions.
 ONLY = {
+    "codecs": r"getincrementaldecoder",
     "ctypes": r"CDLL",
     "fcntl": r"flock|ioctl|LOCK_\w+",
     "io": r"BytesIO|TextIOBase",

@@ -1,5 +1,5 @@
-"""SIGKILL, and EIO, ENOSPC and ESTALE, at every call that touches a file of submit, cancel, move, retry and fence, as
-their requests come to a host; and a disk that is full, or broken, from there on. See tests/kit/trials.py.
+"""SIGKILL, and EIO, ENOSPC and ESTALE, at every call that touches a file of submit, cancel, move, retry, prune and
+fence, as their requests come to a host; and a disk that is full, or broken, from there on. See tests/kit/trials.py.
 
 An error is a clear reply. What was acknowledged runs; what was refused does not, or the error says that it may.
 """
@@ -9,16 +9,20 @@ from __future__ import annotations
 import base64
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from queuebox import Box
-from trials import TRUE, Fault, Trial, asked, check, jobs_of, recover, trials, waiting_job
+from trials import TRUE, Fault, Trial, asked, check, child, jobs_of, recover, trials, waiting_job
 
+from mlbox import errors
 from mlbox.core.hints import waiting
+from mlbox.core.schedule import After
 from mlbox.host import code, ready, tick
-from mlbox.host.handlers import host, queue
+from mlbox.host.handlers import host, prune, queue, show, submit
+from mlbox.host.job import Job
 from mlbox.host.store import Store
 
 CODE = base64.b64encode(code.pack({"train.py": b"print(1)"})).decode()
@@ -101,6 +105,44 @@ def test_fence(roots: Path, fault: Fault) -> None:
         box.call(host, do="fence", name="gone")
         done.append(trial)
     ended(done, "fence", 100)
+
+
+def test_prune(roots: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an ended job with its output, and one that another waits for. The first is there whole or not at all; the next
+    pruning goes on with what is left of it."""
+    monkeypatch.setattr(prune, "pause", lambda seconds: None)
+    done = []
+    for trial in trials(roots, fault):
+        box = trial.box
+        box.lab("queues: {default: , shut: }\n")
+        box.call(queue, do="pause", queue="shut")
+        old, needed = waiting_job(box), waiting_job(box)
+        for job in old, needed:
+            box.cancel(job)
+            job.attempt(1).mkdir()
+            (job.attempt(1) / "output.log").write_text("said")
+        waits = submit.submit(box.found, replace(TRUE, queue="shut", after=(After(needed.id, "any"),)))
+        box.jobs.append(waits)
+        asked(trial, "prune", older_than=0)
+        assert child(lambda: tick.run(box.found)) == 0  # noqa: B023 (called at once)
+        assert box.call(show, job=needed.id)["job"]["state"] == "cancelled"
+        if is_there(box, old):
+            assert (old.state().name, box.output(old)) == ("cancelled", "said"), (trial.at, trial.names[-1:])
+        box.call(prune, older_than=0)
+        assert not old.folder.exists(), (trial.at, trial.names[-1:])
+        assert list((box.found.own() / "pruning").iterdir()) == []
+        assert {job.id for job in jobs_of(box)} == {needed.id, waits.id}
+        trial.acknowledged += [needed.id, waits.id]
+        box.call(queue, do="resume", queue="shut")
+        done.append(trial)
+    ended(done, "prune", 100)
+
+
+def is_there(box: Box, job: Job) -> bool:
+    try:
+        return bool(box.call(show, job=job.id))
+    except errors.NotFound:
+        return False
 
 
 @pytest.mark.parametrize("verb", ["submit", "move", "retry"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,21 @@ def test_odd_files_are_passed_over(found: Store) -> None:
     (folder / "2099-01-03.a.jsonl").symlink_to("/etc/passwd")
     (folder / "2099-01-04.a.jsonl").symlink_to("/dev/zero")
     assert latest(found) == [good]
+
+
+def test_files_of_which_no_job_is_there_any_more_go(found: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, there = (ids.ulid(1, bytes([number] * 10)) for number in (1, 2))
+    folder, today = found.own() / "archive", time.strftime("%Y-%m-%d", time.gmtime())
+    folder.mkdir(parents=True)
+    made = {"2001-01-01.a": (gone,), "2001-01-02.a": (gone, there), "2001-01-03.a": (), f"{today}.a": (gone,)}
+    for name, jobs in made.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"id": job, "at": 1.0}) + "\n" for job in jobs))
+    (folder / "2001-01-04.a.jsonl").symlink_to("/etc/passwd")
+    (folder / "2001-01-05.a.jsonl").write_bytes(b"x" * 100)
+    monkeypatch.setattr(archive, "_MOST", 99)  # beyond which nothing is known of it
+    archive.forget(found, {there})
+    left = {path.name.partition(".")[0] for path in folder.iterdir()}
+    assert left == {"2001-01-02", "2001-01-04", "2001-01-05", today}
 
 
 def test_many_end_at_once(found: Store) -> None:

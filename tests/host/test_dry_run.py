@@ -26,7 +26,7 @@ from mlbox.core import ids, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Spec
 from mlbox.host import colleague, files, keeping, processes, reverse
-from mlbox.host.handlers import init
+from mlbox.host.handlers import init, prune
 from mlbox.host.job import Job
 from mlbox.host.serve import HANDLERS, Call
 
@@ -53,6 +53,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return reply
 
     monkeypatch.setattr(Host, "_call", answered)
+    monkeypatch.setattr(prune, "pause", lambda seconds: None)  # it is there until it has its answer
     program = tmp_path / "bin/crontab"
     program.parent.mkdir()
     program.write_text(_CRONTAB)
@@ -214,6 +215,8 @@ CASES: dict[str, tuple[Callable[[Lab], object], str, str]] = {
     "retry": (ended, "retry ended", "ended  would be in line again, as a new job like {id}\n"),
     "move": (of(Lab.waiting, "a"), "move a --queue night --priority -3", "would be in queue night, priority -3\n"),
     "move, top": (of(Lab.waiting, "a"), "move a --top", "would be in queue shut, priority 0, before your others\n"),
+    "jobs prune": (ended, "jobs prune --older-than 0h", " would be freed\n"),
+    "jobs prune, none": (ended, "jobs prune", "0 jobs, 0 B would be freed\n"),
     "queue create": (nothing, "queue create day", "would create day:\nQUEUE"),
     "queue pause": (nothing, "queue pause night --why x", "would pause night:\nQUEUE"),
     "queue resume": (nothing, "queue resume shut", "would resume shut:\nQUEUE"),

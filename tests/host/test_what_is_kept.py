@@ -15,7 +15,7 @@ from mlbox.core import layer
 from mlbox.core.facts import Facts
 from mlbox.core.session import Spec
 from mlbox.core.stored import Stored, expendable
-from mlbox.host import engines, here, prepare, sources, store, stored
+from mlbox.host import code, engines, here, prepare, sources, store, stored
 from mlbox.host.run import Cancel
 
 NAME = "code-server-4.108.1-linux-amd64.tar.gz"
@@ -89,6 +89,18 @@ def test_a_build_uses_what_it_builds_with(found: store.Store, tmp_path: Path, mo
     assert seen == ["in use"]
     thing = of(found, "release")[NAME]
     assert time.time() - thing.used < 3600  # that was a use
+
+
+def test_half_of_an_archive_of_code_goes_unless_somebody_is_at_it(found: store.Store) -> None:
+    whole, half = (aged(found.own() / "code" / name, 40) for name in (f"{'a' * 64}.tgz", f".{'b' * 64}.tgz.4711"))
+    listed = of(found, "code")
+    assert set(listed) == {"a" * 64, half.name} and not any(thing.stays for thing in listed.values())
+    with code.keeping(found):
+        assert not stored.remove(found, listed[half.name]) and half.exists()
+    assert stored.remove(found, listed[half.name]) and not half.exists() and whole.exists()
+    assert of(found, "code").keys() == {"a" * 64}
+    young = aged(half, 0)
+    assert of(found, "code")[young.name].stays == "it has just come"
 
 
 def test_programs_go_unless_a_call_has_begun_with_one(found: store.Store) -> None:

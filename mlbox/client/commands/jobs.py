@@ -14,7 +14,11 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Your jobs: running, waiting (and why), and ended lately.")
+    made: argparse.ArgumentParser = make(
+        usage="mlbox jobs [options]\n       mlbox jobs prune …",
+        description="Your jobs: running, waiting (and why), and ended lately.",
+        epilog="mlbox jobs prune removes those that ended long ago (see its --help)",
+    )
     made.add_argument("--all", action="store_true", help="everybody's")
     made.add_argument("--queue", metavar="Q", default="", help="of one queue")
     made.add_argument("-n", "--ended", type=int, default=20, metavar="N", help="ended ones to show (default: 20)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from mlbox import errors
@@ -43,12 +44,20 @@ def run(call: Call) -> Json:
 def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[Json]:
     rows: dict[str, Json] = {}
     for row in reversed(archive.latest(found, user, ended)):
-        rows[str(row.get("id"))] = row
+        if _is_left(found.job(row["id"], user)):
+            rows[row["id"]] = row
     running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
     in_line = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
     for job in (*running, *in_line):
         rows.update(_row(found, job, user, reasons))
     return [rows[id_] for id_ in sorted(rows)]
+
+
+def _is_left(job: Job) -> bool:
+    """It was not pruned since. One whose spec was lost, or that can't be looked at now, is told of all the same."""
+    with suppress(OSError):
+        return job.is_there() or (job.folder.exists() and not job.is_going())
+    return True
 
 
 def _row(found: store.Store, job: str, user: str, reasons: Reasons) -> dict[str, Json]:

@@ -36,6 +36,8 @@ def run(call: Call) -> Json:
         else:
             output.send(call, last=True)
         state = job.state()
+        if not state.name:  # it was pruned just now
+            raise lookup.absent(found, job.id)
         if follow and not wanted and output.number < state.attempt:
             output = _Output(job, output.number + 1)
             continue
@@ -119,8 +121,8 @@ def _start_of_tail(file: BinaryIO, size: int, lines: int) -> int:
     return start + at + 1
 
 
-def pause() -> None:
+def pause(seconds: float = _LOOK_EVERY) -> None:
     """Until the next look; ends at once when the caller has gone."""
-    ready, _, _ = select.select([0], [], [], _LOOK_EVERY)
+    ready, _, _ = select.select([0], [], [], seconds)
     if ready and not os.read(0, _BLOCK):
         raise errors.MlboxError("the caller has gone")

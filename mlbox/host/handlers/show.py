@@ -16,6 +16,8 @@ def run(call: Call) -> Json:
     lab.identify(found.root)
     job = lookup.job(found, str(call.args.get("job", "")))
     spec, state = job.spec(), job.state()
+    if not state.name:  # it was pruned just now
+        raise lookup.absent(found, job.id)
     reply: Json = {
         "job": archive.summary(job, spec, state), "spec": spec.without_secrets().to_wire(), "events": job.events(),
         "folder": str(job.folder), "waits": {}, "progress": "", "silent": 0.0,

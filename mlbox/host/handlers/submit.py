@@ -77,9 +77,7 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
     hosts = able.check(found, rules, spec.queue, spec.resources, spec.output_limit)
     lab.allowed(rules.lab, spec.work)
-    for after in spec.after:
-        if not view.state_of(found, view.known_users(found), after.job):
-            raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
+    _check_dependencies(found, spec)
     if not fits(spec.resources, hosts[0]):
         try:
             chosen = engines.choose(spec.work, found)
@@ -89,6 +87,15 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
             if not any(spec.queue in host.queues and not fits(spec.resources, host) for host in hosts[1:]):
                 raise
     return hosts
+
+
+def _check_dependencies(found: store.Store, spec: JobSpec) -> None:
+    """Once more when it is in line: whoever prunes one marks it, and then looks who waits (host/pruning.py)."""
+    for after in spec.after:
+        users = list(view.known_users(found))
+        going = any(found.job(after.job, user).is_going() for user in users)
+        if going or not view.state_of(found, users, after.job):
+            raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
 
 
 def _archive(spec: JobSpec, packed: str) -> bytes:
@@ -111,19 +118,20 @@ def _submit_with(found: store.Store, spec: JobSpec, count: int, archive: bytes) 
 
 
 def _submit_all(found: store.Store, spec: JobSpec, count: int) -> list[Job]:
-    if not count:
-        return [submit(found, spec)]
+    """`count`: of an array's jobs; 0: it is one alone."""
     first = id_ = _ulid()
+    spec = replace(spec, array=first) if count else spec
     made: list[Job] = []
     try:
-        for index in range(count):
-            made.append(submit(found, replace(spec, array=first, array_index=index), id_))
+        for index in range(count or 1):
+            made.append(submit(found, replace(spec, array_index=index), id_))
             id_ = ids.following(id_)
+        _check_dependencies(found, spec)
     except (errors.MlboxError, OSError) as error:
-        left = [job for job in reversed(made) if not _take_back(found, job, replace(spec, array=first))]
+        left = [job for job in reversed(made) if not _take_back(found, job, spec)]
         if left:
-            stay = len(left) + isinstance(error, _Stays)
-            raise _Stays(f"{_why(error)}; {text.count(stay, 'job')} of the array stay in line", _hint(spec)) from None
+            stay = text.count(len(left) + isinstance(error, _Stays), "job") + (" of the array" if count else "")
+            raise _Stays(f"{_why(error)}; {stay} may stay in line", _hint(spec)) from None
         raise
     return made
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from aftermath import traces
 from intervals import Fenced, Run, Violation
 from labbox import SESSION_IMAGE, Laptop, as_root
 from labkit import share
-from plans import HOSTS, PEOPLE, SUBMITTERS, Batch, Fault, Plan, long
+from plans import HOSTS, PEOPLE, SUBMITTERS, Batch, Fault, Plan, long, only_on
 from report import Report
 
 from mlbox.core import slots
@@ -44,7 +45,8 @@ _PACE = 4.0  # s between a host's ticks, beside those that submissions and ends 
 class Chaos:
     def __init__(self, planned: Plan, home: Path) -> None:
         self.plan, self.home, self.report = planned, home, Report(planned)
-        self.root = f"/share/chaos-{planned.seed}"
+        # Never one that was there: hosts would see what is gone for a moment more.
+        self.root = f"/share/chaos-{planned.seed}-{os.urandom(3).hex()}"
         self.machines = {host: faults.Machine(host) for host in HOSTS}
         self.acknowledged: dict[str, str] = {}  # whose each job is, the newest last
         self.cancelled: set[str] = set()
@@ -66,8 +68,8 @@ class Chaos:
 
     def run(self) -> Report:
         begin = time.monotonic()
-        self._prepare()
         try:
+            self._prepare()
             with ThreadPoolExecutor(32) as pool:
                 self._all_at_once(pool)
             self._prove()
@@ -95,7 +97,6 @@ class Chaos:
             tick.result()
 
     def _prepare(self) -> None:
-        as_root(HOSTS[0], "rm", "-rf", self.root)
         as_root(HOSTS[0], "install", "-d", "-m", "1777", "-o", PEOPLE[0], self.root)
         for host, machine in self.machines.items():
             for user in PEOPLE:
@@ -181,13 +182,16 @@ class Chaos:
             self.report.faults[fault.kind if made else f"{fault.kind} in vain"] += 1
 
     def _fence(self, host: str, fault: Fault) -> bool:
-        """All see that it is off, and say so, each of their own jobs; False where no other host could be told."""
+        """All see that it is off, and say so, each of their own jobs; False where no other host could be told.
+
+        One more job waits for it meanwhile."""
         machine, others = self.machines[host], [other for other in HOSTS if other != host]
-        machine.switch_off(fault.seconds / 2)
+        machine.switch_off(fault.seconds)
         try:
             told = [self._say(user, "fence", host, others * 2) for user in PEOPLE]
-            begin = time.monotonic()
-            time.sleep(fault.seconds / 2)
+            begin, waits = time.monotonic(), only_on(host, PEOPLE[fault.number % len(PEOPLE)])
+            if any(told):
+                self._put_in_line(self.laptop(f"waits-{host}", waits.user), waits)
         finally:
             machine.boot()
         for user in PEOPLE:

@@ -136,9 +136,19 @@ def _batch(dice: random.Random, count: int) -> Batch:
     elif kind == "long":
         seconds, count = 15, min(count, 2)
     words += ["--gpu-share", f"{share}G"] if share else ["--gpus", str(gpus)]
-    words += ["--array", str(count), "--cpus", "0", "--no-code", "--max-losses", "99"]
-    words += ["--", "python3", "-c", _RECORDER, folder, str(seconds), str(share << 10), str(fails)]
+    words += ["--array", str(count), *_recording(folder, seconds, share, fails)]
     return Batch(count, tuple(words), dice.choice(HOSTS), user)
+
+
+def only_on(host: str, user: str) -> Batch:
+    """One job that waits for this host, put in line elsewhere."""
+    words = ("--on", host, "--gpus", "1", *_recording(f"/home/{user}/chaos", 0.5))
+    return Batch(1, words, next(other for other in HOSTS if other != host), user)
+
+
+def _recording(folder: str, seconds: float, share: int = 0, fails: int = 0) -> tuple[str, ...]:
+    program = ("python3", "-c", _RECORDER, folder, str(seconds), str(share << 10), str(fails))
+    return ("--cpus", "0", "--no-code", "--max-losses", "99", "--", *program)
 
 
 def short(seed: int) -> Plan:

@@ -158,7 +158,10 @@ def test_the_engine_that_the_host_has(monkeypatch: pytest.MonkeyPatch, there: di
         else:
             with pytest.raises(errors.HostUnready, match=chosen):
                 engines.choose(spec, store.Store())
-    assert engines.choose(Spec(image="x", runtime="podman"), store.Store()) == engines.Choice("podman")
+    for named in ENGINES:  # and no other, whatever there is
+        monkeypatch.setattr(engines, "by_name", lambda name, found: Fake(f"it is {name}"))
+        with pytest.raises(errors.HostUnready, match=f"it is {named}"):
+            engines.choose(Spec(image="x", runtime=named), store.Store())
     assert engines.choose(Spec(), store.Store()) == engines.Choice("process")
 
 

@@ -12,7 +12,7 @@ import pytest
 from mlbox import errors
 from mlbox.core.session import Mount, Spec
 from mlbox.host import here, store
-from mlbox.host.engines import Run, asking, selinux
+from mlbox.host.engines import Run, asking, container, selinux
 from mlbox.host.engines.docker import Docker
 from mlbox.host.run import NO_ANSWER
 
@@ -166,13 +166,13 @@ def test_an_engine_that_does_not_answer_is_asked_once_in_a_while(monkeypatch: py
         return NO_ANSWER, "", "docker did not answer within 60 s"
 
     monkeypatch.setattr(asking, "_silent", {})
-    monkeypatch.setattr(asking, "capture", silent)
+    monkeypatch.setattr(container, "capture", silent)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for expected in (1, 1, 2):
         with pytest.raises(errors.HostUnready, match="docker did not answer within 60 s"):
             Docker(store.Store()).identify(Spec(image="alpine"))
         assert len(asked) == expected
         now[0] += 50
-    monkeypatch.setattr(asking, "capture", lambda argv, timeout: (0, "sha256:1\n", ""))
+    monkeypatch.setattr(container, "capture", lambda argv, timeout: (0, "sha256:1\n", ""))
     now[0] += 50
     assert [Docker(store.Store()).identify(Spec(image="alpine")) for _ in range(2)] == ["sha256:1"] * 2

@@ -31,7 +31,7 @@ from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, image, store
 from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal, selinux
-from mlbox.host.run import Cancel, stream
+from mlbox.host.run import Cancel, capture, stream
 
 LAYERS = "mlbox-layer"
 
@@ -67,13 +67,14 @@ class Container:
 
     def ask(self, *arguments: str, timeout: float = 60) -> tuple[int, str, str]:
         try:
-            return asking.ask(self.program, arguments, timeout)
+            return capture((self.program, *arguments), timeout)
         except FileNotFoundError:
             hint = f"install {self.title}, or use --runtime process (no container)"
             raise errors.HostUnready(f"there is no {self.program} on this host", hint) from None
 
     def identify(self, spec: Spec) -> str:
-        code, out, error = self.ask("image", "inspect", "--format", "{{.Id}}", spec.image)
+        question = ("image", "inspect", "--format", "{{.Id}}", spec.image)
+        code, out, error = asking.once_in_a_while(self.program, lambda: self.ask(*question))
         if code == 0:
             return out.strip()
         if re.search("no such image|image not known", error, re.I):

@@ -42,10 +42,11 @@ def test_files_that_are_named_are_there(name: str) -> None:
 def parsers() -> dict[str, list[argparse.ArgumentParser]]:
     """Verb -> its parser, those of what it has below it, and of its files (session list)."""
     found: dict[str, list[argparse.ArgumentParser]] = {}
-    for words in [*([verb] for verb in cli.VERBS), *(["session", verb] for verb in cli.SESSION_VERBS)]:
+    below = [[verb, word] for verb, more in cli.BELOW.items() for word in more]
+    for words in [*([verb] for verb in cli.VERBS), *below]:
         parser = cli.parser_of(words)
-        below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        found.setdefault(words[0], []).extend([parser, *(one for action in below for one in action.choices.values())])
+        inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        found.setdefault(words[0], []).extend([parser, *(one for action in inner for one in action.choices.values())])
     return found
 
 
@@ -56,7 +57,7 @@ def options(verb: str) -> set[str]:
 def verbs_below(verb: str) -> set[str]:
     actions = (action for parser in parsers()[verb] for action in parser._actions if not action.option_strings)
     given = {str(choice) for action in actions for choice in action.choices or ()}
-    more = {"session": cli.SESSION_VERBS, "completion": ["words"]}  # `words`: what the shells' scripts call
+    more = {**cli.BELOW, "completion": ["words"]}  # `words`: what the shells' scripts call
     return given | {*more.get(verb, ())}
 
 
@@ -80,7 +81,7 @@ def test_commands_that_are_named_are_there(name: str) -> None:
         for number, part in enumerate(" ".join(own).split(" | ")):  # `session list | info`, and `jobs | show ID`
             first = part.split()[0]
             assert first in cli.VERBS or (number and first in verbs_below(verb)), words
-            if not number and verb != "session" and verbs_below(verb):
+            if not number and verb not in cli.BELOW and verbs_below(verb):
                 assert {*"|".join(own[1:2]).split("|")} <= {"", *verbs_below(verb)}, words
             named = set(re.findall(r"(?:^|[ \[])(--?[a-z][a-z-]*)", part))
             assert named <= options(first if first in cli.VERBS else verb), words

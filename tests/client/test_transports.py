@@ -258,6 +258,7 @@ def test_writing_to_a_command_that_has_ended(transport: Transport) -> None:
 
 
 def test_two_at_once_over_one_connection(far: Transport) -> None:
+    far.open("exec true").wait()  # of two that find none each makes one
     channels = [far.open("exec sh -c 'echo $SSH_CONNECTION; exec cat'") for _ in range(2)]
     first, second = (line(channel) for channel in channels)
     assert first == second

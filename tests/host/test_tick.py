@@ -914,12 +914,12 @@ def test_a_job_submitted_by_a_job_outlives_it(
 def test_a_drained_host_starts_nothing_and_lets_run(box: Box) -> None:
     running = box.sh("sleep 0.5")
     box.started(running)
-    box.call(host_handler, do="drain", name="")
+    box.call(host_handler, do="drain", name=box.found.host)
     job = box.sh("true")
     assert "drained" in (box.tick().waits or {})[job.id]
     assert box.end(running).name == "finished"
     assert job.state().name == "submitted"
-    box.call(host_handler, do="resume", name="")
+    box.call(host_handler, do="resume", name=box.found.host)
     box.tick()
     assert box.end(job).name == "finished"
 

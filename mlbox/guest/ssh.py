@@ -74,7 +74,7 @@ def serve(
         log.touch()
         control.give(log, owner)
         listener = control.listen(sockets / "ssh.sock", owner)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except OSError as error:
         say("ssh", {"state": "failed", "why": str(error), "log": ""})
         return
     command = [config["ssh"]["sshd"], "-i", "-e", "-f", str(conf / "sshd_config")]
@@ -100,11 +100,13 @@ def unlock(shadow: Path) -> None:
 
 
 def _host_key(conf: Path, owner: tuple[int, int]) -> str:
-    """The public half of this session's own key, made on its first start."""
+    """The public half of this session's own key, made on its first start. Raises OSError with what ssh-keygen says."""
     path = conf / "ssh_host_ed25519_key"
     if not path.exists():
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mlbox session", "-f", str(path)]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise OSError(f"ssh-keygen: {done.stderr.strip() or done.returncode}")
     for file in (path, path.with_suffix(".pub")):
         control.give(file, owner)
     return " ".join(path.with_suffix(".pub").read_text().split()[:2])

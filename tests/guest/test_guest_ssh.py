@@ -164,6 +164,11 @@ def test_a_key_let_in_later_opens_it(session: Session) -> None:
     assert session.ssh("echo in", identity="second").stdout == "in\n"
 
 
+def test_a_host_key_that_can_t_be_kept_is_told_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory"):
+        ssh._host_key(tmp_path / "gone", (os.getuid(), os.getgid()))
+
+
 def test_the_host_key_stays_and_is_private(session: Session) -> None:
     path = session.run_folder / "conf/ssh_host_ed25519_key"
     assert path.stat().st_mode & 0o777 == 0o600

@@ -171,6 +171,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["jobs", "-n", "few"], "-n/--ended takes a whole number, not 'few'"),
         (["submit", "train.py", "--lr", "3"], "a command with options goes behind --"),
         (["host", "drain"], "required: NAME"),
+        (["session", "shutdown", ""], "'' is no session's name"),
         (["logs"], "required: ID|NAME"),
         (["cron", "instal"], "there is no `mlbox cron instal`"),
         (["move", "x", "--top", "--bottom"], "not allowed with argument"),

@@ -15,11 +15,14 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="End a session.")
     options.dry_run(made)
     options.session(made)
+    made.set_defaults(session=None)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    return run(arguments.session, arguments.host, options.config(arguments), arguments.json)
+    if arguments.session == "":  # a script's variable that is not set
+        raise errors.Usage("'' is no session's name", "leave it out where you have only one")
+    return run(arguments.session or "", arguments.host, options.config(arguments), arguments.json)
 
 
 def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:

@@ -6,6 +6,7 @@
 set -u
 
 find /run -mindepth 1 -maxdepth 1 -exec rm -rf {} + 2>/dev/null
+rm -rf /tmp/storage-run-*  # podman's, without root and logind: of another boot it is refused
 mkdir -p /run/sshd /run/lock
 
 cat /proc/sys/kernel/random/uuid >/run/boot_id

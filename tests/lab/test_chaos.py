@@ -16,4 +16,6 @@ def test_chaos(tmp_path: Path) -> None:
     report = Chaos(short(14), tmp_path).run()
     print(report)
     assert report.violations == []
-    assert set(report.faults) == set(faults.KINDS)
+    made = {kind for kind in report.faults if not kind.endswith(" in vain")}
+    assert {*made, *faults.VICTIMS} == set(faults.KINDS)
+    assert len(made & {*faults.VICTIMS}) > 1  # whether one runs just then that is to be killed is the machine's timing

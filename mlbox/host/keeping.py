@@ -6,6 +6,7 @@ Whether a keeper lives is asked of the kernel (the lock), never of a pid file, a
 from __future__ import annotations
 
 import fcntl
+import gc
 import io
 import json
 import os
@@ -52,11 +53,15 @@ def is_held(path: Path) -> bool:
     return False
 
 
+generation = 0  # how often this process's image was forked since Python started: each adds to its stack
+
+
 def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> None:
     """Run `body` in a process of its own that survives this one, the login and the terminal. Its output is appended
     to `log`, or (None) goes where this one's does.
 
     Of this process's open files it has only `keep`: another lock that came along would never be free again."""
+    global generation
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -71,7 +76,11 @@ def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> N
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for target in (1, 2):
                 os.dup2(out, target)
+        # What is garbage by now may be a file whose number is closed here, and soon a lock's: collected later, it would
+        # close that.
+        gc.freeze()
         processes.close_all_but({0, 1, 2, *keep})
+        generation += 1
         sys.stdout = sys.stderr = _Log()  # whatever they were before
         body()
         os._exit(0)

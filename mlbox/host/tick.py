@@ -30,6 +30,7 @@ from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
 _LONG = 1 << 20  # bytes of the tick's log
+_GENERATIONS = 16  # of keepers, forked by one another's last tick
 
 
 @dataclass(frozen=True)
@@ -261,9 +262,14 @@ def _preempt(found: store.Store, job: str, for_job: str) -> bool:
 
 
 def again(found: store.Store) -> None:
-    """After a job's end, a keeper's last act: what it made room for starts now, not at cron's next minute."""
+    """After a job's end, a keeper's last act: what it made room for starts now, not at cron's next minute.
+
+    Mostly by a fork, as a Python's start costs more than a short job. But what is started so ends here too, deeper in
+    the same stack: after a while a new Python goes on."""
     guard(str(found.root))
     try:
+        if keeping.generation >= _GENERATIONS:
+            os.execv(sys.executable, (sys.executable, "-I", "-S", sys.argv[0], "tick", "--root", str(found.root)))
         run(found)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:
         print(f"tick: {error}", file=sys.stderr)

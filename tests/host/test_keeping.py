@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from queuebox import until
 
 from mlbox import errors
 from mlbox.host import keeping
@@ -64,3 +67,22 @@ def test_a_pid_that_is_another_process_now_gets_no_signal(tmp_path: Path, monkey
             keeping.tell_process(tmp_path / "lock", tmp_path / "pid", "runner")
         other.kill()
         assert other.wait() == -signal.SIGKILL  # and of nothing else
+
+
+def test_garbage_of_before_closes_no_file_of_a_keepers(tmp_path: Path) -> None:
+    """Its numbers were closed at the fork, and are a lease's by the time that it is collected."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.file, self.itself = (tmp_path / "before").open("w"), self
+
+    def body() -> None:
+        opened = [os.open(tmp_path, os.O_RDONLY) for _ in range(64)]
+        gc.collect()
+        for descriptor in opened:
+            os.fstat(descriptor)
+        (tmp_path / "said").write_text("all are open")
+
+    Cycle()
+    keeping.detach(body, tmp_path / "log", ())
+    until((tmp_path / "said").exists)

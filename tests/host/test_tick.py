@@ -908,6 +908,19 @@ def test_a_job_submitted_by_a_job_outlives_it(
     box.assert_nothing_leaks()
 
 
+def test_after_some_keepers_that_forked_one_another_a_new_python_goes_on(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is deeper in the same stack: of a hundred short jobs in a row the last ones were left to cron."""
+    monkeypatch.setattr(tick, "_GENERATIONS", 2)
+    box.lab("queues: {default: {max_running: 1}}\n")
+    made = box.submit_all("sh", "-c", "tr '\\0' ' ' </proc/$PPID/cmdline", array=5)
+    box.tick()
+    until(lambda: not any(job.state().live for job in made))
+    assert [" tick --root " in box.output(job) for job in made] == [False, False, True, True, True]
+    assert [box.keeper_log(job) for job in made if box.keeper_log(job)] == []
+
+
 # ---- words of people -----------------------------------------------------------------------------
 
 

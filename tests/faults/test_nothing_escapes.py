@@ -23,7 +23,7 @@ from mlbox.host import code
 # They touch no file, or by `os` and `open` alone, or run other programs, or read the system's own.
 BY_OS = set(
     "__future__ _thread base64 collections collections.abc concurrent.futures contextlib dataclasses datetime difflib "
-    "errno functools gzip hashlib hmac importlib itertools json math pathlib posixpath psutil pwd pynvml random re "
+    "errno functools gc gzip hashlib hmac importlib itertools json math pathlib posixpath psutil pwd pynvml random re "
     "secrets select selectors shlex shutil signal stat struct subprocess sys tarfile termios threading time traceback "
     "typing urllib.error urllib.request yaml zlib".split()
 )

@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output had enough
         return 0
-    except Exception as error:
+    except Exception as error:  # nobody is shown a traceback: a bug's is in a file that is named
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             print(f"mlbox: the output can't be written: {error.strerror}", file=sys.stderr)

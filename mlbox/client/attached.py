@@ -118,7 +118,7 @@ class Attached:
         try:
             talk.send({"reach": self.reach.to_wire(), "config": asdict(self._config)})
             found = owners.answer(talk.receive(_BEGIN), self.reach.name)
-        except BaseException:
+        except BaseException:  # ^C too: the process that holds them ends with its last client
             talk.close()
             raise
         if "taken" in found:

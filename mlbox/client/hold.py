@@ -45,7 +45,7 @@ def main(descriptor: int) -> int:
             _hold(talk, order)
     except errors.MlboxError as error:
         talk.send(wire.encode_error(error))
-    except Exception as error:
+    except Exception as error:  # a bug: whoever waits for these tunnels would wait for ever
         journal.note(name, "a bug: " + traceback.format_exc())
         bug = errors.MlboxError(f"this is a bug in mlbox: {error}", f"report it with {state.home() / 'tunnels.log'}")
         talk.send(wire.encode_error(bug))

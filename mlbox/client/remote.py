@@ -125,7 +125,7 @@ class Host:
                 reply = _await_reply(channel, reader, on_progress, silence)
             except KeyboardInterrupt:
                 raise Interrupted(_undone(channel, reader)) from None
-            except BaseException:
+            except BaseException:  # on_progress may raise anything: the host hears first that nobody waits
                 _undone(channel, reader)
                 raise
             if reply is not None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import crontabs
 import pytest
 from queuebox import Box
 
@@ -13,22 +14,10 @@ from mlbox import errors
 from mlbox.host import here
 from mlbox.host.handlers import cron
 
-_CRONTAB = """#!/bin/sh
-if [ "$1" != -l ]; then exec cat >"$CRONTAB"; fi
-cat "$CRONTAB" 2>/dev/null || { echo "$NONE" >&2; exit 1; }
-"""
-
 
 @pytest.fixture(autouse=True)
 def crontab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    program = tmp_path / "bin/crontab"
-    program.parent.mkdir()
-    program.write_text(_CRONTAB)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    monkeypatch.setenv("CRONTAB", str(tmp_path / "crontab"))
-    monkeypatch.setenv("NONE", "no crontab for ada")
-    return tmp_path / "crontab"
+    return crontabs.fresh(tmp_path, monkeypatch)
 
 
 def test_others_lines_stay_as_they_are(box: Box, crontab: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import crontabs
 import pytest
 from queuebox import Box, until
 
@@ -33,9 +34,6 @@ from mlbox.host.serve import HANDLERS, Call
 Json = dict[str, Any]
 Tree = dict[str, tuple[int, bytes]]
 KEY = "ssh-ed25519 " + "A" * 68
-_CRONTAB = """#!/bin/sh
-if [ "$1" = -l ]; then cat "$CRONTAB" 2>/dev/null || { echo no crontab >&2; exit 1; }; else cat >"$CRONTAB"; fi
-"""
 
 
 class Quiet(Call):
@@ -54,12 +52,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Host, "_call", answered)
     monkeypatch.setattr(prune, "pause", lambda seconds: None)  # it is there until it has its answer
-    program = tmp_path / "bin/crontab"
-    program.parent.mkdir()
-    program.write_text(_CRONTAB)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    monkeypatch.setenv("CRONTAB", str(tmp_path / "crontab"))
+    crontabs.fresh(tmp_path, monkeypatch)
     monkeypatch.delenv("MLBOX_SSH_CONFIG", raising=False)
 
 

@@ -59,7 +59,7 @@ def join(
         try:
             attached.dial()
             attached.wait_up(attached.reach)
-        except BaseException:
+        except BaseException:  # ^C too: nobody is attached yet, and the tunnels end
             attached.close()
             raise
     return work(host, attached, found, manner, then)

@@ -54,7 +54,7 @@ class Tunnels:
         try:
             for service in self._services:
                 self._ports[service.name] = Port(service)
-        except BaseException:
+        except BaseException:  # ^C too: all ports or none
             for port in self._ports.values():
                 port.close()
             raise

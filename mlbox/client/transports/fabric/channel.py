@@ -95,7 +95,7 @@ class Channel:
                 if sent == 0:
                     raise EOFError
                 view = view[sent:]
-        except Exception:
+        except Exception:  # whatever paramiko's transport had (above)
             raise errors.Unreachable("the connection ended while a request was sent") from None
 
     def close_input(self) -> None:
@@ -105,7 +105,7 @@ class Channel:
     def read(self) -> bytes:
         try:
             data: bytes = self._channel.recv(65536)
-        except Exception:
+        except Exception:  # as in write()
             return b""
         return data
 

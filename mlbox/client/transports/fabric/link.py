@@ -140,7 +140,7 @@ class FabricLink:
                 with contextlib.suppress(errors.Unreachable):  # the exit code says more
                     channel.write(before + request.encode())
                 found = _connected(channel, request.nonce)
-            except BaseException:
+            except BaseException:  # however it ends, its command does not stay
                 channel.kill()
                 raise
             if found is not None:

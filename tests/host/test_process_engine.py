@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mlbox import errors
+from mlbox.core import layer as layers
+from mlbox.core.facts import Facts
 from mlbox.core.session import Spec
 from mlbox.host import engines, store
-from mlbox.host.engines import Run
+from mlbox.host.engines import Build, Run
 from mlbox.host.run import Cancel
 
 
@@ -54,3 +57,19 @@ def test_what_ends_with_a_login_is_not_for_a_session(
     found = dict(line.split("=", 1) for line in (tmp_path / "log").read_text().splitlines())
     assert found["STAYS"] == "here" and found["MLBOX_SESSION"] == "01" and "SSH_CONNECTION" not in found
     assert {name: found[name] for name in of_a_login if name in found} == ({} if login else of_a_login)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_a_build_unpacks_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    """pip leaves it where it is killed: in TMPDIR if the user has one, or beside the layer's script."""
+    context, temporary = tmp_path / "context", tmp_path / "tmp"
+    for folder in (context, temporary):
+        folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary)) if own else monkeypatch.delenv("TMPDIR", raising=False)
+    (context / "layer.sh").write_text(f'echo wheel >"$(mktemp)"; echo $TMPDIR >{tmp_path}/where; exit 1\n')
+    layer = layers.plan(Spec(runtime="process", packages=("numpy",)), Facts("host:1"))
+    with pytest.raises(errors.MlboxError):
+        engine = engines.by_name("process", store.Store(tmp_path / "root"))
+        engine.build(Build("01", "", layer, context, context), lambda *words: None, Cancel())
+    where = Path((tmp_path / "where").read_text().strip())
+    assert where.parent == (temporary if own else context) and not where.exists()

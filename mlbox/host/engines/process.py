@@ -67,18 +67,22 @@ class Process:
         import shutil
 
         context, folder = work.context, self._folder(work.layer)
+        # What pip unpacks goes with it, also when it is killed.
+        scratch = Path(os.environ.get("TMPDIR") or context) / f"mlbox-{work.session}"
         shutil.rmtree(folder, ignore_errors=True)
         files.make_folder(folder, 0o700)
         (folder / _HOST).write_text(here.host_name())  # hosts may share this folder; none uses another's
         environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}
         image.write_environment(context, environment, "", str(context / "pip.conf"))
         try:
-            marked = {**os.environ, "MLBOX_SESSION": work.session}
+            scratch.mkdir(mode=0o700)
+            marked = {**os.environ, "MLBOX_SESSION": work.session, "TMPDIR": str(scratch)}
             result = stream(("/bin/sh", str(context / "run")), image.step_progress(say), cancel, marked)
             if result.code != 0:
                 raise image.build_failed(result)
             files.write_whole(folder / _COMPLETE, b"")
         finally:
+            shutil.rmtree(scratch, ignore_errors=True)
             if not (folder / _COMPLETE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
         return str(folder)

@@ -94,6 +94,9 @@ def _offer(
     if answer == "new":
         return start.again()
     output.note(f"  joining {newest['name']}, which is running already (--new starts another)")
+    unheeded = replace(said, host=None, name=None, port=None).beyond(Answers())
+    if unheeded:  # by their names: a value may be a secret
+        output.note(f"  it stays as it is; for a new one: {', '.join(flag.split()[0] for flag in unheeded)}")
     ports = ports_of(said)
     return attach.join(host, str(newest["id"]), config, ports, options)
 

@@ -30,6 +30,14 @@ def main(argv: list[str] | None = None) -> int:
 
         here.be_readable()
         return tick.main(arguments[1:])
+    if arguments[:1] == ["again"] and len(arguments) == 2:  # a keeper's last act (tick.again)
+        from pathlib import Path
+
+        from mlbox.host import here, store, tick
+
+        here.be_readable()
+        tick.again(store.Store(Path(arguments[1])))
+        return 0
     if arguments[:1] == ["rendezvous"] and len(arguments) == 3:
         from mlbox.host import rendezvous
 

@@ -9,16 +9,27 @@ from mlbox.core.gpu import Gpu
 from mlbox.host import driver as drivers
 from mlbox.host import files, lease, nvml, store
 
+Asked = tuple[list[Gpu], str]
 
-def gpus(found: store.Store) -> tuple[list[Gpu], str]:
-    """The GPUs and the driver's version, or the reason why there are none. While the driver fails they are those that
-    this user's ticks last told of, out of order: a host whose GPUs are gone from sight is not one without any."""
+
+def gpus(found: store.Store) -> Asked:
+    """The GPUs and the driver's version, or the reason why there are none."""
+    return held(*ask(found))
+
+
+def ask(found: store.Store) -> Asked:
+    """Without their leases. While the driver fails they are those that this user's ticks last told of, out of order: a
+    host whose GPUs are gone from sight is not one without any."""
     try:
         there, driver = drivers.gpus(found)
     except nvml.Failed as failed:
         driver = str(failed)
         known = from_wire(files.read_json(found.on() / "host.json")) or ()
         there = [Gpu(g.index, g.uuid, g.name, g.memory, error=driver) for g in known]
+    return there, driver
+
+
+def held(there: list[Gpu], driver: str) -> Asked:
     holders = lease.held_by([g.uuid for g in there if g.uuid])
     return [replace(g, holder=holders.get(g.uuid)) for g in there], driver
 

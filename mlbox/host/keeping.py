@@ -6,7 +6,6 @@ Whether a keeper lives is asked of the kernel (the lock), never of a pid file, a
 from __future__ import annotations
 
 import fcntl
-import gc
 import io
 import json
 import os
@@ -76,9 +75,6 @@ def detach(body: Callable[[], None], log: Path | None, keep: Iterable[int]) -> N
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for target in (1, 2):
                 os.dup2(out, target)
-        # What is garbage by now may be a file whose number is closed here, and soon a lock's: collected later, it would
-        # close that.
-        gc.freeze()
         processes.close_all_but({0, 1, 2, *keep})
         generation += 1
         sys.stdout = sys.stderr = _Log()  # whatever they were before

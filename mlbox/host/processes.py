@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pwd
 import signal
@@ -164,6 +165,10 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def close_all_but(keep: set[int]) -> None:
+    """In a process that was forked just now."""
+    # What is garbage by now may be a file whose number is closed here, and soon a lock's: collected later, it would
+    # close that.
+    gc.freeze()
     folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     for name in os.listdir(folder):
         if name.isdigit() and int(name) not in keep:

@@ -24,7 +24,22 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.lab import Lab
 from mlbox.core.schedule import Plan, View, Waiting, plan, running
-from mlbox.host import attempts, claim, files, here, keeping, lab, lease, look, processes, ready, slots, store, view
+from mlbox.host import (
+    attempts,
+    claim,
+    files,
+    here,
+    inventory,
+    keeping,
+    lab,
+    lease,
+    look,
+    processes,
+    ready,
+    slots,
+    store,
+    view,
+)
 from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
 
@@ -132,8 +147,9 @@ def _pass(found: store.Store) -> Report:
         if waits:
             files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
         return Report(waits=waits, trouble=rules.trouble)
+    asked = inventory.ask(found)  # before other users wait for the lock: a driver may take its time
     with lease.choosing():
-        seen = view.read(found, rules.lab, time.time())
+        seen = view.read(found, rules.lab, time.time(), asked)
         done = _work_off(found, seen.view, rules.lab)
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
@@ -180,7 +196,7 @@ def foresee(found: store.Store) -> Report:
     rules = lab.rules(found)
     if not rules.usable:
         return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
-    decided, _ = _decide(found, view.read(found, rules.lab, time.time()).view)
+    decided, _ = _decide(found, view.read(found, rules.lab, time.time(), inventory.ask(found)).view)
     started = tuple(chosen.job for chosen in decided.start)
     return Report(started, tuple(decided.preempt), tuple(decided.fail), dict(decided.waits), rules.trouble)
 
@@ -269,10 +285,22 @@ def again(found: store.Store) -> None:
     guard(str(found.root))
     try:
         if keeping.generation >= _GENERATIONS:
-            os.execv(sys.executable, (sys.executable, "-I", "-S", sys.argv[0], "tick", "--root", str(found.root)))
+            _anew(found)
         run(found)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:
         print(f"tick: {error}", file=sys.stderr)
+
+
+def _anew(found: store.Store) -> None:
+    """The same, by a new Python. Returns where that can't be."""
+    if not os.path.exists(sys.argv[0]):  # pruned meanwhile
+        return
+    if here.umask >= 0:  # it finds the user's own again (here.be_readable)
+        os.umask(here.umask)
+    try:
+        os.execv(sys.executable, (sys.executable, "-I", "-S", sys.argv[0], "again", str(found.root)))
+    except OSError:
+        here.be_readable()
 
 
 def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:

@@ -41,9 +41,10 @@ class Seen:
     looked: Json  # what the next look at this user's lines goes on from
 
 
-def read(found: store.Store, rules: Lab, now: float) -> Seen:
+def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> Seen:
+    """`asked`: of the driver, a moment ago."""
     users = list(known_users(found))
-    gpus, driver = inventory.gpus(found)
+    gpus, driver = inventory.held(*asked)
     running = [run for user in users for run in running_of(found, user)]
     shares = lease.shares()
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,9 +41,16 @@ def found(tmp_path: Path) -> store.Store:
 
 
 @pytest.fixture
-def is_asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
+def is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], None]]:
     monkeypatch.setattr(nvml, "is_there", lambda: True)
-    return lambda answer: monkeypatch.setattr(nvml, "gpus", answer)
+    yield lambda answer: monkeypatch.setattr(nvml, "gpus", answer)
+    monkeypatch.undo()
+    until(all_are_buried)
+
+
+def all_are_buried() -> bool:
+    driver._bury(1)
+    return not driver._unburied
 
 
 @pytest.mark.parametrize(("answer", "said"), [(hangs, "does not answer"), (crashes, "crashed"), (fails, "mismatch")])
@@ -84,7 +91,42 @@ def test_one_that_has_just_begun_is_waited_for(
                 fcntl.flock(held, fcntl.LOCK_UN)
 
         monkeypatch.setattr(time, "sleep", sleep)
-        assert driver.gpus(found) == ([GPU], "550") and len(slept) == 2
+        assert driver.gpus(found) == ([GPU], "550") and slept.count(driver._PAUSE) == 2
+
+
+def test_one_that_has_not_said_yet_when_it_began_is_not_the_last_one(
+    found: store.Store, is_asked: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_asked(answers)
+    with (found.boot_folder() / "driver.lock").open("w") as held:
+        held.write(f"{processes.uptime() - driver.PATIENCE - 1:020.3f}")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        acts: list[Callable[[], object]] = [
+            lambda: os.pwrite(held.fileno(), f"{processes.uptime():020.3f}".encode(), 0),
+            lambda: fcntl.flock(held, fcntl.LOCK_UN),
+        ]
+        monkeypatch.setattr(time, "sleep", lambda seconds: acts.pop(0)() if acts else None)
+        assert driver.gpus(found) == ([GPU], "550")
+
+
+def test_who_has_answered_is_buried(found: store.Store, is_asked: Callable[[Answer], None]) -> None:
+    """A session's request lives as long as its image is pulled, and asks more than once."""
+    is_asked(answers)
+    driver.gpus(found)
+    until(all_are_buried)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_bug_is_not_said_to_be_the_drivers(found: store.Store, is_asked: Callable[[Answer], None]) -> None:
+
+    def wrong() -> tuple[list[Gpu], str]:
+        raise KeyError("name")
+
+    is_asked(wrong)
+    with pytest.raises(nvml.Failed, match="a bug in mlbox: KeyError: 'name'"):
+        driver.gpus(found)
 
 
 def test_who_asks_holds_nothing_of_ours(found: store.Store, is_asked: Callable[[Answer], None]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from queuebox import Box
 
 from mlbox.core.hints import waiting
-from mlbox.host import files, heard, lab, processes, ready, store, view
+from mlbox.host import files, heard, inventory, lab, processes, ready, store, view
 from mlbox.host.handlers import cancel, host, jobs, queue, show, status, submit
 from mlbox.host.idle import FRESH
 from mlbox.host.job import Job
@@ -51,7 +51,7 @@ def in_line(box: Box) -> str:
 
 
 def is_reserved_here(box: Box, job: str, now: float) -> bool:
-    return job in view.read(box.found, lab.rules(box.found).lab, now).view.reserved_here
+    return job in view.read(box.found, lab.rules(box.found).lab, now, inventory.ask(box.found)).view.reserved_here
 
 
 @pytest.mark.parametrize("off", [0.0, 30 * 86400.0, -30 * 86400.0])

@@ -914,10 +914,17 @@ def test_after_some_keepers_that_forked_one_another_a_new_python_goes_on(
     """Each is deeper in the same stack: of a hundred short jobs in a row the last ones were left to cron."""
     monkeypatch.setattr(tick, "_GENERATIONS", 2)
     box.lab("queues: {default: {max_running: 1}}\n")
-    made = box.submit_all("sh", "-c", "tr '\\0' ' ' </proc/$PPID/cmdline", array=5)
-    box.tick()
+    monkeypatch.setattr(here, "umask", -1)
+    before = os.umask(0o077)
+    try:
+        here.be_readable()
+        made = box.submit_all("sh", "-c", "tr '\\0' ' ' </proc/$PPID/cmdline; umask", array=5)
+        box.tick()
+    finally:
+        os.umask(before)
     until(lambda: not any(job.state().live for job in made))
-    assert [" tick --root " in box.output(job) for job in made] == [False, False, True, True, True]
+    assert {box.output(job).split()[-1] for job in made} == {"0077"}  # the user's own, in all of them
+    assert [" again " in box.output(job) for job in made] == [False, False, True, True, True]
     assert [box.keeper_log(job) for job in made if box.keeper_log(job)] == []
 
 

@@ -55,7 +55,7 @@ def victims(what):
         return sorted((keepers[folder], runners[folder]) for folder in keepers.keys() & runners.keys())
     if what != "tick":
         return sorted((pid,) for pid in (keepers if what == "keeper" else runners).values())
-    busy = {p for p, a in all_.items() if a[3:4] and a[3].endswith(".pyz") and a[4] in ("tick", "host")}
+    busy = {p for p, a in all_.items() if a[3:4] and a[3].endswith(".pyz") and a[4] in ("tick", "host", "again")}
     return sorted((pid,) for pid in busy - set(keepers.values()) - set(runners.values()))
 deadline = time.monotonic() + 15
 while time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,13 @@ def summary(job: Job, spec: JobSpec, state: State) -> Json:
     }  # fmt: skip
 
 
-def latest(found: store.Store, owner: str, limit: int) -> list[Json]:
-    """The newest `limit` ended jobs of a user, the last first. After a crash one may have been added twice."""
+def latest(found: store.Store, owner: str, limit: int, is_left: Callable[[str], bool] = lambda id_: True) -> list[Json]:
+    """The newest `limit` ended jobs of a user, without those of which nothing is left, the last first. After a crash
+    one may have been added twice."""
     lines: dict[str, Json] = {}
     for line in _lines(found, owner) if limit > 0 else ():
-        lines.setdefault(line["id"], line)
+        if line["id"] not in lines and is_left(line["id"]):
+            lines[line["id"]] = line
         if len(lines) >= limit:
             break
     return list(lines.values())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import tarfile
 
 
-def keeping(found: store.Store, wait: bool = True) -> AbstractContextManager[bool]:
+def keeping(found: store.Store, wait: bool = True) -> AbstractContextManager[bool | None]:
     """While jobs are made that need code, none is removed; and the other way round (uses.of_folder)."""
     return uses.of_folder(found.own() / "code", wait)
 

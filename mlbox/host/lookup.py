@@ -72,7 +72,8 @@ def array(found: store.Store, name: str) -> list[Job]:
 def _known(found: store.Store, user: str) -> Iterator[tuple[str, Job]]:
     seen = [run.id for run in view.running_of(found, user)]
     seen += [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _RECENT)]
-    seen += [str(row.get("id")) for row in archive.latest(found, user, _RECENT)]
+    ended = archive.latest(found, user, _RECENT, lambda id_: found.job(id_, user).is_there())
+    seen += [str(row["id"]) for row in ended]
     yield from ((id_, found.job(id_, user)) for id_ in dict.fromkeys(seen) if ids.is_ulid(id_))
 
 

@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlbox import errors
 from mlbox.core import ids
 from mlbox.core.slots import slot_name
-from mlbox.host import archive, files, ready, store
+from mlbox.host import archive, files, ready, store, uses
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -56,7 +57,12 @@ class Ended:
 
 def prune(found: store.Store, older_than: float, say: Callable[[int, int], None]) -> list[Ended]:
     """All that ended `older_than` seconds ago or earlier. Those that say why stay; the others are gone now, or in a dry
-    run would be. `say`: how many are, and how many are to be; raises what it raises, and OSError."""
+    run would be. `say`: how many are, and how many are to be; raises what it raises, Refused, and OSError."""
+    with _alone(found):
+        return _prune(found, older_than, say)
+
+
+def _prune(found: store.Store, older_than: float, say: Callable[[int, int], None]) -> list[Ended]:
     there = list(_ids(found))
     old = [_measured(one) for one in _old(found, there, older_than)]
     with _marked(found, [one.job for one in old if not one.stays]):
@@ -182,6 +188,20 @@ def _is_empty(folder: str) -> bool:
 
 
 @contextmanager
+def _alone(found: store.Store) -> Iterator[None]:
+    """One at a time, of all hosts: another would take away the marks of what this one is about to remove."""
+    if found.dry:
+        yield
+        return
+    folder = found.own() / "pruning"
+    files.make_folder(folder)
+    with uses.of_folder(folder, wait=False) as mine:
+        if mine is False:
+            raise errors.Refused("another mlbox jobs prune of yours is at work", "again when it has ended")
+        yield
+
+
+@contextmanager
 def _marked(found: store.Store, jobs: list[Job]) -> Iterator[None]:
     """Afterwards only those have a mark of which something is gone, and not all; also where an earlier call died."""
     folder = found.own() / "pruning"
@@ -190,7 +210,6 @@ def _marked(found: store.Store, jobs: list[Job]) -> Iterator[None]:
         return
     try:
         if jobs:
-            files.make_folder(folder)
             for job in jobs:
                 job.pruning.touch()
             files.sync_folder(folder)
@@ -210,6 +229,9 @@ def _removed(old: list[Ended], say: Callable[[int, int], None]) -> Iterator[Ende
             continue
         say(done, going)
         done += 1
+        if not one.job.is_going():  # where the share knows no locks: another pruning has ended meanwhile
+            yield replace(one, stays="another pruning was at work")
+            continue
         try:
             _remove(one.job)
             yield one
@@ -221,11 +243,11 @@ def _remove(job: Job) -> None:
     (job.folder / "spec.json").unlink(missing_ok=True)
     (job.folder / "ev" / slot_name(1)).unlink(missing_ok=True)
     for pause in _AGAIN:
-        _open(job.folder)
         shutil.rmtree(job.folder, ignore_errors=True)
         if not os.path.lexists(job.folder):
             job.pruning.unlink(missing_ok=True)
             return
+        _open(job.folder)
         time.sleep(pause)
     raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(job.folder))
 

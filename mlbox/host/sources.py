@@ -30,7 +30,7 @@ def release(name: str, sources: str, say: Say, cancel: Cancel) -> Path:
     return _from_makers(name, say, cancel)
 
 
-def keeping(wait: bool = True) -> AbstractContextManager[bool]:
+def keeping(wait: bool = True) -> AbstractContextManager[bool | None]:
     """While a release of its makers is fetched and used, none is removed; and the other way round (uses.of_folder)."""
     return uses.of_folder(_folder(), wait)
 
@@ -48,7 +48,7 @@ def forget(name: str) -> bool:
     with keeping(wait=False) as nobody:
         if nobody:
             (_folder() / name).unlink(missing_ok=True)
-        return nobody
+        return bool(nobody)
 
 
 def _folder() -> Path:

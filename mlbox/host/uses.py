@@ -86,9 +86,10 @@ def forget(key: str) -> None:
 
 
 @contextmanager
-def of_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
+def of_folder(folder: Path, wait: bool = True) -> Iterator[bool | None]:
     """While what a folder keeps is used, or about to be, none of it is removed; and the other way round (not `wait`:
-    False where somebody is at it). Hosts may share it: where its filesystem knows no such lock, nothing is removed."""
+    False where somebody is at it). Hosts may share it: where its filesystem knows no such lock (None), nothing is
+    removed."""
     files.make_folder(folder, 0o700)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -98,11 +99,13 @@ def of_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _locked(descriptor: int, wait: bool) -> bool:
+def _locked(descriptor: int, wait: bool) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return False
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return None
+        raise
     return True

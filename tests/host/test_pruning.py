@@ -21,7 +21,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.schedule import After, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import archive, files, keeping, pruning, ready, view
+from mlbox.host import archive, files, keeping, pruning, ready, uses, view
 from mlbox.host.handlers import jobs, logs, move, prune, queue, retry, show, submit
 from mlbox.host.job import Job
 
@@ -79,7 +79,7 @@ def listed(box: Box) -> list[str]:
 
 
 def marks(box: Box) -> list[str]:
-    return view.names(box.found.own() / "pruning")
+    return [*filter(ids.is_ulid, view.names(box.found.own() / "pruning"))]
 
 
 # ---- what goes, and what stays -----------------------------------------------------------------------------
@@ -225,15 +225,15 @@ def test_what_was_closed_by_a_program_goes_too(box: Box, monkeypatch: pytest.Mon
     job = ended(box)
     (job.attempt(1) / "work/deep").chmod(0o500)
     (job.attempt(1) / "work").chmod(0)
-    real, modes = shutil.rmtree, list[int]()
+    real = shutil.rmtree
 
     def rmtree(path: Path, **how: Any) -> None:
-        modes.extend(os.stat(job.attempt(1) / name).st_mode & 0o777 for name in ("work", "work/deep"))
-        real(path, **how)
+        """As whoever is not root finds it."""
+        if all(os.stat(job.attempt(1) / name).st_mode & 0o700 == 0o700 for name in ("work", "work/deep")):
+            real(path, **how)
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     assert names(box.call(prune)["removed"]) == [job.id] and not job.folder.exists()
-    assert modes == [0o700, 0o700]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to give a folder away")
@@ -247,6 +247,38 @@ def test_what_a_containers_root_made_is_said_before_anything_goes(box: Box, monk
     reply = box.call(prune)
     assert [row["stays"] for row in reply["stay"]] == [f"a container's root made {job.attempt(1)}/work/deep"]
     assert names(reply["removed"]) == [free.id] and job.is_there() and box.call(show, job=job.id)
+
+
+def test_one_pruning_at_a_time(box: Box) -> None:
+    """The second one's end would take the marks of what the first is about to remove: a job could be put behind one."""
+    first, second = ended(box), ended(box)
+
+    def say(done: int, of: int) -> None:
+        with pytest.raises(errors.Refused, match="another mlbox jobs prune of yours is at work"):
+            box.call(prune, older_than=100 * DAY)
+        assert second.is_going()
+
+    assert [one.job.id for one in pruning.prune(box.found, 0.0, say)] == [first.id, second.id]
+    assert not first.folder.exists() and not second.folder.exists() and marks(box) == []
+
+
+def test_where_the_share_knows_no_locks_what_lost_its_mark_stays(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "_locked", lambda descriptor, wait: None)
+    both = ended(box), ended(box)
+
+    def say(done: int, of: int) -> None:
+        box.call(prune, older_than=100 * DAY)
+
+    assert {one.stays for one in pruning.prune(box.found, 0.0, say)} == {"another pruning was at work"}
+    assert all(box.call(show, job=job.id) for job in both) and marks(box) == []
+
+
+def test_so_many_ended_ones_as_are_asked_for_are_shown_after_a_pruning(box: Box) -> None:
+    kept = [ended(box, 0.4), ended(box, 0.3)]
+    ended(box, 0.2), ended(box, 0.1)
+    needed = waiting(box, *kept)
+    box.call(prune, older_than=0)
+    assert names(box.call(jobs, ended=2)["jobs"]) == [*(job.id for job in kept), needed.id]
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(box: Box) -> None:

@@ -43,9 +43,8 @@ def run(call: Call) -> Json:
 
 def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[Json]:
     rows: dict[str, Json] = {}
-    for row in reversed(archive.latest(found, user, ended)):
-        if _is_left(found.job(row["id"], user)):
-            rows[row["id"]] = row
+    for row in reversed(archive.latest(found, user, ended, lambda id_: _is_left(found.job(id_, user)))):
+        rows[row["id"]] = row
     running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
     in_line = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
     for job in (*running, *in_line):

@@ -14,6 +14,7 @@ from typing import Any
 from mlbox import errors
 
 MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
+STALE = (0.01, 0.05, 0.2, 0.0)  # s until a name that was replaced or removed meanwhile is looked up anew
 _LOG_TAIL = 4096  # bytes of each log
 
 
@@ -119,7 +120,7 @@ def read_json(path: Path, owner: int | None = None) -> Any:
     On a shared filesystem another host may replace or remove it between two calls of ours: these then fail with ESTALE
     or ENOENT, even close. Asked again, its name is looked up anew; what is never to be had counts as absent."""
     content: bytes | None = None
-    for pause in (0.01, 0.05, 0.2, 0.0):
+    for pause in STALE:
         try:
             content = _content(path, owner)
             break

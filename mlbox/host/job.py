@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,11 +114,18 @@ class Job:
         return slots.Log(self.folder / "ev", _Patient(self.folder / "ev"))
 
     def events(self) -> list[Json]:
-        """None where there is no such job (any more)."""
-        try:
-            return list(stands(self.log().read()).events.values())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        """None where there is no such job (any more): one that another host is removing is stale before it is gone."""
+        pauses = iter(files.STALE)
+        while True:
+            try:
+                return list(stands(self.log().read()).events.values())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            except OSError as error:
+                pause = next(pauses)
+                if error.errno != errno.ESTALE or not pause:
+                    raise
+                time.sleep(pause)
 
     def state(self) -> State:
         return fold(self.events())

@@ -66,9 +66,9 @@ class AnyHost(Host):
 
     def __init__(self, names: Sequence[str], settings: state.Config) -> None:
         self._settings = settings
-        noted, now = state.load("away.json"), time.time()
-        self._away = {name for name, at in noted.items() if isinstance(at, float) and abs(now - at) < _AWAY}
-        self._become(sorted(names, key=lambda name: name in self._away))
+        self._noted, now = state.load("away.json"), time.time()
+        away = {name for name, at in self._noted.items() if isinstance(at, float) and abs(now - at) < _AWAY}
+        self._become(sorted(names, key=lambda name: name in away))
 
     def _become(self, names: Sequence[str]) -> None:
         vars(self).update(vars(connect(names[0], self._settings)))
@@ -87,6 +87,6 @@ class AnyHost(Host):
                 self._become(self._others)
             else:
                 self._others = ()
-                if self.name in self._away:
+                if self.name in self._noted:
                     state.update("away.json", self.name, None)
                 return reply

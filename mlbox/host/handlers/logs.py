@@ -27,8 +27,8 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     lab.identify(found.root)
     job = lookup.mine(found, str(call.args.get("job", "")))
-    follow, wanted = bool(call.args.get("follow")), _attempt(job, int(call.args.get("attempt", 0)))
-    output = _Output(job, wanted or job.state().attempt, call.args.get("tail"))
+    follow, wanted = bool(call.args.get("follow")), int(call.args.get("attempt", 0))
+    output = _Output(job, _attempt(job, wanted), call.args.get("tail"))
     said, reasons = ("", ""), Fresh(found, job)
     while True:
         if follow:
@@ -52,10 +52,10 @@ def run(call: Call) -> Json:
 
 
 def _attempt(job: Job, wanted: int) -> int:
-    """0: the latest. Raises NotFound where there was none of that number."""
+    """Which one is meant, by 0 the latest. Raises NotFound where there was none of that number."""
     had = job.state().attempt
     if 0 <= wanted <= had:
-        return wanted
+        return wanted or had
     raise errors.NotFound(
         f"there is no attempt {wanted} of job {job.shown().name}: it has had {had}", "mlbox show tells of each"
     )

@@ -91,8 +91,8 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
 
 def _check_dependencies(found: store.Store, spec: JobSpec) -> None:
     """Once more when it is in line: whoever prunes one marks it, and then looks who waits (host/pruning.py)."""
+    users = list(view.known_users(found)) if spec.after else []
     for after in spec.after:
-        users = list(view.known_users(found))
         going = any(found.job(after.job, user).is_going() for user in users)
         if going or not view.state_of(found, users, after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")

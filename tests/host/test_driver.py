@@ -12,7 +12,7 @@ import pytest
 from queuebox import Box, until
 
 from mlbox.core.gpu import Gpu
-from mlbox.host import driver, files, nvml, processes, store
+from mlbox.host import driver, files, lease, nvml, processes, store
 
 GPU = Gpu(0, "GPU-0", "NVIDIA A100-SXM4-80GB", 81920)
 Answer = Callable[[], "tuple[list[Gpu], str]"]
@@ -153,3 +153,17 @@ def test_jobs_that_need_no_gpu_run_beside_a_driver_that_hangs(
     assert box.end(runs).name == "finished"
     told = box.found.on() / "waits.json"
     until(lambda: "out of order: the NVIDIA driver does not answer" in (files.read_json(told) or {}).get(waits.id, ""))
+
+
+def test_other_users_do_not_wait_for_a_driver(box: Box, is_asked: Callable[[Answer], None]) -> None:
+    """The lock by which ticks choose is the host's, and everybody's."""
+
+    def answer() -> tuple[list[Gpu], str]:
+        with open(lease.lock_file("choosing"), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused, and told as a bug, if it is taken
+        return [GPU], "550"
+
+    is_asked(answer)
+    assert box.end(box.sh("true")).name == "finished"
+    told = files.read_json(box.found.on() / "host.json")
+    assert [gpu["error"] for gpu in told["gpus"]] == [""]

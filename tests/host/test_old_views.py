@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -150,3 +151,24 @@ def test_a_job_that_was_removed_is_not_waited_for(box: Box) -> None:
     (box.root / "paused/default").unlink()
     assert box.tick().started == ()
     assert box.hints() == [] and not job.folder.exists()
+
+
+@pytest.mark.parametrize("looks", [1, 2, 99])
+def test_a_log_that_is_stale_just_now_is_looked_up_anew(box: Box, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    """Another host is removing it: it is stale before it is gone. One that stays stale is no job without a log."""
+    box.call(queue, do="pause", queue="default")
+    job = box.submit("true")
+    real, left = slots.Files.names, [looks]
+
+    def names(self: slots.Files) -> set[str]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(self)
+
+    monkeypatch.setattr(slots.Files, "names", names)
+    if looks == 99:
+        with pytest.raises(OSError, match="Stale file handle"):
+            job.state()
+    else:
+        assert job.state().name == "submitted"

@@ -32,7 +32,7 @@ import faults
 import intervals
 from aftermath import traces
 from intervals import Fenced, Run, Violation
-from labbox import SESSION_IMAGE, Laptop, as_root
+from labbox import SESSION_IMAGE, Laptop, as_root, remove_root
 from labkit import share
 from plans import HOSTS, PEOPLE, SUBMITTERS, Batch, Fault, Plan, long, only_on
 from report import Report
@@ -272,7 +272,7 @@ class Chaos:
             machine.unfit_clock()
             machine.call("rm", "-rf", *(f"/home/{user}/chaos" for user in PEOPLE))
         if not self.report.violations:
-            as_root(HOSTS[0], "rm", "-rf", self.root)
+            remove_root(HOSTS[0], self.root)
 
 
 def main() -> int:

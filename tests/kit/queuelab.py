@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labbox import Laptop, Result, as_root, left_behind, ssh
+from labbox import Laptop, Result, as_root, left_behind, remove_root, ssh
 from labkit import gpus as false_gpus
 from outage import await_share
 
@@ -145,4 +145,4 @@ def opened(home: Path, root: str, hosts: tuple[str, ...] = HOSTS_OF_LAB) -> Iter
         for person in (*made.others, made):
             person.leave()
     finally:
-        as_root(hosts[0], "rm", "-rf", root)
+        remove_root(hosts[0], root)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlbox import cli
 from mlbox.client.commands import init
 from mlbox.client.state import Config
 
@@ -28,3 +29,8 @@ def test_what_a_trial_between_hosts_says(
     monkeypatch.setattr(init, "connect", lambda *_: SimpleNamespace(call=lambda *_: {"left": False}))
     problems = init._race(hosts, Config())
     assert (said in problems[0] and len(problems) == 1) if said else problems == []
+
+
+def test_a_folder_in_the_hosts_place_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "gpu1", "/share/mlbox"]) == 2
+    assert "mlbox init HOST… --root /share/mlbox" in capsys.readouterr().err

@@ -29,6 +29,9 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
+    folder = next((host for host in arguments.hosts if host.startswith(("/", "~", "."))), "")
+    if folder:
+        raise errors.Usage(f"{folder} is a folder, not a host", f"mlbox init HOST… --root {folder}")
     with output.Progress() as progress:
         asked = ", ".join(dict.fromkeys(arguments.hosts))
         progress.say(f"asking {asked}" if arguments.dry_run else f"trying the folder from {asked}")

@@ -223,7 +223,7 @@ def test_keeper_and_container_killed_at_once(laptop: Laptop, host: str) -> None:
     keeper = keeper_of(host, session)
     guests = guests_of(host, session)
     assert guests
-    as_root(host, "kill", "-KILL", str(keeper), *map(str, guests))
+    as_root(host, "kill", "-KILL", str(keeper), *map(str, guests), check=False)  # one may be short-lived
     attached.wait_for(r"gone: the session has ended: its keeper and its container or process ended")
     assert attached.process.wait(60) == 0
     assert not is_held(host)

@@ -18,6 +18,7 @@ from mlbox.core.lab import Host, Lab, Queue, UserLimits
 from mlbox.core.resources import HostFacts, Resources, size
 from mlbox.core.schedule import (
     After,
+    Ends,
     Plan,
     Running,
     Start,
@@ -240,6 +241,31 @@ def test_all_dependencies_count() -> None:
     check(view(job("a1", after=after), states={**states, "b3": "finished"}), "a1:0", {})
     made = plan(view(job("a1", after=after), states={**states, "b3": "failed"}, drained=True), NOW)
     assert made.fail == {"a1": "it was to run after job b3, which failed"}
+
+
+X = "01KAAAAAAAAAAAAAAAAAAAWZ7Q"
+
+
+@pytest.mark.parametrize(
+    ("end", "ends", "waits", "fails"),
+    [
+        ("ok", None, "waits for 40 of 40 of array 01K…WZ7Q", ""),
+        ("ok", Ends(37), "waits for 3 of 40 of array 01K…WZ7Q", ""),
+        ("ok", Ends(40), "", ""),
+        ("ok", Ends(2, 1), "", "it was to run after array 01K…WZ7Q, of which 1 job did not succeed"),
+        ("ok", Ends(40, 2), "", "it was to run after array 01K…WZ7Q, of which 2 jobs did not succeed"),
+        ("any", None, "waits for 40 of 40 of array 01K…WZ7Q", ""),
+        ("any", Ends(39, 7), "waits for 1 of 40 of array 01K…WZ7Q", ""),
+        ("any", Ends(40, 40), "", ""),
+    ],
+)
+def test_a_whole_array_is_waited_for(end: str, ends: Ends | None, waits: str, fails: str) -> None:
+    """Nor is its first job, or as much of it as somebody else waits for, taken for it."""
+    others = {(X, 1): Ends(1, 1), (X, 39): Ends(39)}
+    arrays = {**others, (X, 40): ends} if ends else others
+    made = plan(view(job("a1", after=(After(X, end, 40),)), states={X: "finished"}, arrays=arrays), NOW)
+    assert (made.waits, made.fail) == ({"a1": waits} if waits else {}, {"a1": fails} if fails else {})
+    assert started(made) == ("" if waits or fails else "a1:0")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,19 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
             break
         time.sleep(pause)
     return replies
+
+
+def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state.Config) -> dict[str, str]:
+    """Have these hosts look at jobs that were just put in line, and wait: job -> the host that has started it. Why the
+    others wait, a host that could run them knows better than the one that was asked first."""
+    started: dict[str, str] = {}
+    told = nudge(names, settings, next(iter(waits), "")) if names else {}
+    for name, ticked in told.items():
+        started.update((job, name) for job in ticked["started"] if job in waits)
+        waits.update((job, why) for job, why in ticked["waits"].items() if job in waits)
+    for job in started:
+        del waits[job]
+    return started
 
 
 def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> None:

@@ -179,14 +179,9 @@ def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
         args["code"], spec = archive, code.with_provenance(spec, seen)
     args["spec"] = spec.to_wire()
     reply = host.call("submit", args)
-    for name, ticked in lab.nudge(reply["elsewhere"], settings, next(iter(reply["waits"]), "")).items():
-        for job in ticked["started"]:
-            if job in reply["waits"]:
-                del reply["waits"][job]
-                reply["started"].append(job)
-                reply["host"] = name
-        # A host that could run it knows better why it waits than the one that was asked first.
-        reply["waits"].update({job: why for job, why in ticked["waits"].items() if job in reply["waits"]})
+    started = lab.start_elsewhere(reply["waits"], reply["elsewhere"], settings)
+    reply["started"] += started
+    reply["host"] = next(reversed(started.values()), reply["host"])
     state.remember_seen(reply["jobs"])
     return reply
 

@@ -46,8 +46,7 @@ def run(call: Call) -> Json:
     started = [job.id for job in made if job.id in report.started]
     why = stuck(spec.queue, spec.resources, rules.lab, hosts)
     waits = {job.id: why or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
-    others = [h for h in hosts if h.name != found.host and spec.queue in h.queues and not fits(spec.resources, h)]
-    elsewhere = [ssh for h in others if (ssh := rules.lab.ssh_name(h.name))]
+    elsewhere = able.elsewhere(found, rules.lab, spec.queue, spec.resources, hosts)
     return {
         "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,
         "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble or report.trouble,

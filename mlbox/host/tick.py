@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
-_LONG = 1 << 20  # bytes of the tick's log
 _GENERATIONS = 16  # of keepers, forked by one another's last tick
 
 
@@ -59,45 +58,6 @@ class Report:
     waits: Json | None = None  # None: it did not look (nothing to do, or another one at work)
     trouble: str = ""  # lab.yaml's
     busy: bool = False  # another tick was at work, and this one did nothing
-
-
-def main(arguments: list[str]) -> int:
-    """What cron runs: quiet when all is well; what is wrong goes to stderr, once per tick, and once in all what
-    stays wrong until somebody mends lab.yaml."""
-    root = Path(arguments[1]) if arguments[:1] == ["--root"] and len(arguments) == 2 else None
-    _cut(here.cache_home() / "tick.log")
-    found = store.Store(root)
-    try:
-        report = run(found)
-        new = report.waits is not None and _is_news(found, report.trouble)
-    except (errors.MlboxError, OSError, slots.Unsettled) as error:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {error}", file=sys.stderr)
-        return 1
-    if new:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {report.trouble}", file=sys.stderr)
-    return 0
-
-
-def _is_news(found: store.Store, trouble: str) -> bool:
-    """Whether cron's log does not end with it already."""
-    said = found.of_ticks("said")
-    if not trouble:
-        said.unlink(missing_ok=True)
-        return False
-    if said.exists() and said.read_text(errors="replace") == trouble:
-        return False
-    files.write_whole(said, trouble.encode(errors="replace"))
-    return True
-
-
-def _cut(path: Path) -> None:
-    """cron appends what ticks print; a log that has grown long starts anew, its last part kept."""
-    with suppress(OSError):
-        if path.stat().st_size > _LONG:
-            with path.open("rb") as file:
-                file.seek(-_LONG // 4, os.SEEK_END)
-                kept = file.read()
-            files.write_whole(path, kept.partition(b"\n")[2])
 
 
 def run(found: store.Store) -> Report:

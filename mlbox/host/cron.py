@@ -1,4 +1,8 @@
-"""A tick as cron calls it, and its log: cron appends to that what the tick prints."""
+"""A tick as cron calls it, and its log: cron appends to that what the tick prints.
+
+~/.cache/mlbox/tick.<host>.log    one per host, for several may have one home
+~/.cache/mlbox/tick.log           what a line in the crontab names that an older version put there
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,16 @@ from mlbox.host import files, here, slots, store, tick
 _LONG = 1 << 20  # bytes of the log
 
 
+def log() -> Path:
+    return here.cache_home() / f"tick.{here.host_name()}.log"
+
+
 def main(arguments: list[str]) -> int:
     """What cron runs: quiet when all is well; what is wrong goes to stderr, once per tick, and once in all what
     stays wrong until somebody mends lab.yaml."""
     root = Path(arguments[1]) if arguments[:1] == ["--root"] and len(arguments) == 2 else None
-    _cut(here.cache_home() / "tick.log")
+    for path in (log(), here.cache_home() / "tick.log"):
+        _cut(path)
     found = store.Store(root)
     try:
         report = tick.run(found)

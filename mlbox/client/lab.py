@@ -36,7 +36,7 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
     """Have these hosts look at the queue now, all at once. One that can't be reached catches up by its cron.
 
     One that knows nothing of a `job` that was just submitted is asked again: on some shared filesystems a host sees
-    another's new files only a second later."""
+    another's new files only a second later. Not one that did not look so far down the line."""
     replies: dict[str, Json] = {}
     left = list(dict.fromkeys(names))
     for pause in (*_AGAIN, 0.0):
@@ -70,7 +70,7 @@ def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> No
 
 
 def _knows(reply: Json, job: str) -> bool:
-    return job in reply["waits"] or job in reply["started"] or job in reply["failed"]
+    return not reply["whole"] or job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 
 
 def trouble(*replies: Json) -> None:

@@ -58,6 +58,7 @@ class Report:
     waits: Json | None = None  # None: it did not look (nothing to do, or another one at work)
     trouble: str = ""  # lab.yaml's
     busy: bool = False  # another tick was at work, and this one did nothing
+    whole: bool = True  # it looked at all that waits
 
 
 def run(found: store.Store) -> Report:
@@ -107,7 +108,7 @@ def _pass(found: store.Store) -> Report:
         waits = _stopped(found, rules.trouble)
         if waits:
             files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
-        return Report(waits=waits, trouble=rules.trouble)
+        return Report(waits=waits, trouble=rules.trouble, whole=False)
     asked = inventory.ask(found)  # before other users wait for the lock: a driver may take its time
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
@@ -115,7 +116,7 @@ def _pass(found: store.Store) -> Report:
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
     _publish(found, seen, done.waits or {})
-    return replace(done, trouble=rules.trouble)
+    return replace(done, trouble=rules.trouble, whole=seen.whole)
 
 
 def _work_off(found: store.Store, seen: View, rules: Lab) -> Report:
@@ -156,10 +157,11 @@ def foresee(found: store.Store) -> Report:
     lab.identify(found.root)
     rules = lab.rules(found)
     if not rules.usable:
-        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
-    decided, _ = _decide(found, view.read(found, rules.lab, time.time(), inventory.ask(found)).view)
-    started = tuple(chosen.job for chosen in decided.start)
-    return Report(started, tuple(decided.preempt), tuple(decided.fail), dict(decided.waits), rules.trouble)
+        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble, whole=False)
+    seen = view.read(found, rules.lab, time.time(), inventory.ask(found))
+    decided, _ = _decide(found, seen.view)
+    report = Report(tuple(chosen.job for chosen in decided.start), tuple(decided.preempt), tuple(decided.fail))
+    return replace(report, waits=dict(decided.waits), trouble=rules.trouble, whole=seen.whole)
 
 
 def _still_waits(found: store.Store, job: Waiting) -> bool:

@@ -39,6 +39,7 @@ class Seen:
     driver: str
     hosts: tuple[HostFacts, ...]
     looked: Json  # what the next look at this user's lines goes on from
+    whole: bool  # these were read to their ends
     awaited: Json  # and what it need not read again
 
 
@@ -56,16 +57,18 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
         paused=marks(found.root / "paused"), acting=found.user,
     )  # fmt: skip
     awaited = Awaited(found, users, running)
-    view, looked = _lines(found, view, awaited, served, now)
+    view, looked, whole = _lines(found, view, awaited, served, now)
     view = replace(view, reserved_here=reserved_on(found.host, view.waiting, [host, *others]))
-    return Seen(view, tuple(gpus), driver, (host, *others), looked, awaited.memory)
+    return Seen(view, tuple(gpus), driver, (host, *others), looked, whole, awaited.memory)
 
 
-def _lines(found: store.Store, view: View, awaited: Awaited, served: list[str], now: float) -> tuple[View, Json]:
-    """With those who wait, and what became of those that they wait for; what this user's ticks are to remember."""
+def _lines(found: store.Store, view: View, awaited: Awaited, served: list[str], now: float) -> tuple[View, Json, bool]:
+    """With those who wait, and what became of those that they wait for; of this user's lines what the next look goes on
+    from, and whether there is nothing behind."""
     view = replace(view, states=awaited.states, arrays=awaited.arrays)
     waiting: dict[tuple[str, str], Waiting] = {}
     looked: Json = {}
+    whole = True
     startable = Startable(view, now)
 
     def could(job: Waiting) -> bool:
@@ -80,9 +83,10 @@ def _lines(found: store.Store, view: View, awaited: Awaited, served: list[str], 
             for job in line.jobs.values():  # one that is being moved stands in two lines
                 if job.moves >= waiting.setdefault((user, job.id), job).moves:
                     waiting[user, job.id] = job
-            if place and user == found.user:
-                looked[queue] = place
-    return replace(view, waiting=[*waiting.values()]), looked
+            if user == found.user:
+                whole &= line.whole
+                looked.update({queue: place} if place else {})
+    return replace(view, waiting=[*waiting.values()]), looked, whole
 
 
 def known_users(found: store.Store) -> Iterable[str]:

@@ -27,6 +27,8 @@ class Lab:
         self.told: list[str] = []
         self.started: dict[str, list[str]] = {"gpu8": [], "gpu9": []}
         self.changes: Json = {}
+        self.blind = {"gpu8": 0, "gpu9": 0}  # so often they know nothing of J
+        self.whole = True
         monkeypatch.setattr(lab, "entry", lambda arguments, settings: self)
         monkeypatch.setattr(lab, "ask_all", self.ask_all)
         monkeypatch.setattr("mlbox.client.options.config", lambda arguments: state.Config())
@@ -37,8 +39,12 @@ class Lab:
     def ask_all(self, names: list[str], verb: str, args: Json, settings: state.Config) -> dict[str, Json]:
         assert (verb, args) == ("tick", {})
         self.told += names
-        waits = {name: {} if "J" in self.started[name] else {"J": f"full on {name}"} for name in names}
-        return {name: {"started": self.started[name], "failed": [], "waits": waits[name]} for name in names}
+        return {name: self.tick(name) for name in names}
+
+    def tick(self, name: str) -> Json:
+        self.blind[name] -= 1
+        waits = {"J": f"full on {name}"} if self.blind[name] < 0 and "J" not in self.started[name] else {}
+        return {"started": self.started[name], "failed": [], "waits": waits, "whole": self.whole}
 
 
 @pytest.fixture
@@ -73,6 +79,18 @@ def test_none_has_room(verb: str, said: str, there: Lab, capsys: pytest.CaptureF
     there.started["gpu9"] = ["another"]
     assert run(verb) == 0 and there.told == ["gpu8", "gpu9"]
     assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("whole", "told"), [(True, ["gpu8", "gpu9", "gpu9", "gpu9"]), (False, ["gpu8", "gpu9"])], ids=["all", "a part"]
+)
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_who_looked_at_all_that_waits_and_saw_no_such_job_is_asked_again(
+    verb: str, whole: bool, told: list[str], there: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab, "_AGAIN", (0.0, 0.0, 0.0))
+    there.blind["gpu9"], there.whole = 2, whole
+    assert run(verb) == 0 and there.told == told
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

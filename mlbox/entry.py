@@ -26,10 +26,10 @@ def main(argv: list[str] | None = None) -> int:
 
         if idle.may_pass(arguments[1:]):
             return 0
-        from mlbox.host import here, tick
+        from mlbox.host import cron, here
 
         here.be_readable()
-        return tick.main(arguments[1:])
+        return cron.main(arguments[1:])
     if arguments[:1] == ["again"] and len(arguments) == 2:  # a keeper's last act (tick.again)
         from pathlib import Path
 

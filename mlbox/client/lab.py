@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
     """Have these hosts look at the queue now, all at once. One that can't be reached catches up by its cron.
 
     One that knows nothing of a `job` that was just submitted is asked again: on some shared filesystems a host sees
-    another's new files only a second later."""
+    another's new files only a second later. Not one that did not look so far down the line."""
     replies: dict[str, Json] = {}
     left = list(dict.fromkeys(names))
     for pause in (*_AGAIN, 0.0):
@@ -49,6 +49,19 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
     return replies
 
 
+def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state.Config) -> dict[str, str]:
+    """Have these hosts look at jobs that were just put in line, and wait: job -> the host that has started it. Why the
+    others wait, a host that could run them knows better than the one that was asked first."""
+    started: dict[str, str] = {}
+    told = nudge(names, settings, next(iter(waits), "")) if names else {}
+    for name, ticked in told.items():
+        started.update((job, name) for job in ticked["started"] if job in waits)
+        waits.update((job, why) for job, why in ticked["waits"].items() if job in waits)
+    for job in started:
+        del waits[job]
+    return started
+
+
 def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> None:
     """After a word by which a host, or several, may start something: what waited for it is not left to their cron."""
     if not settings.dry_run:
@@ -57,7 +70,7 @@ def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> No
 
 
 def _knows(reply: Json, job: str) -> bool:
-    return job in reply["waits"] or job in reply["started"] or job in reply["failed"]
+    return not reply["whole"] or job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 
 
 def trouble(*replies: Json) -> None:

@@ -34,7 +34,7 @@ def waiting(job: str, owner: str, spec: JobSpec, state: State) -> Waiting:
 
 
 def waiting_to_wire(found: Waiting) -> Json:
-    return asdict(found)
+    return {**asdict(found), "after": [one.to_wire() for one in found.after]}
 
 
 def waiting_from_wire(job: str, owner: str, data: Mapping[str, Any]) -> Waiting:

@@ -16,12 +16,12 @@ def ulid(now_ms: int, entropy: bytes) -> str:
     return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 
-def following(job: str) -> str:
-    """The next one: of ids made together, each sorts behind the one before."""
+def following(job: str, steps: int = 1) -> str:
+    """The next one, or so many further: of ids made together, each sorts behind the one before."""
     value = 0
     for letter in job:
         value = value << 5 | _ALPHABET.index(letter)
-    return "".join(_ALPHABET[(value + 1 >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join(_ALPHABET[(value + steps >> shift) & 31] for shift in range(125, -1, -5))
 
 
 def is_ulid(text: str) -> bool:

@@ -104,7 +104,7 @@ class JobSpec:
         return replace(self, work=Spec.from_wire({**public, **{k: v for k, v in kept.items() if k in _SECRET}}))
 
     def to_wire(self) -> Json:
-        return asdict(self)
+        return {**asdict(self), "after": tuple(one.to_wire() for one in self.after)}
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any], strict: bool = True) -> JobSpec:
@@ -132,6 +132,7 @@ def check_dependencies(after: tuple[After, ...]) -> None:
             raise Usage(f"{text.safe(dependency.job[:80])!r} is not a job's id")
         if dependency.end not in ("ok", "any"):
             raise Usage(f"a job's end to wait for is ok or any, not {text.safe(dependency.end[:80])!r}")
+        _between("the number of jobs that an array has", dependency.array, MOST_IN_ARRAY)
 
 
 def _between(what: str, number: int, most: int) -> None:
@@ -164,6 +165,7 @@ def dependencies(value: Any) -> tuple[After, ...]:
 
 
 def _after(value: Any) -> After:
-    if not isinstance(value, Mapping) or set(value) - {"job", "end"}:
+    if not isinstance(value, Mapping) or set(value) - {"job", "end", "array"}:
         raise Usage("a dependency needs a job, and ok or any")
-    return After(str(value.get("job", "")), str(value.get("end", "ok")))
+    array = shape.like("array", value.get("array", 0), 0)
+    return After(str(value.get("job", "")), str(value.get("end", "ok")), array)

@@ -262,8 +262,10 @@ def _plan_init(work: _Plan) -> None:
     if not work.spec.init_script:
         return
     work.files["init-script"] = work.spec.init_script
-    shebang = work.spec.init_script.startswith("#!")
-    run = '"$BUILD/init-script"' if shebang else '/bin/sh "$BUILD/init-script"'
+    run = '/bin/sh "$BUILD/init-script"'
+    if work.spec.init_script.startswith("#!"):  # not from where it is: the host's /tmp may be mounted noexec
+        copy = '"$PREFIX/.init-script"'
+        run = f'cp "$BUILD/init-script" {copy}\nchmod 700 {copy}\n{copy}\nrm {copy}'
     work.steps.append(Step("running the init script", f'export PATH="{work.after.path}"\n{run}'))
 
 

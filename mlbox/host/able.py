@@ -1,7 +1,9 @@
-"""Which hosts of the lab could ever run a job: what none could is refused, in words that say what would fit."""
+"""Which hosts of the lab could ever run a job: what none could is refused, in words that say what would fit; and which
+others are to be told of one that this host does not start."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 from mlbox import errors
@@ -38,6 +40,16 @@ def check(found: store.Store, rules: lab.Rules, queue: str, asked: Resources, ou
         why = reasons[0] if len(serving) == 1 else "no host of the lab could ever run this: " + _together(reasons)
         raise errors.Refused(why, hint)
     return hosts
+
+
+def elsewhere(
+    found: store.Store, rules: Lab, queue: str, asked: Resources, hosts: Iterable[HostFacts] | None = None
+) -> list[str]:
+    """What laptops call the other hosts that could run it; not those that can't be dialled. `hosts`: as they are known,
+    where that was read."""
+    known = view.published(found, rules, view.known_users(found)) if hosts is None else hosts
+    others = [host.name for host in known if host.name != found.host and queue in host.queues and not fits(asked, host)]
+    return [ssh for name in others if (ssh := rules.ssh_name(name))]
 
 
 def _together(reasons: list[str]) -> str:

@@ -212,6 +212,8 @@ def _names_in(document: Any, section: str) -> Any:
 
 def _content(path: Path) -> bytes:
     """Raises Usage, and OSError."""
+    if path.is_symlink():
+        raise errors.Usage(f"{path} is a link, and none is followed: put the file itself there")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -32,16 +32,18 @@ def remembered(found: store.Store, user: str) -> Json:
 
 
 class Look:
-    """At one user's jobs in one queue; `jobs` are all that it read."""
+    """At one user's jobs in one queue; `jobs` are all that it read, and `whole` is whether no more were behind them."""
 
     def __init__(self, found: store.Store, user: str, queue: str, could: Callable[[Waiting], bool], now: float) -> None:
         self._found, self._user, self._queue, self._could, self._now = found, user, queue, could, now
         self.jobs: dict[str, Waiting] = {}
+        self.whole = False
         self._able: list[Place] = []
 
     def read(self, memory: Any, onward: bool) -> Json:
         """What to remember. Not `onward`: of another user's line, which that one's own ticks look through."""
         end = self._walk(ready.places(self._found, self._user, self._queue))
+        self.whole = not end
         if not end or self._full():
             return {}
         memory = memory if isinstance(memory, dict) else {}

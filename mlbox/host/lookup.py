@@ -13,8 +13,9 @@ _LEAST = 3  # letters of an id that may stand for it
 _RECENT = 300  # ended jobs, and waiting ones per queue, that a name or a part of an id is looked for in
 
 
-def job(found: store.Store, wanted: str) -> Job:
-    """Raises NotFound where there is none, or more than one."""
+def job(found: store.Store, wanted: str, whole: bool = False) -> Job:
+    """`whole`: an array that is called by its name is meant as one, and stood for by its first job. Raises NotFound
+    where there is none, or more than one."""
     wanted = wanted.strip()
     users = list(view.known_users(found))
     if ids.is_ulid(wanted.upper()):
@@ -25,7 +26,7 @@ def job(found: store.Store, wanted: str) -> Job:
         raise absent(found, wanted.upper())
     matching = _matching(found, wanted)
     own = {id_: made for id_, made in matching.items() if made.owner == found.user}
-    matching = _meant(own or matching, wanted)
+    matching = _meant(found, own or matching, wanted, whole)
     if not matching:
         raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", "mlbox jobs --all shows what there is")
     if len(matching) > 1:
@@ -34,14 +35,23 @@ def job(found: store.Store, wanted: str) -> Job:
     return next(iter(matching.values()))
 
 
-def _meant(matching: dict[str, Job], wanted: str) -> dict[str, Job]:
+def _meant(found: store.Store, matching: dict[str, Job], wanted: str, whole: bool) -> dict[str, Job]:
     """Where a name is used again: those that have not ended; else the newest, but of an array none before others."""
-    if len(matching) < 2:
+    if len(matching) < (1 if whole else 2):
         return matching
     living = {id_: made for id_, made in matching.items() if made.state().live}
+    if whole:
+        living, matching = _firsts(found, living, wanted), _firsts(found, matching, wanted)
     newest = max(matching)
-    spec = matching[newest].spec()
-    return living or ({newest: matching[newest]} if spec.name == wanted and not spec.array else matching)
+    spec = matching[newest].shown()
+    return living or ({newest: matching[newest]} if spec.name == wanted and (whole or not spec.array) else matching)
+
+
+def _firsts(found: store.Store, those: dict[str, Job], wanted: str) -> dict[str, Job]:
+    """With one for all of an array that is called so."""
+    specs = ((made, made.shown()) for made in those.values())
+    firsts = (found.job(spec.array, made.owner) if spec.array and spec.name == wanted else made for made, spec in specs)
+    return {first.id: first for first in firsts}
 
 
 def absent(found: store.Store, id_: str) -> errors.NotFound:
@@ -62,11 +72,15 @@ def array(found: store.Store, name: str) -> list[Job]:
     firsts = {made.spec().array if made.spec().name == name else "" for made in living}
     if len(firsts) != 1 or firsts == {""}:
         return []
-    id_, jobs = firsts.pop(), []
-    while (made := found.job(id_)).folder.exists():
-        jobs += [made] if made.state().live else []
-        id_ = ids.following(id_)
-    return jobs
+    return [made for made in of_array(found, found.job(firsts.pop())) if made.state().live]
+
+
+def of_array(found: store.Store, first: Job) -> Iterator[Job]:
+    """All of it, by counting on from its first job."""
+    made = first
+    while made.folder.exists():
+        yield made
+        made = found.job(ids.following(made.id), first.owner)
 
 
 def _known(found: store.Store, user: str) -> Iterator[tuple[str, Job]]:

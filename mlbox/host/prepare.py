@@ -130,8 +130,6 @@ def _write_context(context: Path, spec: Spec, layer: Layer) -> None:
         (context / name).write_text(content)
     for name, encoded in spec.extension_files.items():
         (context / name).write_bytes(base64.b64decode(encoded))
-    if "init-script" in files:
-        os.chmod(context / "init-script", 0o700)
 
 
 def write_accounts(job: Job, facts: Facts, home: str) -> None:

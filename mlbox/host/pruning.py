@@ -67,7 +67,7 @@ def _prune(found: store.Store, older_than: float, say: Callable[[int, int], None
     old = [_measured(one) for one in _old(found, there, older_than)]
     with _marked(found, [one.job for one in old if not one.stays]):
         awaited = _awaited(found) if old else set()
-        old = [replace(one, stays=one.stays or _waited_for(one.job, awaited)) for one in old]
+        old = [replace(one, stays=one.stays or _waited_for(one, awaited)) for one in old]
         if not found.dry:
             old = list(_removed(old, say))
     if not found.dry:
@@ -144,8 +144,8 @@ def _of_waiting(found: store.Store, users: Iterable[str]) -> Iterator[str]:
                 yield from (after.job for after in job.after) if job else ()
 
 
-def _waited_for(job: Job, awaited: set[str]) -> str:
-    return "a job waits for it" if job.id in awaited else ""
+def _waited_for(one: Ended, awaited: set[str]) -> str:
+    return "a job waits for it" if not awaited.isdisjoint((one.job.id, one.array)) else ""
 
 
 def _names(folder: Path) -> list[str]:

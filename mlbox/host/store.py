@@ -20,6 +20,7 @@
           usage.json, waits.json           GPU time used; why jobs wait
           lab.json                         the last good lab.yaml (host/lab.py)
           look.json                        how far a long line was looked through (host/look.py)
+          awaited.json                     which jobs of awaited arrays have ended (host/awaited.py)
       users/<user>/via/<host>.json         where that host's reverse tunnels end
       users/<user>/pruning/<ulid>          this ended job is being removed (host/pruning.py)
       users/<user>/code/<sha256>.tgz       code as it was submitted

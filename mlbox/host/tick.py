@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mlbox.core.lab import Lab
 from mlbox.core.schedule import Plan, View, Waiting, plan, running
 from mlbox.host import (
     attempts,
+    awaited,
     claim,
     files,
     here,
@@ -44,7 +45,6 @@ from mlbox.host.idle import guard, idle
 from mlbox.host.sweep import sweep
 
 Json = dict[str, Any]
-_LONG = 1 << 20  # bytes of the tick's log
 _GENERATIONS = 16  # of keepers, forked by one another's last tick
 
 
@@ -58,45 +58,7 @@ class Report:
     waits: Json | None = None  # None: it did not look (nothing to do, or another one at work)
     trouble: str = ""  # lab.yaml's
     busy: bool = False  # another tick was at work, and this one did nothing
-
-
-def main(arguments: list[str]) -> int:
-    """What cron runs: quiet when all is well; what is wrong goes to stderr, once per tick, and once in all what
-    stays wrong until somebody mends lab.yaml."""
-    root = Path(arguments[1]) if arguments[:1] == ["--root"] and len(arguments) == 2 else None
-    _cut(here.cache_home() / "tick.log")
-    found = store.Store(root)
-    try:
-        report = run(found)
-        new = report.waits is not None and _is_news(found, report.trouble)
-    except (errors.MlboxError, OSError, slots.Unsettled) as error:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {error}", file=sys.stderr)
-        return 1
-    if new:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {report.trouble}", file=sys.stderr)
-    return 0
-
-
-def _is_news(found: store.Store, trouble: str) -> bool:
-    """Whether cron's log does not end with it already."""
-    said = found.of_ticks("said")
-    if not trouble:
-        said.unlink(missing_ok=True)
-        return False
-    if said.exists() and said.read_text(errors="replace") == trouble:
-        return False
-    files.write_whole(said, trouble.encode(errors="replace"))
-    return True
-
-
-def _cut(path: Path) -> None:
-    """cron appends what ticks print; a log that has grown long starts anew, its last part kept."""
-    with suppress(OSError):
-        if path.stat().st_size > _LONG:
-            with path.open("rb") as file:
-                file.seek(-_LONG // 4, os.SEEK_END)
-                kept = file.read()
-            files.write_whole(path, kept.partition(b"\n")[2])
+    whole: bool = True  # it looked at all that waits
 
 
 def run(found: store.Store) -> Report:
@@ -146,7 +108,7 @@ def _pass(found: store.Store) -> Report:
         waits = _stopped(found, rules.trouble)
         if waits:
             files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644)
-        return Report(waits=waits, trouble=rules.trouble)
+        return Report(waits=waits, trouble=rules.trouble, whole=False)
     asked = inventory.ask(found)  # before other users wait for the lock: a driver may take its time
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
@@ -154,7 +116,7 @@ def _pass(found: store.Store) -> Report:
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
     _publish(found, seen, done.waits or {})
-    return replace(done, trouble=rules.trouble)
+    return replace(done, trouble=rules.trouble, whole=seen.whole)
 
 
 def _work_off(found: store.Store, seen: View, rules: Lab) -> Report:
@@ -195,10 +157,11 @@ def foresee(found: store.Store) -> Report:
     lab.identify(found.root)
     rules = lab.rules(found)
     if not rules.usable:
-        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble)
-    decided, _ = _decide(found, view.read(found, rules.lab, time.time(), inventory.ask(found)).view)
-    started = tuple(chosen.job for chosen in decided.start)
-    return Report(started, tuple(decided.preempt), tuple(decided.fail), dict(decided.waits), rules.trouble)
+        return Report(waits=_stopped(found, rules.trouble), trouble=rules.trouble, whole=False)
+    seen = view.read(found, rules.lab, time.time(), inventory.ask(found))
+    decided, _ = _decide(found, seen.view)
+    report = Report(tuple(chosen.job for chosen in decided.start), tuple(decided.preempt), tuple(decided.fail))
+    return replace(report, waits=dict(decided.waits), trouble=rules.trouble, whole=seen.whole)
 
 
 def _still_waits(found: store.Store, job: Waiting) -> bool:
@@ -320,3 +283,5 @@ def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
     files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644, lasting=False)
     if seen.looked != look.remembered(found, found.user):
         files.write_whole(look.path(found), json.dumps(seen.looked).encode(), 0o644, lasting=False)
+    if seen.awaited != awaited.remembered(found):
+        files.write_whole(awaited.path(found), json.dumps(seen.awaited).encode(), 0o644, lasting=False)

@@ -23,7 +23,7 @@ from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
 from mlbox.host import files, heard, inventory, lease, look, store, usage
-from mlbox.host.job import Job
+from mlbox.host.awaited import Awaited
 
 Json = dict[str, Any]
 _PAUSES = (0.01, 0.05, 0.2)  # s
@@ -39,6 +39,8 @@ class Seen:
     driver: str
     hosts: tuple[HostFacts, ...]
     looked: Json  # what the next look at this user's lines goes on from
+    whole: bool  # these were read to their ends
+    awaited: Json  # and what it need not read again
 
 
 def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> Seen:
@@ -51,25 +53,26 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     served = [user for user in users if user == found.user or _ticks(found, user, now)]
     others = [h for h in published(found, rules, users) if h.name != found.host]
     view = View(
-        host, rules, (), running, shares, _memory_free(), {}, _usage(found, users, now, rules.half_life),
-        marks(found.root / "paused"), acting=found.user,
+        host, rules, (), running, shares, _memory_free(), usage=_usage(found, users, now, rules.half_life),
+        paused=marks(found.root / "paused"), acting=found.user,
     )  # fmt: skip
-    view, looked = _lines(found, view, users, served, now)
+    awaited = Awaited(found, users, running)
+    view, looked, whole = _lines(found, view, awaited, served, now)
     view = replace(view, reserved_here=reserved_on(found.host, view.waiting, [host, *others]))
-    return Seen(view, tuple(gpus), driver, (host, *others), looked)
+    return Seen(view, tuple(gpus), driver, (host, *others), looked, whole, awaited.memory)
 
 
-def _lines(found: store.Store, view: View, users: list[str], served: list[str], now: float) -> tuple[View, Json]:
-    """With those who wait, and the states of the jobs that they wait for; what this user's ticks are to remember."""
-    states: dict[str, str] = {}
+def _lines(found: store.Store, view: View, awaited: Awaited, served: list[str], now: float) -> tuple[View, Json, bool]:
+    """With those who wait, and what became of those that they wait for; of this user's lines what the next look goes on
+    from, and whether there is nothing behind."""
+    view = replace(view, states=awaited.states, arrays=awaited.arrays)
     waiting: dict[tuple[str, str], Waiting] = {}
     looked: Json = {}
-    startable = Startable(replace(view, states=states), now)
+    whole = True
+    startable = Startable(view, now)
 
     def could(job: Waiting) -> bool:
-        for after in job.after:
-            if after.job not in states:
-                states[after.job] = state_of(found, users, after.job)
+        awaited.add(job)
         return startable.could(job)
 
     for user in served:
@@ -80,9 +83,10 @@ def _lines(found: store.Store, view: View, users: list[str], served: list[str], 
             for job in line.jobs.values():  # one that is being moved stands in two lines
                 if job.moves >= waiting.setdefault((user, job.id), job).moves:
                     waiting[user, job.id] = job
-            if place and user == found.user:
-                looked[queue] = place
-    return replace(view, waiting=[*waiting.values()], states=states), looked
+            if user == found.user:
+                whole &= line.whole
+                looked.update({queue: place} if place else {})
+    return replace(view, waiting=[*waiting.values()]), looked, whole
 
 
 def known_users(found: store.Store) -> Iterable[str]:
@@ -170,18 +174,6 @@ def names(folder: Path) -> list[str]:
         return sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError:
         return []
-
-
-def state_of(found: store.Store, users: Iterable[str], job: str) -> str:
-    """Of anybody's job; empty where there is none, or none that may be read (another user's session)."""
-    return next((s for user in users if (s := _state_name(found.job(job, user)))), "")
-
-
-def _state_name(job: Job) -> str:
-    try:
-        return job.state().name
-    except PermissionError:
-        return ""
 
 
 def _usage(found: store.Store, users: Iterable[str], now: float, half_life: int) -> dict[str, float]:

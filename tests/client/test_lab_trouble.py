@@ -32,7 +32,7 @@ class Entry:
 
 REPLIES: dict[str, Json] = {
     "jobs": {"jobs": [], **TROUBLE},
-    "move": {"id": "A", "name": "a", "queue": "default", "priority": 0, "started": False, **TROUBLE},
+    "move": {"id": "A", "name": "a", "queue": "default", "priority": 0, "started": False, "elsewhere": [], **TROUBLE},
     "cancel": {**ENDED, **TROUBLE},
     "status": {"gpus": [], "driver": "", "load": [0.0], "cpus": 1, "sessions": [], "jobs": [], "queues": [], **TROUBLE},
 }

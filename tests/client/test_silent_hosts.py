@@ -60,7 +60,9 @@ def test_cancel_on_a_host_that_can_t_be_told(
 ) -> None:
     def ask_all(hosts: list[str], verb: str, *_: Any) -> Json:
         assert verb == "tick"
-        reply: Any = {"started": [], "waits": {}, "failed": []} if answers else errors.Unreachable("no route")
+        reply: Any = (
+            {"started": [], "waits": {}, "failed": [], "whole": True} if answers else errors.Unreachable("no route")
+        )
         return dict.fromkeys(hosts, reply)
 
     monkeypatch.setattr(lab, "ask_all", ask_all)

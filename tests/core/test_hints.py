@@ -25,7 +25,8 @@ TRUE = JobSpec(command=("true",))
 
 
 PLACE = Waiting(
-    ID, "ada", "night", Resources(gpus="2"), 5, -3, (After(OTHER, "any"),), OTHER, 2, 1764000000.0, "job"
+    ID, "ada", "night", Resources(gpus="2"), 5, -3, (After(OTHER, "any", 3), After(OTHER)), OTHER, 2,
+    1764000000.0, "job"
 )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def test_a_waiting_hint_comes_back_and_says_nothing_of_who_and_which() -> None:
         {"priority": -(10**9)}, {"rank": 10**6}, {"rank": -(10**6)}, {"rank": None}, {"resources": []},
         {"resources": {"gpus": "a,b"}}, {"resources": {"cpus": -1}}, {"resources": {"cpus": 10**9}}, {"after": "x"},
         {"after": [{"job": "not-an-id"}]}, {"after": [{"job": ID, "end": "x"}]}, {"after": [{"job": ID}] * 101},
+        {"after": [{"job": ID, "array": 10**9}]}, {"after": [{"job": ID, "array": "2"}]},
         {"array": "x"}, {"array_limit": -1}, {"array_limit": 10**6}, {"not_before": math.inf},
         {"not_before": math.nan}, {"not_before": "x"}, {"not_before": 10**400}, {"kind": "\x1b[2J"}, {"kind": 1},
     ],

@@ -41,6 +41,8 @@ TRUE = JobSpec(command=("true",))
         ({"after": (After(ID),) * 101}, "at most 100"),
         ({"after": (After("../../x"),)}, "not a job's id"),
         ({"after": (After(ID, "never"),)}, "ok or any"),
+        ({"after": (After(ID, array=-1),)}, "that an array has can't be -1"),
+        ({"after": (After(ID, array=10_001),)}, "that an array has can't be 10001"),
         ({"array": "first"}, "what mlbox made"),
         ({"code": "abc"}, "what mlbox made"),
         ({"code": "a" * 64, "folder": "~/x"}, "either in the code"),
@@ -56,11 +58,17 @@ def test_what_a_job_can_t_be(fields: dict[str, Any], words: str) -> None:
     [
         {"priority": -1000}, {"priority": 1000}, {"retries": 1000}, {"queue": "a-1"}, {"after": (After(ID, "any"),)},
         {"retry_on": ()}, {"code": "0" * 64}, {"folder": "~/work"}, {"array": ID, "array_index": 9999}, {"grace": 0},
+        {"after": (After(ID, "ok", 40), After(ID))},
     ],
 )  # fmt: skip
 def test_what_it_can_be_crosses_the_wire(fields: dict[str, Any]) -> None:
     spec = replace(TRUE, **fields)
     assert JobSpec.from_wire(json.loads(json.dumps(spec.to_wire()))) == spec
+
+
+def test_one_job_that_is_waited_for_is_stored_as_an_older_mlbox_reads_it() -> None:
+    wire = replace(TRUE, after=(After(ID), After(ID, "any", 2))).to_wire()
+    assert [*wire["after"]] == [{"job": ID, "end": "ok"}, {"job": ID, "end": "any", "array": 2}]
 
 
 def test_a_session_is_a_job_without_a_command() -> None:
@@ -96,6 +104,7 @@ def test_no_secret_is_left_and_all_come_back() -> None:
         ({"after": [ID]}, "needs a job"),
         ({"after": [{"job": ID, "x": 1}]}, "needs a job"),
         ({"after": [{"job": [ID]}]}, "not a job's id"),
+        ({"after": [{"job": ID, "array": True}]}, "array must be a number"),
         ({"provenance": {"commit": 1}}, "names to text"),
         ({"provenance": ["x"]}, "must map"),
         ({"colour": "red"}, "no 'colour'"),

@@ -18,6 +18,7 @@ from mlbox.core.lab import Host, Lab, Queue, UserLimits
 from mlbox.core.resources import HostFacts, Resources, size
 from mlbox.core.schedule import (
     After,
+    Ends,
     Plan,
     Running,
     Start,
@@ -242,6 +243,31 @@ def test_all_dependencies_count() -> None:
     assert made.fail == {"a1": "it was to run after job b3, which failed"}
 
 
+X = "01KAAAAAAAAAAAAAAAAAAAWZ7Q"
+
+
+@pytest.mark.parametrize(
+    ("end", "ends", "waits", "fails"),
+    [
+        ("ok", None, "waits for 40 of 40 of array 01K…WZ7Q", ""),
+        ("ok", Ends(37), "waits for 3 of 40 of array 01K…WZ7Q", ""),
+        ("ok", Ends(40), "", ""),
+        ("ok", Ends(2, 1), "", "it was to run after array 01K…WZ7Q, of which 1 job did not succeed"),
+        ("ok", Ends(40, 2), "", "it was to run after array 01K…WZ7Q, of which 2 jobs did not succeed"),
+        ("any", None, "waits for 40 of 40 of array 01K…WZ7Q", ""),
+        ("any", Ends(39, 7), "waits for 1 of 40 of array 01K…WZ7Q", ""),
+        ("any", Ends(40, 40), "", ""),
+    ],
+)
+def test_a_whole_array_is_waited_for(end: str, ends: Ends | None, waits: str, fails: str) -> None:
+    """Nor is its first job, or as much of it as somebody else waits for, taken for it."""
+    others = {(X, 1): Ends(1, 1), (X, 39): Ends(39)}
+    arrays = {**others, (X, 40): ends} if ends else others
+    made = plan(view(job("a1", after=(After(X, end, 40),)), states={X: "finished"}, arrays=arrays), NOW)
+    assert (made.waits, made.fail) == ({"a1": waits} if waits else {}, {"a1": fails} if fails else {})
+    assert started(made) == ("" if waits or fails else "a1:0")
+
+
 @pytest.mark.parametrize(
     ("job_", "name"), [("01KAAAAAAAAAAAAAAAAAAAWZ7Q", "01K…WZ7Q"), ("a1", "a1"), ("12345678", "12345678")]
 )
@@ -419,6 +445,10 @@ GPUS = {"max_gpus_per_user": 2}
              run("c0", "2"), run("a0", "0", share=81920), gpus=(*cards(2), *cards(1, RTX, 2)), usage={"ann": 1.0},
              lab=lab(default={"max_gpus_per_user": 1})), "",
              a2="your limit in queue default: 1 GPU, you hold 1 and this asks for 1"),
+        case("no GPU is never too many, also where a limit was lowered meanwhile", view(job("a1", "0"), job("a2"),
+             run("a0", "0 1"), lab=replace(lab(default={"max_gpus_per_user": 1}),
+             users={"ann": UserLimits(max_gpus=1)})), "a1",
+             a2="your limit in queue default: 1 GPU, you hold 2 and this asks for 1"),
         case("a share is too many beside whole GPUs", view(job("a1", gpu_share=1024), run("a0", "2"),
              lab=lab(default={"max_gpus_per_user": 1})), "",
              a1="your limit in queue default: 1 GPU, you hold 1 and this asks for 1"),
@@ -742,6 +772,7 @@ def test_room_that_is_made_goes_to_nobody_else() -> None:
         ({"max_running_per_user": 1}, {}, (), "your limit in queue default: 1 running"),
         ({"max_gpus_per_user": 3}, {}, ("GPU-2", "GPU-3"), "you hold 2 and this asks for 2"),
         ({"max_gpus_per_user": 4}, {}, ("GPU-2", "GPU-3"), ""),
+        ({"max_gpus_per_user": 1}, {}, (), ""),
         ({"max_gpus_per_user": 2}, {"gpu_share": 1024}, ("GPU-1",), ""),
         ({"max_gpus_per_user": 2}, {"gpu_share": 1024}, ("GPU-2",), "you hold 2 and this asks for 1"),
         ({}, {"array": "A", "array_limit": 1}, (), "array limit: 1 of 1 running"),

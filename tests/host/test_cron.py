@@ -11,6 +11,7 @@ import pytest
 from queuebox import Box
 
 from mlbox import errors
+from mlbox.host import cron as called
 from mlbox.host import here
 from mlbox.host.handlers import cron
 
@@ -80,3 +81,34 @@ def test_a_log_that_cron_could_not_write_to_is_said(box: Box, tmp_path: Path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "100%"))
     with pytest.raises(errors.Refused, match="%"):
         box.call(cron, do="install")
+
+
+def test_each_host_of_one_home_has_a_log_of_its_own(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = set()
+    for name in "gpu8", "gpu9":
+        monkeypatch.setattr(here, "host_name", lambda name=name: name)
+        (line,) = box.call(cron, do="install")["lines"]
+        (log,) = {word[2:] for word in line.split() if word.startswith(">>")}
+        assert Path(log).parent == here.cache_home() and name in log
+        logs.add(log)
+    assert len(logs) == 2
+
+
+def test_the_line_of_an_older_mlbox_is_replaced_and_removed(box: Box, crontab: Path) -> None:
+    (line,) = box.call(cron, do="install")["lines"]
+    old = line.replace(called.log().name, "tick.log")
+    for do, lines in (("install", [line]), ("remove", [])):
+        crontab.write_text(f"{old}\n")
+        assert box.call(cron)["lines"] == [old] != [line]
+        assert box.call(cron, do=do)["changed"] and crontab.read_text().splitlines() == lines
+
+
+def test_a_log_that_has_grown_long_starts_anew(box: Box) -> None:
+    """Also that which an older line names; and no other host's."""
+    here.cache_home().mkdir(parents=True)
+    logs = [called.log(), here.cache_home() / "tick.log", here.cache_home() / "tick.gpu9.log"]
+    for log in logs:
+        log.write_text("mlbox: a line\n" * 100_000)
+    assert called.main(["--root", str(box.root)]) == 0
+    assert [log.stat().st_size < 300_000 for log in logs] == [True, True, False]
+    assert logs[0].read_text().startswith("mlbox: a line\n")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from queuebox import Box
+from queuebox import Box, Call
 
 from mlbox import errors
-from mlbox.host import race
+from mlbox.host import lab, race
 from mlbox.host.handlers import init
 
 
@@ -24,6 +24,15 @@ def test_what_the_trials_made_is_gone(box: Box) -> None:
     for _ in range(2):  # also when it is gone
         assert box.call(init, race=trial, over=True)["left"] is False
     assert not list(box.root.glob(".trial-*"))
+
+
+def test_a_root_that_no_container_could_mount_is_refused(tmp_path: Path) -> None:
+    root, ask = tmp_path / "a:b/mlbox", cast(Any, init).run
+    with pytest.raises(errors.Refused, match="it has a : in it"):
+        ask(Call(root))
+    assert not root.parent.exists()
+    lab.found(root)  # of an older mlbox's: its jobs without a container run
+    assert ask(Call(root))["made"] is False
 
 
 @pytest.mark.parametrize("name", ["users", "../x", ".trial-0123abcd/../users", ".trial-", "/etc"])

@@ -18,6 +18,7 @@ from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Waiting
 from mlbox.host import files, look, ready, view
 from mlbox.host.handlers import queue
+from mlbox.host.handlers import tick as tick_handler
 
 Json = dict[str, Any]
 NOBODY = "01ARYZ6S41TSV4RRFFQ69G5FAV"
@@ -104,6 +105,18 @@ def test_where_nobody_can_start_no_more_than_the_head_is_read(box: Box, reads: l
     line(box, 2 * look.LOOK)
     box.tick()
     assert len(reads) == look.LOOK
+
+
+@pytest.mark.parametrize(("able", "most"), [(True, look.LOOK), (False, look.BLOCK)])
+def test_a_tick_says_whether_it_looked_at_all_that_waits(able: bool, most: int, box: Box) -> None:
+    (box.root / "paused").mkdir()
+    (box.root / ("paused/default" if able else "paused/other")).write_text("{}")
+    assert box.call(tick_handler)["whole"] is True
+    jobs = line(box, most + 1, **({} if able else REASONS["a dependency"]))
+    assert box.call(tick_handler)["whole"] is False
+    ready.withdraw(box.found, jobs.pop())
+    ready.withdraw(box.found, jobs.pop())
+    assert box.call(tick_handler)["whole"] is True
 
 
 def test_of_an_array_that_can_t_start_a_few_are_read(box: Box, reads: list[str]) -> None:

@@ -31,6 +31,7 @@ from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import (
     claim,
+    cron,
     engines,
     files,
     here,
@@ -1418,7 +1419,7 @@ def test_an_unmounted_root_is_not_made(box: Box, tmp_path: Path) -> None:
     with pytest.raises(errors.HostUnready):
         box.submit("true")
     assert os.listdir(tmp_path / "root") == []
-    assert tick.main(["--root", str(tmp_path / "root")]) == 1
+    assert cron.main(["--root", str(tmp_path / "root")]) == 1
     (tmp_path / "root").rmdir()
     with pytest.raises(errors.HostUnready):
         box.tick()
@@ -1460,7 +1461,7 @@ def test_a_root_that_cannot_be_written(box: Box, monkeypatch: pytest.MonkeyPatch
             assert box.tick().started == ()
         except OSError as error:
             assert error.errno == number
-        assert tick.main(["--root", str(box.root)]) == 1
+        assert cron.main(["--root", str(box.root)]) == 1
     assert real_mkdir is os.mkdir and job.state().name == "submitted"
     box.tick()
     assert box.end(job).name == "finished"
@@ -1506,12 +1507,12 @@ def test_without_any_good_lab_yaml_nothing_is_started(box: Box) -> None:
 
 
 def test_cron_s_line_is_quiet_when_all_is_well(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tick.main(["--root", str(box.root)]) == 0
+    assert cron.main(["--root", str(box.root)]) == 0
     assert capsys.readouterr() == ("", "")
     box.call(queue, do="pause", queue="default")
     box.submit("true")
     box.lab("queues: [")
-    assert tick.main(["--root", str(box.root)]) == 0
+    assert cron.main(["--root", str(box.root)]) == 0
     assert "lab.yaml" in capsys.readouterr().err
 
 

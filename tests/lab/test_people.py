@@ -45,7 +45,7 @@ def test_each_user_s_cron_works_off_their_own(lab: Lab) -> None:
     for person, job in jobs.items():  # nobody has asked a host since
         person.until(job, "finished", timeout=180)
         assert person.output(job) == f"{person.user}\n"
-        assert person.ssh("gpu1", "cat ~/.cache/mlbox/tick.log") == ""
+        assert person.ssh("gpu1", "cat ~/.cache/mlbox/tick.gpu1.log") == ""
 
 
 def test_overlap_and_the_log(lab: Lab) -> None:
@@ -60,7 +60,7 @@ def test_overlap_and_the_log(lab: Lab) -> None:
     assert ssh("gpu1", f"flock {lock} {tick}; echo $?") == "0\n"
     assert lab.state(job) == "submitted"
 
-    log = "~/.cache/mlbox/tick.log"
+    log = "~/.cache/mlbox/tick.gpu1.log"
     ssh("gpu1", f"yes 2000-01-01 00:00:00 mlbox: full | head -c 1200000 >{log}")
     assert ssh("gpu1", f"{tick}; stat -c %s {log}; head -n 1 {log}; rm {log}").splitlines() == [
         "262112", "2000-01-01 00:00:00 mlbox: full",

@@ -141,7 +141,7 @@ def test_cron_starts_what_nobody_else_does(lab: Lab) -> None:
     lab.until(job, "finished", timeout=150)  # nobody has asked any host since
     lab.run("cron", "remove")
     assert "mlbox" not in ssh("gpu1", "crontab -l 2>&1 || true").replace("no crontab", "")
-    assert ssh("gpu1", "cat ~/.cache/mlbox/tick.log 2>/dev/null || true") == ""  # quiet
+    assert ssh("gpu1", "cat ~/.cache/mlbox/tick.gpu1.log 2>/dev/null || true") == ""  # quiet
 
 
 def test_the_keeper_is_killed_and_the_job_goes_on(lab: Lab) -> None:

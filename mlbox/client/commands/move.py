@@ -36,7 +36,9 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.queue and arguments.priority is None and not arguments.where:
         raise errors.Usage("move it where?", "--queue Q, --priority N, --top or --bottom")
     args = {"job": arguments.job, "queue": arguments.queue, "priority": arguments.priority, "where": arguments.where}
-    reply = lab.entry(arguments, options.config(arguments)).call("move", args)
+    settings = options.config(arguments)
+    reply = lab.entry(arguments, settings).call("move", args)
+    reply["started"] |= bool(lab.start_elsewhere({reply["id"]: ""}, reply.pop("elsewhere"), settings))
     if arguments.json:
         output.facts(reply, arguments.dry_run)
         return 0

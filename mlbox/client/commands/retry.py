@@ -20,7 +20,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    reply = lab.entry(arguments, options.config(arguments)).call("retry", {"job": arguments.job})
+    settings = options.config(arguments)
+    reply = lab.entry(arguments, settings).call("retry", {"job": arguments.job})
+    waits = {} if reply["started"] else {reply["id"]: reply["waits"]}
+    for host in lab.start_elsewhere(waits, reply.pop("elsewhere"), settings).values():
+        reply.update(started=True, host=host)
+    reply["waits"] = waits.get(reply["id"], "")
     if arguments.json:
         output.facts(reply, arguments.dry_run)
         return 0
@@ -28,6 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{output.bold(text.safe(reply['name']))}  would be in line again, as a new job like {reply['of']}")
         return 0
     lab.trouble(reply)
-    where = "started" if reply["started"] else "in line" + (f": {text.safe(reply['waits'])}" if reply["waits"] else "")
-    print(f"{output.bold(text.safe(reply['name']))}  {reply['id']}  {where}")
+    where = f"started on {reply['host']}" if reply["started"] else "in line"
+    why = f": {text.safe(reply['waits'])}" if reply["waits"] else ""
+    print(f"{output.bold(text.safe(reply['name']))}  {reply['id']}  {where}{why}")
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from mlbox import errors
@@ -47,8 +46,13 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy = made.add_argument_group("when and how")
     policy.add_argument("--queue", metavar="Q", help="default: default")
     options.priority(policy)
-    policy.add_argument("--after", action="append", metavar="ID|NAME", help="wait until that job has succeeded; repeat")
-    policy.add_argument("--after-any", action="append", metavar="ID|NAME", help="wait until that job has ended; repeat")
+    policy.add_argument(
+        "--after",
+        action="append",
+        metavar="ID|NAME",
+        help="wait until that job (or all of that array) has succeeded; repeat",
+    )
+    policy.add_argument("--after-any", action="append", metavar="ID|NAME", help="wait until it has ended; repeat")
     policy.add_argument("--array", metavar="N[%M]", help="N jobs that differ in $MLBOX_ARRAY_INDEX; M at once")
     policy.add_argument("--retries", type=int, metavar="N", help="try again after a failure (default: 0)")
     policy.add_argument("--retry-on", metavar="R,…", help="only after these: " + ", ".join(REASONS))
@@ -167,7 +171,7 @@ def _after(jobs: Sequence[str] | None, end: str) -> tuple[After, ...]:
 def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
     """The reply to a submission, and the other hosts' when this one could not start it."""
     spec, count, folder, after = prepared
-    args: Json = {"array": count, "after": [asdict(one) for one in after]}
+    args: Json = {"array": count, "after": [one.to_wire() for one in after]}
     if folder:
         from mlbox.client import code
 
@@ -175,14 +179,9 @@ def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
         args["code"], spec = archive, code.with_provenance(spec, seen)
     args["spec"] = spec.to_wire()
     reply = host.call("submit", args)
-    for name, ticked in lab.nudge(reply["elsewhere"], settings, next(iter(reply["waits"]), "")).items():
-        for job in ticked["started"]:
-            if job in reply["waits"]:
-                del reply["waits"][job]
-                reply["started"].append(job)
-                reply["host"] = name
-        # A host that could run it knows better why it waits than the one that was asked first.
-        reply["waits"].update({job: why for job, why in ticked["waits"].items() if job in reply["waits"]})
+    started = lab.start_elsewhere(reply["waits"], reply["elsewhere"], settings)
+    reply["started"] += started
+    reply["host"] = next(reversed(started.values()), reply["host"])
     state.remember_seen(reply["jobs"])
     return reply
 
@@ -199,11 +198,11 @@ def told(reply: Json) -> None:
 
 def foretell(prepared: Prepared, as_json: bool) -> int:
     spec, count, folder, after = prepared
-    wire = spec.without_secrets().to_wire()
+    wire, named = spec.without_secrets().to_wire(), [one.to_wire() for one in after]
     if as_json:
-        output.facts({"spec": wire, "array": count, "code": folder, "after": [asdict(one) for one in after]}, dry=True)
+        output.facts({"spec": wire, "array": count, "code": folder, "after": named}, dry=True)
         return 0
     print(f"would submit: {text.safe(shlex.join(spec.command))}")
-    wire["after"] = [asdict(one) for one in (*spec.after, *after)]
+    wire["after"] = [*wire["after"], *named]
     asked.foretell(wire, queue=spec.queue, array=count, code=folder)
     return 0

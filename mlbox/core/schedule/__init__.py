@@ -22,7 +22,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlbox.core.schedule.after import After
+    from mlbox.core.schedule.after import After, Ends
     from mlbox.core.schedule.hindrance import stuck, unserved
     from mlbox.core.schedule.limits import exceeded, limited
     from mlbox.core.schedule.line import plan
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "After",
+    "Ends",
     "Plan",
     "Running",
     "Start",
@@ -52,7 +53,7 @@ __all__ = [
 ]
 # Each is imported when it is asked for: whoever only names a job's place in line plans nothing.
 _HOME = {
-    "After": "after", "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order",
+    "After": "after", "Ends": "after", "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order",
     "reservation_host": "order", "reserved_on": "order", "Startable": "startable", "short": "words",
     "stuck": "hindrance", "unserved": "hindrance",
 }  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from mlbox.core import text
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts, Resources, fits
+from mlbox.core.schedule.after import After, Ends
 from mlbox.core.schedule.view import View, Waiting
 from mlbox.core.schedule.words import clock, short
 
@@ -14,13 +15,19 @@ LONGEST_BACKOFF = 3600.0  # s
 ENDED = frozenset(["finished", "failed", "cancelled"])
 
 
-def dead(job: Waiting, states: Mapping[str, str]) -> str:
+def dead(job: Waiting, view: View) -> str:
     """Why the job can never run any more."""
     for after in job.after:
-        state = states.get(after.job, "")
-        if after.end == "ok" and state in ENDED and state != "finished":
+        bad, state = _ends(after, view).bad, view.states.get(after.job, "")
+        if after.array and after.end == "ok" and bad:
+            return f"it was to run after array {short(after.job)}, of which {text.count(bad, 'job')} did not succeed"
+        if not after.array and after.end == "ok" and state in _PAST:
             return f"it was to run after job {short(after.job)}, which {_PAST[state]}"
     return ""
+
+
+def _ends(after: After, view: View) -> Ends:
+    return view.arrays.get((after.job, after.array), Ends())
 
 
 _PAST = {"failed": "failed", "cancelled": "was cancelled"}
@@ -31,8 +38,10 @@ def hindrance(job: Waiting, view: View, now: float) -> str:
     """Why the job, in a queue that this host serves, is in no line on it at all."""
     host = view.host
     for after in job.after:
-        state = view.states.get(after.job, "")
-        if state not in ENDED:
+        left, state = after.array - _ends(after, view).ended, view.states.get(after.job, "")
+        if after.array and left:
+            return f"waits for {left} of {after.array} of array {short(after.job)}"
+        if not after.array and state not in ENDED:
             return f"waits for job {short(after.job)} ({_STATES.get(state, state)})"
     if now < job.not_before <= now + LONGEST_BACKOFF:  # beyond speaks another clock, or ours as it was
         return f"retry not before {clock(job.not_before)} (in {text.duration(job.not_before - now)})"

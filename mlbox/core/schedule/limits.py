@@ -55,7 +55,7 @@ class Tally:
             (("user", job.owner), user.max_gpus, "your limit in this lab: "),
         ):
             held = self._gpus[key]
-            if len(held) + more > limit > 0:
+            if more and len(held) + more > limit > 0:
                 found.append(
                     (f"{words}{text.count(limit, 'GPU')}, you hold {len(held)} and this asks for {more}", held)
                 )

@@ -24,7 +24,7 @@ def plan(view: View, now: float) -> Plan:
     work = _Work(view, now)
     ready = []
     for job in view.waiting:
-        why = dead(job, view.states)
+        why = dead(job, view)
         if why and view.acting in (None, job.owner):
             work.fail[job.id] = text.safe(why)
         elif why or (why := hindrance(job, view, now)):

@@ -17,7 +17,7 @@ class Startable:
     def could(self, job: Waiting) -> bool:
         view = self._view
         # Where nobody can start there is nothing to look for; what can never run is to be ended now.
-        if job.queue in view.paused or view.host.drained or dead(job, view.states):
+        if job.queue in view.paused or view.host.drained or dead(job, view):
             return True
         wanted = job.resources.gpus_on(view.host)
         greedy = self._tally.greedy(job, wanted)[0] and not job.resources.gpu_share

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts, Resources
-from mlbox.core.schedule.after import After
+from mlbox.core.schedule.after import After, Ends
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class View:
     shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # leased: UUID -> job -> MiB
     memory_free: int | None = None  # MiB of the host as measured; None: not known
     states: Mapping[str, str] = field(default_factory=dict)  # of the jobs that others wait for
+    arrays: Mapping[tuple[str, int], Ends] = field(default_factory=dict)  # and of arrays: (first job, of how many)
     usage: Mapping[str, float] = field(default_factory=dict)  # decayed GPU-seconds of ended jobs, per user
     paused: Mapping[str, str] = field(default_factory=dict)  # queue -> by whom
     reserved_here: frozenset[str] = frozenset()  # jobs that wait for room on this host (`reserved_on`)

@@ -1,6 +1,6 @@
 """One line in the user's own crontab: the tick of every minute that catches what was missed.
 
-    * * * * * sleep N; PATH=… exec python3 -I -S …/mlbox-<sha>.pyz tick --root ROOT >>…/tick.log 2>&1 # mlbox ROOT-id
+    * * * * * sleep N; PATH=… exec python3 -I -S …/mlbox-<sha>.pyz tick --root ROOT >>…/tick.HOST.log 2>&1 # mlbox ID
 
 PATH is that of the call that installs it: cron's own has little in it, and a job without a container, or the engine of
 one with, is found by the same PATH whichever tick starts it.
@@ -22,6 +22,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.host import here, lab, store
+from mlbox.host.cron import log
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -53,10 +54,9 @@ def _root_id(found: store.Store, named: bool) -> str:
 def _line(found: store.Store, mark: str) -> str:
     """The program is the one that answers this call: planted by content, so it stays what it is."""
     spread = int(hashlib.sha256(f"{found.host}{found.user}".encode()).hexdigest(), 16) % _JITTER
-    log = here.cache_home() / "tick.log"
     command = " ".join(map(shlex.quote, (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "tick",
                                          "--root", str(found.root))))  # fmt: skip
-    said = f"exec {command} >>{shlex.quote(str(log))} 2>&1 {mark}"
+    said = f"exec {command} >>{shlex.quote(str(log()))} 2>&1 {mark}"
     if "%" in said or "\n" in said:
         raise errors.Refused("cron can't call a path with % in it", "choose another ROOT")
     path = f"PATH={shlex.quote(os.environ.get('PATH', os.defpath))} "

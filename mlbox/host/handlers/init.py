@@ -39,6 +39,8 @@ def run(call: Call) -> Json:
             raise errors.Usage("so many hosts don't race")
         return {"host": found.host, **race.run(found.root / trial, found.host, hosts)}
     made = not (found.root / "mlbox.json").exists()
+    if made and ":" in str(found.root):
+        raise errors.Refused(f"{found.root} can't be mounted into containers: it has a : in it", "choose another ROOT")
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
     root_id = _root_id(found, made)

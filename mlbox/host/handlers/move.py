@@ -35,9 +35,10 @@ def run(call: Call) -> Json:
         raise errors.HostUnready(rules.trouble, "mend lab.yaml first")
     JobSpec(command=("true",), queue=to.queue, priority=to.priority)  # within what a job may ask for
     reply = {"id": job.id, "name": spec.name, "queue": to.queue, "priority": to.priority, "started": False,
-             "trouble": rules.trouble}  # fmt: skip
+             "trouble": rules.trouble, "elsewhere": []}  # fmt: skip
     if found.dry:
         return reply
+    elsewhere = able.elsewhere(found, rules.lab, to.queue, to.resources)
     facts = {"at": time.time(), "queue": to.queue, "priority": to.priority, "rank": to.rank}
     found.mark_making(job, moved=True)  # the next sweep puts it where its log has it
     if not job.append("moved", facts):
@@ -48,7 +49,9 @@ def run(call: Call) -> Json:
         ready.withdraw(found, now)
     found.unmark_making(job)
     report = tick.behind(found)
-    return {**reply, "started": job.id in report.started, "trouble": rules.trouble or report.trouble}
+    started = job.id in report.started
+    told = {"trouble": rules.trouble or report.trouble, "elsewhere": [] if started else elsewhere}
+    return {**reply, "started": started, **told}
 
 
 def _place(found: store.Store, job: Waiting, args: Json) -> Waiting:

@@ -9,7 +9,7 @@ from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State, said
-from mlbox.host import code, lab, lookup, store, tick
+from mlbox.host import able, code, lab, lookup, store, tick
 from mlbox.host.handlers.submit import submit
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -28,14 +28,19 @@ def run(call: Call) -> Json:
         raise errors.Refused(f"job {spec.name} has not ended: it is {said(state.name)}", f"mlbox cancel {job.id} first")
     if found.dry:
         _check_code(found, spec)
-        return {"id": "", "name": spec.name, "of": job.id, "started": False, "waits": ""}
+        return {"id": "", "name": spec.name, "of": job.id, "started": False, "waits": "", "elsewhere": []}
+    spec = _once_more(job, spec, state)
+    elsewhere = able.elsewhere(found, lab.rules(found).lab, spec.queue, spec.resources)
     with code.keeping(found):
         _check_code(found, spec)
-        again = submit(found, _once_more(job, spec, state))
+        again = submit(found, spec)
     report = tick.behind(found)
     started = again.id in report.started
-    return {"id": again.id, "name": spec.name, "of": job.id, "started": started,
-            "waits": (report.waits or {}).get(again.id, ""), "trouble": report.trouble}  # fmt: skip
+    return {
+        "id": again.id, "name": spec.name, "of": job.id, "started": started, "host": found.host,
+        "waits": (report.waits or {}).get(again.id, ""), "trouble": report.trouble,
+        "elsewhere": [] if started else elsewhere,
+    }  # fmt: skip
 
 
 def _check_code(found: store.Store, spec: JobSpec) -> None:

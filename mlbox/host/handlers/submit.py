@@ -17,7 +17,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits
 from mlbox.core.schedule import After, stuck
 from mlbox.core.session import check_env
-from mlbox.host import able, code, engines, keeping, lab, lookup, ready, store, tick, view
+from mlbox.host import able, awaited, code, engines, keeping, lab, lookup, ready, store, tick, view
 from mlbox.host.handlers import cancel
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -31,7 +31,8 @@ def run(call: Call) -> Json:
     found = store.Store(call.root)
     _root(call, found)
     spec = _named(JobSpec.from_wire(call.args.get("spec", {})))
-    spec = replace(spec, after=(*spec.after, *_looked_up(found, call.args.get("after", []))))
+    after = (*spec.after, *dependencies(call.args.get("after", [])))
+    spec = replace(spec, after=tuple(_looked_up(found, one) for one in after))
     check_env(spec.work.env)
     check_folder(spec.folder)
     count = call.args.get("array", 0)
@@ -45,17 +46,19 @@ def run(call: Call) -> Json:
     started = [job.id for job in made if job.id in report.started]
     why = stuck(spec.queue, spec.resources, rules.lab, hosts)
     waits = {job.id: why or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
-    others = [h for h in hosts if h.name != found.host and spec.queue in h.queues and not fits(spec.resources, h)]
-    elsewhere = [ssh for h in others if (ssh := rules.lab.ssh_name(h.name))]
+    elsewhere = able.elsewhere(found, rules.lab, spec.queue, spec.resources, hosts)
     return {
         "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,
         "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble or report.trouble,
     }  # fmt: skip
 
 
-def _looked_up(found: store.Store, said: Any) -> tuple[After, ...]:
-    """Jobs to wait for that were called by their names. Raises NotFound where one may be none, or several."""
-    return tuple(replace(one, job=lookup.job(found, one.job).id) for one in dependencies(said))
+def _looked_up(found: store.Store, said: After) -> After:
+    """By the id or the name that it was called by; an array's first job is called by the array's. Raises NotFound where
+    it may be none, or several."""
+    made = lookup.job(found, said.job, whole=True)
+    is_array = made.shown().array == made.id
+    return replace(said, job=made.id, array=sum(1 for _ in lookup.of_array(found, made)) if is_array else 0)
 
 
 def _root(call: Call, found: store.Store) -> None:
@@ -93,8 +96,10 @@ def _check_dependencies(found: store.Store, spec: JobSpec) -> None:
     """Once more when it is in line: whoever prunes one marks it, and then looks who waits (host/pruning.py)."""
     users = list(view.known_users(found)) if spec.after else []
     for after in spec.after:
-        going = any(found.job(after.job, user).is_going() for user in users)
-        if going or not view.state_of(found, users, after.job):
+        owner = awaited.owner_of(found, users, after.job)
+        jobs = [found.job(ids.following(after.job, number), owner) for number in range(max(1, after.array))]
+        gone = not owner or any(not job.is_there() or job.is_going() for job in jobs)
+        if gone or not awaited.state_of(found, (owner,), after.job):
             raise errors.NotFound(f"there is no job {after.job} to wait for", "mlbox jobs --all shows what there is")
 
 

@@ -16,4 +16,5 @@ def run(call: Call) -> Json:
     return {
         "host": found.host, "started": list(report.started), "preempted": list(report.preempted),
         "failed": list(report.failed), "waits": report.waits or {}, "trouble": report.trouble, "busy": report.busy,
+        "whole": report.whole,
     }  # fmt: skip

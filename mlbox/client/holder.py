@@ -199,9 +199,9 @@ class Holder:
 
     # ---- the session -------------------------------------------------------------------------------
 
-    def _probe(self, path: str, timeout: float) -> bool:
+    def _probe(self, path: str, timeout: float, first: bool) -> bool:
         self._guest_expected.wait()
-        return ping(path, timeout, self._reach.guest_key)
+        return ping(path, timeout, first, self._reach.guest_key)
 
     def _expect(self, reach: Reach) -> None:
         """The guest is there by now, and all is known about it."""

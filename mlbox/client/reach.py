@@ -42,8 +42,9 @@ class Reach:
         return wire if self.guest_key else {name: value for name, value in wire.items() if name != "guest_key"}
 
     def forwards(self) -> dict[str, str]:
-        """What a link leads to: its name for a socket -> the socket's path there."""
-        return {**{name: str(facts["socket"]) for name, facts in self.services.items()}, GUEST: self.guest_socket}
+        """What a link leads to: its name for a socket -> the socket's path there. The guest's is first: it is asked as
+        soon as all of them are bound, and the last one may not listen yet."""
+        return {GUEST: self.guest_socket, **{name: str(facts["socket"]) for name, facts in self.services.items()}}
 
     def gate_token(self) -> str:
         """What opens the services that have no password of their own."""

@@ -18,3 +18,10 @@ def test_a_time_limit_is_said_at_once_and_shortly_before() -> None:
     assert said.get(timeout=20) == "the time limit ends it in 10m: save what is to stay"
     attach._say_its_end(attached, 59)
     assert said.get() == "its time limit ends it in 59s"
+
+
+def test_the_guests_socket_is_bound_before_the_others() -> None:
+    """A link is asked as soon as there are all sockets; ssh may not listen yet on the last, which is a refusal."""
+    services = {"jupyter": {"socket": "/r/jupyter.sock"}, "ssh": {"socket": "/r/ssh.sock"}}
+    reach = Reach("01J0", "kind-otter", "gpu1", "", services, "/r/guest.sock")
+    assert list(reach.forwards()) == ["guest", "jupyter", "ssh"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import socket
 import threading
@@ -280,7 +281,7 @@ class Scripted:
     def __init__(self) -> None:
         self.answers: dict[str, Callable[[], bool]] = {}
 
-    def __call__(self, path: str, timeout: float) -> bool:
+    def __call__(self, path: str, timeout: float, first: bool) -> bool:
         return self.answers.get(path, lambda: True)()
 
 
@@ -377,12 +378,12 @@ def test_the_default_probe(host: Host) -> None:
 def test_a_guest_with_a_key_proves_to_be_it(host: Host) -> None:
     path = host.folder / "g.sock"
     control.serve(path, list, (os.getuid(), os.getgid()), "k3y")
-    assert ping(str(path), 20, "k3y")
+    assert ping(str(path), 20, key="k3y")
     assert ping(str(path), 20)  # as an older mlbox asks
     with pytest.raises(Stranger):
-        ping(str(path), 20, "other")
+        ping(str(path), 20, key="other")
     with pytest.raises(Stranger):
-        ping(host.paths()["guest"], 20, "k3y")  # its answer is no JSON
+        ping(host.paths()["guest"], 20, key="k3y")  # its answer is no JSON
 
 
 @pytest.mark.parametrize("said", [b"[]", b"{", b"null", b'{"proof": 7}', b"[" * 10000, b"x" * 30000], ids=len)
@@ -393,12 +394,35 @@ def test_other_answers_are_a_stranger_s(host: Host, said: bytes) -> None:
 
     server = Server(host.folder / "s.sock", answer)
     with pytest.raises(Stranger):
-        ping(str(host.folder / "s.sock"), 20, "k3y")
+        ping(str(host.folder / "s.sock"), 20, key="k3y")
     server.close()
 
 
-def keyed(path: str, timeout: float) -> bool:
-    return ping(path, timeout, "k3y")
+def test_what_sshd_holds_back_on_a_new_link_is_pushed_out(host: Host) -> None:
+    """Here the first answer comes once a second connection is opened. Later questions open one each."""
+    count, pushed, asked, three = itertools.count(), threading.Event(), list[int](), threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        number = next(count)
+        if number == 1:
+            pushed.set()
+        if said := connection.recv(100):
+            asked.append(number)
+            assert pushed.wait(20)
+            connection.sendall(said)
+            if len(asked) == 3:
+                three.set()
+
+    server = Server(host.folder / "h.sock", answer)
+    with Opened(lambda n: LocalLink({**host.paths(), "guest": str(host.folder / "h.sock")})) as opened:
+        opened.events.wait("up")
+        assert three.wait(20)
+    server.close()
+    assert asked[0] == 0 and asked[2] == asked[1] + 1
+
+
+def keyed(path: str, timeout: float, first: bool) -> bool:
+    return ping(path, timeout, first, "k3y")
 
 
 def test_nothing_goes_where_a_stranger_answers(host: Host) -> None:
@@ -456,7 +480,7 @@ class Clock(threading.Event):
 def test_a_guest_that_is_not_there_is_asked_less_and_less(host: Host) -> None:
     answers = [*[False] * 9, True, *[False] * 2]
 
-    def probe(path: str, timeout: float) -> bool:
+    def probe(path: str, timeout: float, first: bool) -> bool:
         if not answers.pop(0):
             raise ConnectionResetError
         return True
@@ -473,7 +497,7 @@ def test_a_guest_that_is_not_there_is_asked_less_and_less(host: Host) -> None:
 def test_who_asks_waits_for_no_backoff(host: Host, ask: Callable[[Tunnels], None]) -> None:
     asked = threading.Semaphore(0)
 
-    def probe(path: str, timeout: float) -> bool:
+    def probe(path: str, timeout: float, first: bool) -> bool:
         asked.release()
         raise ConnectionResetError
 

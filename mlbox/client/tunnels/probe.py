@@ -12,8 +12,10 @@ A refusal while ssh is dying looks the same; its end is reported right after and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import select
 import socket
 import threading
 import time
@@ -23,34 +25,53 @@ from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.link import Link
 from mlbox.core.proof import proves
 
-Probe = Callable[[str, float], bool]
-"""probe(path, timeout in seconds): True if it answered, False if not in time; raises OSError if refused, and
-Stranger if somebody else answered."""
+Probe = Callable[[str, float, bool], bool]
+"""probe(path, timeout in seconds, whether this link is asked for the first time): True if it answered, False if not in
+time; raises OSError if refused, and Stranger if somebody else answered."""
 
 START_FIRST, START_LAST = 0.001, 0.1  # seconds between looks for the sockets of a link that is starting
 AGAIN = 0.5  # seconds until a probe that failed is tried again
 AGAIN_LAST = 15.0  # seconds, at most, where the guest is not there: that may be for long
 _LONGEST = 16 * 1024  # bytes of an answer
+# Milliseconds. After a login sshd says its host keys unasked, and what it says next waits (Nagle) for TCP to
+# acknowledge that: 40 ms, unless something goes the other way. The opening of a connection does.
+_PUSHES = (3, 6, 12, 24, 48)
 
 
 class Stranger(Exception):
     """What answers in the guest's place does not know the session's key."""
 
 
-def ping(path: str, timeout: float, key: str = "") -> bool:
+def ping(path: str, timeout: float, first: bool = False, key: str = "") -> bool:
     """The default probe. `key`: the session's; without one (an older mlbox's) any line is the guest's."""
     deadline, nonce = time.monotonic() + timeout, secrets.token_hex(16) if key else None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout)
+    with contextlib.ExitStack() as opened:
         try:
-            sock.connect(path)
+            sock = opened.enter_context(_connected(path, timeout))
             sock.sendall(json.dumps({"op": "ping", **({"nonce": nonce} if nonce else {})}).encode() + b"\n")
+            waiting = select.poll()
+            waiting.register(sock, select.POLLIN)
+            for pause in _PUSHES if first else ():
+                if waiting.poll(pause):
+                    break
+                opened.enter_context(_connected(path, timeout))
             line = _line(sock, deadline)
         except (socket.timeout, BlockingIOError):  # BlockingIOError: a stopped ssh whose backlog is full
             return False
     if nonce and not _proves(line, key, nonce):
         raise Stranger
     return True
+
+
+def _connected(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _line(sock: socket.socket, deadline: float) -> bytes:
@@ -115,8 +136,10 @@ class Prober:
             pause = (time.monotonic() - begun) / 200
             if self._stop.wait(min(START_LAST, max(START_FIRST, pause))):
                 return
+        first = True
         while not self._stop.is_set():
-            answer = self._ask()
+            answer = self._ask(first)
+            first = False
             if not self._stop.is_set():
                 self._tell(answer)
             if self._now.wait(self._pause(answer)):
@@ -129,9 +152,9 @@ class Prober:
         self._absent.reset()
         return self._every if answer == "answered" else min(AGAIN, self._every)
 
-    def _ask(self) -> str:
+    def _ask(self, first: bool) -> str:
         try:
-            return "answered" if self._probe(self._path, self._timeout) else "silent"
+            return "answered" if self._probe(self._path, self._timeout, first) else "silent"
         except Stranger:
             return "stranger"
         except OSError:

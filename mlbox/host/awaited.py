@@ -27,12 +27,13 @@ _KEPT = 64  # arrays
 
 
 class Awaited:
-    """`states` and `arrays`, as the scheduler needs them, of what it was told; `memory` is to be kept for the next."""
+    """`states` and `arrays`, as the scheduler needs them, of what it was told; `memory` is to be kept for the next,
+    where it was needed."""
 
     def __init__(self, found: store.Store, users: list[str], running: Iterable[Running]) -> None:
         self.states: dict[str, str] = {}
         self.arrays: dict[tuple[str, int], Ends] = {}
-        self.memory = remembered(found)
+        self.memory: Json | None = None
         self._found, self._users, self._left = found, users, READ
         self._running = {(run.owner, run.id) for run in running}
 
@@ -45,7 +46,8 @@ class Awaited:
                 self.states[after.job] = state_of(self._found, self._users, after.job)
 
     def _array(self, after: After) -> Ends:
-        ended, bad = _bits(self.memory.pop(after.job, None))
+        memory = remembered(self._found) if self.memory is None else self.memory
+        ended, bad = _bits(memory.pop(after.job, None))
         every, waiting = (1 << after.array) - 1, 0
         unknown = every & ~ended
         owner = owner_of(self._found, self._users, after.job) if unknown else ""
@@ -60,8 +62,8 @@ class Awaited:
             ended |= bit if state in TERMINAL else 0
             bad |= bit if state in TERMINAL and state != "finished" else 0
             waiting += state not in TERMINAL
-        self.memory[after.job] = [f"{ended:x}", f"{bad:x}"]
-        self.memory = dict(list(self.memory.items())[-_KEPT:])
+        memory[after.job] = [f"{ended:x}", f"{bad:x}"]
+        self.memory = dict(list(memory.items())[-_KEPT:])
         return Ends(_count(ended & every), _count(bad & every))
 
 

@@ -283,5 +283,5 @@ def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
     files.write_whole(found.on() / "waits.json", json.dumps(waits).encode(), 0o644, lasting=False)
     if seen.looked != look.remembered(found, found.user):
         files.write_whole(look.path(found), json.dumps(seen.looked).encode(), 0o644, lasting=False)
-    if seen.awaited != awaited.remembered(found):
+    if seen.awaited is not None and seen.awaited != awaited.remembered(found):
         files.write_whole(awaited.path(found), json.dumps(seen.awaited).encode(), 0o644, lasting=False)

@@ -40,7 +40,7 @@ class Seen:
     hosts: tuple[HostFacts, ...]
     looked: Json  # what the next look at this user's lines goes on from
     whole: bool  # these were read to their ends
-    awaited: Json  # and what it need not read again
+    awaited: Json | None  # and what it need not read again, if it was asked
 
 
 def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> Seen:

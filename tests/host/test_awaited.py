@@ -193,6 +193,19 @@ def test_a_memory_that_makes_no_sense_is_none(memory: str, box: Box) -> None:
     assert look(box, array) == Ends(1)
 
 
+def test_of_many_arrays_those_that_were_last_waited_for_are_remembered(
+    box: Box, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awaited, "_KEPT", 2)
+    arrays = [logs(box, "finished") for _ in range(3)]
+    for array in (*arrays[:2], arrays[0], arrays[2]):
+        look(box, array)
+    reads.clear()
+    for array in arrays:
+        assert look(box, array) == Ends(1)
+    assert arrays[1][0].id in reads and arrays[0][0].id not in reads
+
+
 def test_a_tick_remembers(box: Box, reads: list[str]) -> None:
     array = logs(box, "finished", "submitted")
     behind(box, {"job": array[0].id})

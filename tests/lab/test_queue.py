@@ -277,11 +277,32 @@ def test_a_queue_made_right_after_an_edit_elsewhere_undoes_nothing(lab: Lab) -> 
 
 
 def test_dependencies_and_retries(lab: Lab) -> None:
-    first = lab.one("--gpus", "0", "--", "sh", "-c", "exit 1")
+    first = lab.one("--gpus", "0", "--on", "gpu2", "--", "sh", "-c", "exit 1")
     doomed = lab.one("--gpus", "0", "--after", first, "--", "true")
     anyway = lab.one("--gpus", "0", "--after-any", first, "--", "true")
     lab.until(anyway, "finished")
     assert "was to run after job" in lab.until(doomed, "failed")["why"]
     again = lab.run("retry", first, "--json").json()
     assert isinstance(again, dict)
-    lab.until(again["id"], "failed")
+    lab.until(again["id"], "failed")  # gpu1 was asked, and has told gpu2
+
+
+def test_all_of_an_array_is_waited_for(lab: Lab) -> None:
+    go = f"{lab.root}/go"
+    script = f"until [ -e {go} ] || [ $MLBOX_ARRAY_INDEX != 1 ]; do sleep 0.1; done"
+    array = lab.submit("--gpus", "0", "--name", "sweep", "--array", "3", "--", "sh", "-c", script)
+    behind = lab.one("--gpus", "0", "--after", "sweep", "--", "true")
+    for number in 0, 2:
+        lab.until(array[number]["id"], "finished")
+    lab.run("queue", "process", "--host", "gpu1")
+    assert "waits for 1 of 3 of array" in next(job["waits"] for job in lab.jobs() if job["id"] == behind)
+    lab.ssh("gpu1", f"touch {go}")
+    lab.until(behind, "finished")
+
+
+def test_a_host_is_told_of_what_was_moved(lab: Lab) -> None:
+    lab.run("queue", "create", "night")
+    lab.run("queue", "pause", "night")
+    job = lab.one("--gpus", "0", "--on", "gpu2", "--queue", "night", "--", "true")
+    lab.run("move", job, "--queue", "default")
+    lab.until(job, "finished")

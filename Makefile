@@ -47,11 +47,11 @@ EVERY ?= 1
 faults: pyz $(VENV)/.stamp
 	MLBOX_FAULTS_EVERY=$(EVERY) $(RUN) pytest tests/faults -n logical --junitxml=$(REPORTS)/faults.xml
 
-# Two at a time, each on a copy of the lab: many wait most of the time. A file's tests stay together and in their order.
+# Several at a time, each on a copy of the lab: they wait most of the time. A file's tests stay together and in order.
+COPIES ?= 3
 lab-test: pyz $(VENV)/.stamp
-	$(PYTHON) scripts/lab up
-	MLBOX_LAB_COPY=2 $(PYTHON) scripts/lab up
-	$(RUN) pytest tests/lab -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --junitxml=$(REPORTS)/lab.xml
+	for copy in $$(seq $(COPIES)); do MLBOX_LAB_COPY=$$copy $(PYTHON) scripts/lab up || exit 1; done
+	$(RUN) pytest tests/lab -n $(COPIES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --junitxml=$(REPORTS)/lab.xml
 
 # Its short form is among the lab tests.
 JOBS ?= 500

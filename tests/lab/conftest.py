@@ -31,7 +31,7 @@ LONG = (
 
 
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    """With -n 2, the second worker's hosts are another copy, and each has a laptop to itself."""
+    """Each worker's hosts are another copy of the lab, and it has a laptop to itself."""
     for number, spec in enumerate(specs, 1):
         spec.python = shlex.join((*laptops.command(Copy(number)), sys.executable))
 

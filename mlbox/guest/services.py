@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from mlbox.guest import control, ssh
+from mlbox.guest import control, logs, ssh
 
 Json = dict[str, Any]
 Say = Callable[[str, Json], None]
 _GRACE = 5.0  # s between SIGTERM and SIGKILL
+_SHORTEN_EVERY = 600.0  # s
 _ASK_EVERY = 0.05  # s; another program's readiness has no event to await
 
 
@@ -68,7 +69,7 @@ class Service:
             connection.close()
 
     def _failed(self, why: str) -> Json:
-        return {"state": "failed", "why": why, "log": tail(self.log)}
+        return {"state": "failed", "why": why, "log": logs.tail(self.log)}
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -80,14 +81,6 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    try:
-        content = path.read_bytes()[-8192:].decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(content.strip().splitlines()[-lines:])
 
 
 class Running:
@@ -109,7 +102,7 @@ class Running:
         self.ready.remove(service)
         if not self._stopping.is_set():
             self._say(
-                service.name, {"state": "failed", "why": f"ended with exit code {code}", "log": tail(service.log)}
+                service.name, {"state": "failed", "why": f"ended with exit code {code}", "log": logs.tail(service.log)}
             )
 
     def stop(self) -> None:
@@ -117,8 +110,9 @@ class Running:
 
     def wait(self) -> int:
         """Until SIGTERM; then all services are ended, in their own time first."""
-        while not self._stopping.wait(3600):
-            pass
+        while not self._stopping.wait(_SHORTEN_EVERY):
+            for service in self._services:
+                logs.shorten(service.log)
         groups = [s.process for s in self._services if s.process is not None]
         for process in groups:
             _signal(process, signal.SIGTERM)

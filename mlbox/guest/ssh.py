@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
-from mlbox.guest import control
+from mlbox.guest import control, logs
 
 Json = dict[str, Any]
 _BANNER_TIMEOUT = 10.0  # s
@@ -135,6 +135,7 @@ def _accept(listener: socket.socket, command: list[str], log: Path) -> None:
 
 
 def _connection(connection: socket.socket, command: list[str], log: Path) -> None:
+    logs.shorten(log)
     with connection, log.open("ab") as errors:
         process = subprocess.Popen(
             command, stdin=connection.fileno(), stdout=connection.fileno(), stderr=errors, start_new_session=True

@@ -2,8 +2,8 @@
 
     sshd has bound the fresh sockets before it runs this    rename each onto its lasting name, say `up`
     every few seconds                                       `up` again, by which the keeper knows that this lives
-    stdin ends (the tunnel, or its keeper, is gone), or     remove the names that are still this tunnel's
-      a name is another's (a later tunnel of the session)
+    stdin ends (the tunnel, or its keeper, is gone)         remove the names that are still this tunnel's
+    a name is another's (a later tunnel of the session)     the same, and end sshd's process for this connection
     the folder was missing (a reboot empties /tmp)          make it; the next dial finds it
 
 The words of the request are checked, and no other word of the key's holder is ever run.
@@ -44,6 +44,7 @@ def main(host: str, root: str) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     held: dict[Path, int] = {}
+    replaced = False
     try:
         if not all(_is_socket(path) for path in names):
             why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
@@ -58,9 +59,11 @@ def main(host: str, root: str) -> int:
             os.replace(path, name)
         print("up", flush=True)
         _sweep(folder, reverse.lasting(session, ""))
-        _stay(held)
+        replaced = _stay(held)
     finally:
         _remove(held, names)
+    if replaced:
+        _hang_up()
     return 0
 
 
@@ -96,8 +99,8 @@ def _sweep(folder: Path, prefix: str) -> None:
                 path.unlink()
 
 
-def _stay(held: dict[Path, int]) -> None:
-    """Until the other end has gone, or another tunnel has come for this one's names."""
+def _stay(held: dict[Path, int]) -> bool:
+    """Until the other end has gone, or another tunnel has come for this one's names: whether one has."""
     with suppress(
         OSError
     ):  # nobody listens any more; or somebody's cleaning took a name away, and the next dial mends it
@@ -107,7 +110,18 @@ def _stay(held: dict[Path, int]) -> None:
                 os.utime(path, follow_symlinks=False)  # systems that clean /tmp by age leave it alone
             ready, _, _ = select.select([0], [], [], _BEAT)
             if ready and not os.read(0, 4096):
-                return
+                return False
+        return True
+    return False
+
+
+def _hang_up() -> None:
+    """The keeper dials again only when its ssh has ended, and this end was not told. Who is connected by it would wait
+    for as long as TCP repeats itself: a quarter of an hour."""
+    parent = os.getppid()
+    with suppress(OSError):
+        if Path(f"/proc/{parent}/comm").read_text().startswith("sshd"):
+            os.kill(parent, signal.SIGTERM)
 
 
 def _remove(held: dict[Path, int], fresh: dict[Path, Path]) -> None:

@@ -26,7 +26,7 @@ import pytest
 from mlbox import errors
 from mlbox.client import output, remote, silence, transports
 from mlbox.client.state import Config
-from mlbox.client.transports import Channel, Transport
+from mlbox.client.transports import Channel, Transport, keys
 from mlbox.client.transports.fabric import connection
 from mlbox.client.transports.fabric.channel import Channel as FabricChannel
 from mlbox.client.transports.fabric.settings import parts as parts_of
@@ -384,7 +384,8 @@ def test_a_key_whose_name_has_words_of_sshs(place: Place, name: str) -> None:
 
 @contextlib.contextmanager
 def an_agent(place: Place) -> Iterator[str]:
-    """One without a key; its socket."""
+    """One without a key; its socket. What an earlier one said is forgotten, as by the next command."""
+    keys._said.cache_clear()
     socket = f"{place.folder}/agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
     try:
@@ -421,6 +422,22 @@ def test_a_key_that_only_the_agent_has_whom_the_configuration_names(
             there = place.transport("openssh", config)
             assert (there.agent(), there.identity_files()) == (agent, ())
             assert there.public_keys() == (public,)
+
+
+def test_a_command_asks_for_each_key_once(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(place.folder / "id", tmp_path / "bare")  # its public half has to be asked for
+    asked = tmp_path / "asked"
+    for program in ("ssh-keygen", "ssh-add"):
+        fake = tmp_path / program
+        fake.write_text(f'#!/bin/sh\necho {program} >>{asked}\nexec {shutil.which(program)} "$@"\n')
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SSH_AUTH_SOCK", f"{tmp_path}/no-agent")
+    there = place.transport("openssh", place.config(f"{place.folder}/id", f"{tmp_path}/bare"))
+    for _ in range(2):
+        assert there.identity_files() == (f"{tmp_path}/bare",)
+        assert len(there.public_keys()) == 1
+    assert sorted(asked.read_text().split()) == ["ssh-add", "ssh-keygen"]
 
 
 @pytest.mark.parametrize("name", ["", "-oProxyCommand=x", "two words"])

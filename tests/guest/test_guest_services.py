@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mlbox.guest import main, services
+from mlbox.guest import logs, main, services
 from mlbox.guest.services import Running, Service, start_all
 
 Json = dict[str, Any]
@@ -183,10 +183,21 @@ def test_stop_ends_every_service(config: Json, monkeypatch: pytest.MonkeyPatch, 
     assert running._stopping.is_set()
 
 
-def test_tail(tmp_path: Path) -> None:
-    assert services.tail(tmp_path / "none") == ""
-    (tmp_path / "log").write_bytes(b"\xff" * 9000 + b"\nlast\n")
-    assert services.tail(tmp_path / "log").endswith("\nlast")
+def test_a_log_is_shortened_while_its_session_lives(
+    config: Json, started: Callable[[list[str]], Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = started(server(config, "200"))
+    shortened: queue.Queue[Path] = queue.Queue()
+    running = Running([service], lambda name, state: None)
+    monkeypatch.setattr(services, "_SHORTEN_EVERY", 0.01)
+    monkeypatch.setattr(logs, "shorten", shortened.put)
+    waiting = threading.Thread(target=running.wait)
+    waiting.start()
+    try:
+        assert shortened.get(timeout=20) == service.log
+    finally:
+        running.stop()
+        waiting.join()
 
 
 def test_nobody_s_variable_hides_a_session_s_processes(config: Json) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mlbox.guest import ssh
+from mlbox.guest import logs, ssh
 
 Json = dict[str, Any]
 SSHD = shutil.which("sshd", path=f"/usr/sbin:/usr/local/sbin:{os.environ.get('PATH', '')}")
@@ -111,6 +111,15 @@ def test_the_environment_is_the_session_s_own(session: Session) -> None:
 def test_a_shell_starts_in_the_session_s_folder_with_its_environment(session: Session) -> None:
     done = session.ssh(given='pwd; printf "%s\\n" "$QUOTES" "$0"\n')
     assert done.stdout.splitlines() == [str(session.folder), ENVIRONMENT["QUOTES"], "/bin/bash"]
+
+
+def test_its_log_has_a_bound(session: Session) -> None:
+    log = session.run_folder / "log/ssh.log"
+    with log.open("ab") as file:
+        file.write(b"a connection\n" * (logs.LIMIT // 10))
+    assert session.ssh("true").returncode == 0
+    assert log.stat().st_size < logs.LIMIT
+    assert log.read_text().startswith("a connection\n") and "Accepted" in log.read_text()
 
 
 def test_a_command_s_own_quotes_arrive(session: Session) -> None:

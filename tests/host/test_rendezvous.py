@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,8 +39,8 @@ def bound(session: str, token: str, service: str) -> socket.socket:
     return listener
 
 
-def dial(tmp_path: Path, words: str) -> subprocess.Popen[bytes]:
-    argv = (sys.executable, str(program(tmp_path)), "rendezvous", "ws", str(tmp_path / "root"))
+def dial(tmp_path: Path, words: str, *by: str) -> subprocess.Popen[bytes]:
+    argv = (*by, sys.executable, str(program(tmp_path)), "rendezvous", "ws", str(tmp_path / "root"))
     environment = {**os.environ, "SSH_ORIGINAL_COMMAND": words}
     return subprocess.Popen(
         argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -92,6 +93,23 @@ def test_a_later_tunnel_takes_over_and_the_first_ones_end_leaves_it_alone(tmp_pa
     assert answers(session, "ssh", second)
     hang_up(tunnels[1])
     assert names(session) == []
+
+
+def test_who_is_connected_by_a_tunnel_that_was_replaced_is_told(tmp_path: Path, session: str) -> None:
+    """Its sshd ends with it, for the connections through it lead nowhere. One whose tunnel has ended goes by itself."""
+    sshd = tmp_path / "sshd"
+    sshd.write_text('#!/bin/sh\n"$@"\nexit 0\n')
+    sshd.chmod(0o755)
+    listeners = [bound(session, f"0000000{n}", "ssh") for n in (1, 2)]
+    first = dial(tmp_path, reverse.request(session, "00000001", ["ssh"]), str(sshd))
+    assert said(first) == b"up\n"
+    second = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]), str(sshd))
+    assert said(second) == b"up\n"
+    assert first.wait(20) == -signal.SIGTERM
+    first.communicate()
+    hang_up(second)
+    for listener in listeners:
+        listener.close()
 
 
 def test_it_says_up_again_and_again(tmp_path: Path, session: str) -> None:

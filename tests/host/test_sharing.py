@@ -21,6 +21,7 @@ import pytest
 from mlbox import errors
 from mlbox.core import ids
 from mlbox.host import door, files, peer, sharing, store
+from mlbox.host.handlers import share
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -316,6 +317,13 @@ def test_a_folder_that_somebody_else_prepared_is_not_used(session: Session) -> N
     session.keep()
     assert session.tell("share", BOB) == {"changed": True}  # and the failure left no half of a share
     shutil.rmtree(trap)
+
+
+def test_a_session_behind_a_rendezvous_is_refused_with_the_reason(session: Session) -> None:
+    session.job.conf.mkdir(exist_ok=True)
+    (session.job.conf / "session.json").write_text(json.dumps({"via": {"via": "gate", "folder": "/tmp/mlbox-1001"}}))
+    with pytest.raises(errors.Refused, match="your colleague would come by gate"):
+        share._check(session.job, "far")
 
 
 def test_a_session_behind_a_rendezvous_has_no_door(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""A long and lossy way to a host: a small program between two TUN devices, one here and one in the host's network.
+"""A long and lossy way between two networks: a small program between two TUN devices, one in each.
 
 netem would do, but it is not in every kernel. Packets are kept for half the round trip in each direction, and some of
 them are lost. The devices go with the program.
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+NEAR, _FAR = "mbnear", "mbfar"  # the devices
 _HERE, THERE = "10.99.213.1", "10.99.213.2"
 _SEED = 4711
 
@@ -35,14 +36,14 @@ def _device(name: str, own: str, other: str) -> int:
     return descriptor
 
 
-def _devices(pid: int) -> tuple[int, int]:
-    own, other = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
-    near = _device("mbnear", _HERE, THERE)
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.setns(other, 0) == 0, os.strerror(ctypes.get_errno())
-    far = _device("mbfar", THERE, _HERE)
-    assert libc.setns(own, 0) == 0, os.strerror(ctypes.get_errno())
-    return near, far
+def _devices(near: int, far: int) -> list[int]:
+    """Of the networks that these processes are in."""
+    libc, made = ctypes.CDLL(None, use_errno=True), []
+    for pid, words in ((near, (NEAR, _HERE, THERE)), (far, (_FAR, THERE, _HERE))):
+        network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+        assert libc.setns(network, 0) == 0, os.strerror(ctypes.get_errno())
+        made.append(_device(*words))
+    return made
 
 
 def _carry(near: int, far: int, delay: float, loss: float) -> None:
@@ -64,22 +65,29 @@ def _carry(near: int, far: int, delay: float, loss: float) -> None:
 
 
 @contextlib.contextmanager
-def far_away(
-    host: str, address: str, container_pid: int, round_trip: float, loss: float, config: Path
-) -> Iterator[None]:
-    """With `config`, ssh reaches the host, whose key is known for `address`, the long way. `round_trip` in seconds,
-    `loss` from 0 to 1."""
-    argv = [sys.executable, __file__, str(container_pid), str(round_trip / 2), str(loss)]
+def far_apart(near: int, far: int, round_trip: float, loss: float) -> Iterator[None]:
+    """THERE is the network of process `far` as that of process `near` reaches it the long way, by the device NEAR.
+    `round_trip` in seconds, `loss` from 0 to 1."""
+    argv = [sys.executable, __file__, *map(str, (near, far, round_trip / 2, loss))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as program:
         try:
             assert program.stdout is not None and program.stdout.readline() == b"up\n"
-            config.write_text(f"Host {host}\n  HostName {THERE}\n  HostKeyAlias {address}\n{config.read_text()}")
             yield
         finally:
             program.kill()
 
 
+@contextlib.contextmanager
+def far_away(
+    host: str, address: str, container_pid: int, round_trip: float, loss: float, config: Path
+) -> Iterator[None]:
+    """With `config`, ssh reaches the host, whose key is known for `address`, the long way."""
+    with far_apart(os.getpid(), container_pid, round_trip, loss):
+        config.write_text(f"Host {host}\n  HostName {THERE}\n  HostKeyAlias {address}\n{config.read_text()}")
+        yield
+
+
 if __name__ == "__main__":
-    found = _devices(int(sys.argv[1]))
+    found = _devices(int(sys.argv[1]), int(sys.argv[2]))
     print("up", flush=True)
-    _carry(*found, float(sys.argv[2]), float(sys.argv[3]))
+    _carry(found[0], found[1], float(sys.argv[3]), float(sys.argv[4]))

@@ -16,7 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import workbench
+from far import NEAR, far_apart
 from labbox import PYZ, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, Result, as_root, ssh, token
+from labkit import engine as engines
 from labkit.inventory import HOSTS, RUN
 from outage import without_network, without_sshd
 
@@ -239,7 +242,7 @@ def test_a_folder_that_another_user_made_first_is_not_used(lab: Lab, session: At
 
 def test_it_can_not_be_shared_and_says_why(lab: Lab, session: Attached) -> None:
     done = lab.run("session", "share", session.block()["name"], "bob", code=3)
-    assert f"its tunnel ends in a folder of yours on {VIA}" in done.err
+    assert f"your colleague would come by {VIA}, and who comes from there {WS} can't tell" in done.err
 
 
 def test_a_killed_tunnel_is_back_on_the_same_ports(lab: Lab, session: Attached) -> None:
@@ -274,6 +277,26 @@ def test_silence_on_the_way_to_the_rendezvous(lab: Lab, session: Attached) -> No
     [listed] = [one for one in lab.laptop.sessions() if one["name"] == "far"]
     assert (listed["id"], listed["trouble"]) == (block["id"], {})
     awaited(lambda: len(sockets()) == 5)
+
+
+def test_a_rendezvous_two_hundred_milliseconds_away_with_two_percent_lost(lab: Lab, session: Attached) -> None:
+    """Dialled anew over such a way, the tunnel carries all that it did."""
+    address, engine = HOSTS[VIA].address, engines.known()
+    assert engine is not None
+    pids = [int(engine.docker("inspect", "-f", "{{.State.Pid}}", HOSTS[host].container).stdout) for host in (WS, VIA)]
+    begin = f"import socket, time; t = time.time(); socket.create_connection(('{address}', 22)); print(time.time() - t)"
+    with far_apart(pids[0], pids[1], 0.2, 0.02):
+        as_root(WS, "ip", "route", "add", f"{address}/32", "dev", NEAR)
+        assert float(on_ws(f'python3 -c "{begin}"')) >= 0.2
+        [before] = dialling()
+        as_root(WS, "kill", "-9", before)
+        awaited(lambda: dialling() not in ([], [before]))
+        works(lab, session)
+        assert workbench.greets(session.block()["vscode"])
+        [before] = dialling()
+    as_root(WS, "kill", "-9", before)  # whose way is gone
+    awaited(lambda: dialling() not in ([], [before]))
+    works(lab, session)
 
 
 def test_ssh_by_name_waits_for_a_tunnel_that_is_down(lab: Lab, session: Attached) -> None:

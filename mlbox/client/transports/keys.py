@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import re
@@ -61,7 +62,7 @@ def _public_half(path: Path) -> str:
         pass
     if not path.is_file():
         return ""
-    return _run("ssh-keygen", "-y", "-P", "", "-f", str(path))
+    return _said("ssh-keygen", "-y", "-P", "", "-f", str(path))
 
 
 def _agent(named: str) -> list[str]:
@@ -71,7 +72,7 @@ def _agent(named: str) -> list[str]:
         path = os.environ.get(named[1:].strip("{}"), "")
     elif named not in ("", "SSH_AUTH_SOCK"):
         path = "" if named == "none" else named
-    return _run("ssh-add", "-L", SSH_AUTH_SOCK=path).splitlines() if path else []
+    return _said("ssh-add", "-L", SSH_AUTH_SOCK=path).splitlines() if path else []
 
 
 def _run(*argv: str, **env: str) -> str:
@@ -84,3 +85,6 @@ def _run(*argv: str, **env: str) -> str:
     except (subprocess.TimeoutExpired, OSError):
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+_said = functools.cache(_run)  # a command asks for its keys several times

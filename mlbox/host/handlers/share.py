@@ -58,9 +58,10 @@ def _check(job: Job, name: str) -> None:
     if not isinstance(reach, dict):
         raise errors.NotFound(f"session {name} is still starting", "again in a moment")
     if "via" in reach:
+        via, host = text.safe(reach["via"]["via"]), here.host_name()
         raise errors.Refused(
-            f"{name} can't be shared: its tunnel ends in a folder of yours on {text.safe(reach['via']['via'])}",
-            "only sessions on a host that your colleague can log in to can be shared",
+            f"{name} can't be shared: your colleague would come by {via}, and who comes from there {host} can't tell",
+            "start one without a reverse tunnel, on a host that your colleague can log in to, and share that",
         )
     if not peer.known():
         raise errors.Refused(

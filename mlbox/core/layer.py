@@ -88,6 +88,7 @@ class _Plan:
             self.problems.append(f"{service}: {why}")
 
 
+# With scp, which a client older than OpenSSH 9 looks for at the far end.
 _SYSTEM_NAMES = {
     "apt-get": {
         "python": ("python3", "python3-venv", "ca-certificates"),
@@ -97,9 +98,13 @@ _SYSTEM_NAMES = {
     "apk": {
         "python": ("python3", "py3-pip"),
         "venv": ("py3-pip",),
-        "ssh": ("openssh-server", "openssh-sftp-server", "rsync"),
+        "ssh": ("openssh", "rsync"),
     },
-    "dnf": {"python": ("python3", "python3-pip"), "venv": ("python3-pip",), "ssh": ("openssh-server",)},
+    "dnf": {
+        "python": ("python3", "python3-pip"),
+        "venv": ("python3-pip",),
+        "ssh": ("openssh-server", "openssh-clients"),
+    },
 }
 _SYSTEM_INSTALL = {
     # One source of an image whose key is over, or that is gone, fails the update; what is installed comes from others.

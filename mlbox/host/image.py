@@ -19,7 +19,7 @@ from mlbox.host.engines import Say
 from mlbox.host.run import Result
 
 _SHOWN = 16  # lines of a log: pip's words on what packages want of one another take up to a dozen
-_VERSION = 3  # of the probe; its answers from an older one are asked again
+_VERSION = 4  # of the probe; its answers from an older one are asked again
 
 _PYTHON = (
     "import sys\n"
@@ -52,6 +52,10 @@ say machine "$(uname -m)"
 say kernel "$(uname -s)"
 for f in /lib/ld-musl-*; do if [ -e "$f" ]; then say musl 1; fi; done
 for f in /lib/ld-linux* /lib64/ld-linux*; do if [ -e "$f" ]; then say musl 0; fi; done
+# Alpine's libc6-compat has the name of glibc's loader, too; it is not enough for code-server.
+if [ -r /proc/$$/maps ]; then
+  while read -r line; do case $line in */ld-musl-*) say musl 1 ;; esac; done </proc/$$/maps
+fi
 say path "$PATH"
 if [ -r /etc/passwd ]; then while read -r line; do say passwd "$line"; done </etc/passwd; fi
 if [ -r /etc/group ]; then while read -r line; do say group "$line"; done </etc/group; fi

@@ -13,6 +13,8 @@ from .inventory import (
     DATA,
     DOCKER_PACKAGES,
     JUPYTERLAB,
+    MUSL_PACKAGES,
+    MUSL_WHEELS,
     NODE,
     OLD_PACKAGES,
     PODMAN_PACKAGES,
@@ -28,12 +30,14 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make an image: a script run in a container of `base`, with `env`."""
+    """How to make an image: a script run in a container of `base`, with `env`. `root`: the folder in there that is the
+    image, where it is not the whole container."""
 
     base: str
     script: str
     env: tuple[tuple[str, str], ...] = ()
     needs: tuple[str, ...] = ()
+    root: str = ""
 
 
 def _packages(packages: str) -> tuple[tuple[str, str], ...]:
@@ -49,6 +53,7 @@ RECIPES: dict[str, Recipe] = {
     "host-old": Recipe("base-bullseye", "old.sh", _packages(OLD_PACKAGES)),
     STORE_IMAGE: Recipe("base-bookworm", "packages.sh", _packages(STORE_PACKAGES)),
     "python": Recipe("base-bookworm", "packages.sh", _packages("python3 python3-venv python3-pip")),
+    "musl": Recipe("base-trixie", "musl.sh", (*_packages(MUSL_PACKAGES), ("WHEELS", MUSL_WHEELS)), root="/out"),
     "session": Recipe(
         "python",
         "session.sh",
@@ -80,6 +85,7 @@ def key(name: str) -> str:
         recipe = RECIPES[name]
         parts += [key(recipe.base), *(key(need) for need in recipe.needs), str(recipe.env), PATH]
         parts += [(DATA / "recipes" / item).read_text() for item in ("packages.sh", recipe.script)]
+        parts += [recipe.root] if recipe.root else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

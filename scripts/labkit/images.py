@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
@@ -69,7 +69,7 @@ class Store:
 
     def _tag(self, name: str, short: str) -> None:
         """The tag by which the hosts' engines know it."""
-        if short in ("busybox", "nopython", "python", "session"):
+        if short in ("busybox", "nopython", "musl", "python", "session"):
             self.engine.docker("tag", tag_of(name), f"mlbox-lab/{short}:1")
 
     def _timed(self, name: str, work: Callable[[], None]) -> None:
@@ -98,8 +98,10 @@ class Store:
             for need in recipe.needs:
                 self.ensure(need)
             with self._built(name, recipe) as container:
-                changes = ("--change", f"ENV {PATH}", "--change", 'CMD ["/bin/bash"]')
-                self.engine.docker("commit", *changes, container, tag_of(name))
+                if recipe.root:
+                    self._import(("docker", "cp", f"{container}:{recipe.root}/.", "-"), name, "/bin/sh")
+                else:
+                    self.engine.docker("commit", *_changes("/bin/bash"), container, tag_of(name))
         with _partial(_tar(name)) as partial:
             self.engine.docker("save", "--output", str(partial), tag_of(name))
         _drop_others(f"image-{name}-*.tar", _tar(name))
@@ -146,7 +148,7 @@ class Store:
                     file.write(f"deb {security} {suite}-security main\n")
             strip = (DATA / "recipes" / "strip.sh").read_text()
             subprocess.run(("sh", "-euc", strip), cwd=folder, check=True)
-            self._import(folder, name, 'CMD ["/bin/bash"]')
+            self._import(_packed(folder), name, "/bin/bash")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -163,15 +165,19 @@ class Store:
             for applet in applets:
                 if applet != "busybox":
                     (folder / "bin" / applet).symlink_to("busybox")
-            self._import(folder, "busybox", 'CMD ["/bin/sh"]')
+            self._import(_packed(folder), "busybox", "/bin/sh")
 
-    def _import(self, folder: Path, name: str, command: str) -> None:
-        changes = ("--change", f"ENV {PATH}", "--change", command)
-        pipe(
-            ("tar", "-C", str(folder), "--numeric-owner", "-c", "."),
-            ("docker", "import", *changes, "-", tag_of(name)),
-            self.engine.env,
-        )
+    def _import(self, packed: Sequence[str], name: str, shell: str) -> None:
+        """`packed`: the command that prints the image's files as a tar."""
+        pipe(packed, ("docker", "import", *_changes(shell), "-", tag_of(name)), self.engine.env)
+
+
+def _packed(folder: Path) -> tuple[str, ...]:
+    return ("tar", "-C", str(folder), "--numeric-owner", "-c", ".")
+
+
+def _changes(shell: str) -> tuple[str, ...]:
+    return ("--change", f"ENV {PATH}", "--change", f'CMD ["{shell}"]')
 
 
 def _settings() -> tuple[tuple[str, str], ...]:

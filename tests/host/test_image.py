@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ def test_probe_of_this_machine() -> None:
     assert found.python == shutil.which("python3")
     assert len(found.python_version) == 3 and found.usable_python
     assert found.system == "linux" and found.arch in ("amd64", "arm64")
+    assert found.musl == ("musl" in sysconfig.get_config_var("SOABI"))
     assert found.path == os.environ["PATH"]
     assert found.shell in ("/bin/bash", "/usr/bin/bash", "/bin/sh")
     assert found.sshd == (shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"]) or "")

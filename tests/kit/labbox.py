@@ -27,6 +27,7 @@ ARTIFACTS = ROOT / "build/artifacts"
 SESSION_IMAGE = "mlbox-lab/session:1"
 PYTHON_IMAGE = "mlbox-lab/python:1"
 NOPYTHON_IMAGE = "mlbox-lab/nopython:1"
+MUSL_IMAGE = "mlbox-lab/musl:1"
 BUSYBOX_IMAGE = "mlbox-lab/busybox:1"
 START = 180.0  # s a session may take to come up here, a layer's build included
 

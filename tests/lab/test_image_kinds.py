@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from labbox import BUSYBOX_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE, SESSION_IMAGE, Laptop, as_root, ssh
+from labbox import BUSYBOX_IMAGE, MUSL_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE, SESSION_IMAGE, Laptop, as_root, ssh
+from notebook import Notebook
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
@@ -65,6 +67,12 @@ def outdated() -> Iterator[str]:
     """One of its sources of packages is no more."""
     gone = 'echo "deb file:/gone none main" >/etc/apt/sources.list.d/gone.list'
     yield from made("outdated", PYTHON_IMAGE, gone)
+
+
+@pytest.fixture(scope="module")
+def musl() -> Iterator[str]:
+    """As Alpine's: also with the link by which its libc6-compat lets some of glibc's programs run."""
+    yield from made("musl", MUSL_IMAGE, "ln -s ld-musl-x86_64.so.1 /lib/ld-linux-x86-64.so.2")
 
 
 def inside(laptop: Laptop, name: str, command: str) -> str:
@@ -142,7 +150,32 @@ def test_what_an_image_says_of_its_own_server_is_not_for_the_guest(laptop: Lapto
     assert session.stop() == 0
 
 
-@pytest.mark.parametrize("image", [BUSYBOX_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE])
+def test_musl_and_busybox(laptop: Laptop, musl: str, tmp_path: Path) -> None:
+    """It has no package manager either, so all but the Python packages is its own."""
+    session = laptop.attach("session", HOST, "--image", musl, "--gpus", "0")
+    block = session.block()
+    assert block["vscode"] == "not there: code-server has no build for musl (Alpine) images"
+    shown = inside(laptop, block["name"], "id -un; pwd; echo $SHELL; readlink /proc/$$/exe; command -v python")
+    assert shown.split() == [
+        "ada", "/workspace", "/bin/sh", "/bin/busybox", "/opt/mlbox/venv/bin/python",
+    ]  # fmt: skip
+    with Notebook(block["jupyter"]) as notebook:
+        assert "linux-musl" in notebook.run("import sysconfig; sysconfig.get_config_var('SOABI')")
+    (tmp_path / "file").write_bytes(b"bytes")
+    (tmp_path / "batch").write_text(f"put {tmp_path}/file musl-file\nget musl-file {tmp_path}/back\nrm musl-file\n")
+    config = laptop.home / ".local/state/mlbox/ssh_config"
+    subprocess.run(("sftp", "-F", str(config), "-b", str(tmp_path / "batch"), block["name"]), check=True, timeout=60)
+    assert (tmp_path / "back").read_bytes() == b"bytes"
+    assert session.stop() == 0
+
+
+def test_musl_and_busybox_as_root(laptop: Laptop, musl: str) -> None:
+    session = laptop.attach("session", HOST, "--image", musl, "--user", "root", *PLAIN, "--no-jupyter")
+    assert inside(laptop, session.block()["name"], "id -un; echo $HOME").split() == ["root", "/root"]
+    assert session.stop() == 0
+
+
+@pytest.mark.parametrize("image", [BUSYBOX_IMAGE, MUSL_IMAGE, NOPYTHON_IMAGE, PYTHON_IMAGE])
 def test_a_job_needs_nothing_in_its_image_but_a_shell(laptop: Laptop, image: str) -> None:
     """Nothing is added to it, so nothing is fetched."""
     layers = ssh(HOST, "docker images -q mlbox-layer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlbox.client import lab
+from mlbox.client.commands import submit
 from mlbox.client.remote import Interrupted
 
 
@@ -22,3 +23,10 @@ def test_an_interrupted_submission(interrupt: KeyboardInterrupt, said: str, caps
     with pytest.raises(KeyboardInterrupt), lab.submitting():
         raise interrupt
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, ["otter"]), (3, ["otter[0]", "otter[1]", "otter[2]"])])
+def test_jobs_of_an_array_are_told_apart(count: int, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [{"name": "otter", "id": str(number)} for number in range(count)]
+    submit.told({"jobs": jobs, "started": [], "waits": {}, "host": "gpu1", "trouble": ""})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names

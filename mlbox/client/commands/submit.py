@@ -188,10 +188,11 @@ def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
 
 def told(reply: Json) -> None:
     lab.trouble(reply)
-    for job in reply["jobs"][:5]:
+    for index, job in enumerate(reply["jobs"][:5]):
+        name = job["name"] + (f"[{index}]" if len(reply["jobs"]) > 1 else "")  # as mlbox jobs shows it
         where = f"started on {reply['host']}" if job["id"] in reply["started"] else "in line"
         waits = reply["waits"].get(job["id"], "")
-        print(f"{output.bold(job['name'])}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
+        print(f"{output.bold(name)}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
     if len(reply["jobs"]) > 5:
         print(f"… and {len(reply['jobs']) - 5} more; {len(reply['started'])} started")
 

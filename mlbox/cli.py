@@ -8,10 +8,9 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from mlbox import __version__, errors
@@ -78,20 +77,6 @@ SESSION_VERBS = {
     "share": "let a colleague join a session",
     "unshare": "let a colleague join no longer",
 }
-# What Slurm, task-spooler, dstack, ClearML and Docker call it, typed by habit.
-_ELSEWHERE = {
-    "sbatch": "submit", "add": "submit", "enqueue": "submit", "srun": "run", "apply": "run",
-    "squeue": "jobs", "sacct": "jobs", "ps": "jobs", "ls": "jobs", "list": "jobs", "history": "jobs",
-    "scontrol": "show", "inspect": "show", "tail": "logs -f", "wait": "logs -f", "cat": "logs",
-    "scancel": "cancel", "kill": "cancel", "stop": "cancel", "rm": "cancel", "delete": "cancel", "requeue": "retry",
-    "sinfo": "status", "top": "status", "nodes": "status", "hosts": "status", "gpus": "status",
-    "salloc": "session", "start": "session", "up": "session", "create": "session", "clearml-session": "session",
-    "down": "session shutdown", "shutdown": "session shutdown", "info": "session info", "share": "session share",
-    "exec": "ssh", "shell": "ssh", "login": "ssh", "connect": "attach", "code": "open",
-    "version": "--version", "-V": "--version", "-v": "--version",
-}  # fmt: skip
-_SESSION_ELSEWHERE = {"ls": "list", "ps": "list", "join": "attach", "connect": "attach", "status": "info",
-                      **dict.fromkeys(("stop", "end", "kill", "rm", "down", "delete"), "shutdown")}  # fmt: skip
 BELOW = {"session": SESSION_VERBS, "jobs": {"prune": "remove those that ended long ago"}}
 
 
@@ -120,8 +105,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         what = next((action for action in self._actions if action.metavar == "WHAT"), None)
         if what is not None and message.endswith(": WHAT"):
-            hint = f"one of: {', '.join(what.choices or ())}\n{self._help()}"
+            hint = f"one of: {', '.join(_choices(what))}\n{self._help()}"
             raise errors.Usage(f"what is `{self.prog}` to do?", hint)
+        missing = re.fullmatch("the following arguments are required: (.*)", message)
+        if missing:
+            from mlbox.client import habits
+
+            raise errors.Usage(f"`{self.prog}` needs {missing[1]}", habits.shown(missing[1]) + self._help())
         number = re.fullmatch(r"argument (\S+): invalid int value: (.*)", message)
         raise errors.Usage(f"{number[1]} takes a whole number, not {number[2]}" if number else message, self._help())
 
@@ -130,10 +120,11 @@ class _Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            known = [str(choice) for choice in action.choices]
+            known = _choices(action)
             option = "/".join(action.option_strings)
             what = f"{option} can't be {value}" if option else f"there is no `{self.prog} {value}`"
-            raise errors.Usage(what, _meant(str(value), known) + "one of: " + ", ".join(known))
+            meant = _meant("" if option else self.prog, str(value), known)
+            raise errors.Usage(what, meant + "one of: " + ", ".join(known))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Raises Usage where some are not known. argparse takes `--engine-args --memory=1g` for two options, because
@@ -150,7 +141,9 @@ class _Parser(argparse.ArgumentParser):
 
     def _instead(self, unknown: str) -> str:
         options = [option for option in self._option_string_actions if option.startswith("--")]
-        meant = _meant(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+        below = BELOW.get(self.prog.partition(" ")[2], ())
+        known = [*below, *options] if unknown.startswith("-") else below
+        meant = _meant(self.prog, unknown.partition("=")[0], known)
         if unknown == "--":
             meant = "a word before -- was taken for the command: only options go there\n"
         elif any(action.dest == "command" for action in self._actions):
@@ -158,13 +151,17 @@ class _Parser(argparse.ArgumentParser):
         return meant
 
 
-def _meant(word: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A line for a hint, where this one is another program's for a word that is known, or near to it; else nothing."""
-    from mlbox.core import text
+def _choices(action: argparse.Action) -> list[str]:
+    """Those that are for people: a command that only programs call has no words in --help."""
+    if isinstance(action, argparse._SubParsersAction):
+        return [one.dest for one in action._choices_actions]
+    return [str(choice) for choice in action.choices or ()]
 
-    bare = {name.lstrip("-"): name for name in known}
-    near = elsewhere.get(word) or bare.get(text.nearest(word.lstrip("-"), bare))
-    return f"did you mean {near}?\n" if near else ""
+
+def _meant(prog: str, word: str, known: Iterable[str]) -> str:
+    from mlbox.client import habits  # only a mistake pays for its import
+
+    return habits.meant(prog, word, known)
 
 
 def _help() -> str:
@@ -202,7 +199,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if argv:
         what = "option" if argv[0].startswith("-") else "command"
-        raise errors.Usage(f"there is no {what} `{argv[0]}`", _meant(argv[0], VERBS, _ELSEWHERE) + "mlbox --help")
+        raise errors.Usage(f"there is no {what} `{argv[0]}`", _meant("mlbox", argv[0], VERBS) + "mlbox --help")
     print(_help(), file=sys.stderr)
     return errors.Usage.exit_code
 
@@ -216,7 +213,7 @@ def _call(words: Sequence[str], argv: Sequence[str]) -> int:
     try:
         return int(_command(words[-1]).main(parser_of(words).parse_args(argv)))
     except errors.Unreachable as error:
-        near = _meant(argv[0], SESSION_VERBS, _SESSION_ELSEWHERE) if list(words) == ["session"] and argv else ""
+        near = _meant("mlbox session", argv[0], SESSION_VERBS) if list(words) == ["session"] and argv else ""
         raise errors.Unreachable(error.message, (near + error.hint) if near else error.hint) from None
 
 

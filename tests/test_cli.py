@@ -15,6 +15,7 @@ import homes
 import pytest
 
 from mlbox import __version__, cli, errors
+from mlbox.client import habits
 from mlbox.client.commands import status
 
 _RUN = "import sys; from mlbox.cli import main; sys.exit(main())"
@@ -170,9 +171,18 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["jobs", "prun"], "unrecognized arguments: prun"),
         (["jobs", "-n", "few"], "-n/--ended takes a whole number, not 'few'"),
         (["submit", "train.py", "--lr", "3"], "a command with options goes behind --"),
-        (["host", "drain"], "required: NAME"),
+        (["host", "drain"], "`mlbox host drain` needs NAME"),
         (["session", "shutdown", ""], "'' is no session's name"),
-        (["logs"], "required: ID|NAME"),
+        (["logs"], "`mlbox logs` needs ID|NAME"),
+        (["logs"], "try: mlbox jobs shows them"),
+        (["cancel", "--all"], "try: mlbox jobs shows them"),
+        (["jobs", "kind-otter"], "did you mean mlbox show kind-otter?"),
+        (["jobs", "prun"], "did you mean prune?"),
+        (["jobs", "--al"], "did you mean --all?"),
+        (["session", "--list"], "did you mean list?"),
+        (["queue", "stop", "default"], "did you mean pause?"),
+        (["ssh-config", "x"], "one of: install, remove, show\n"),
+        (["ssh-config"], "one of: install, remove, show\n"),
         (["cron", "instal"], "there is no `mlbox cron instal`"),
         (["move", "x", "--top", "--bottom"], "not allowed with argument"),
         (["move", "x"], "move it where?"),
@@ -228,13 +238,14 @@ def test_wrong_usage_is_said(words: list[str], said: str, capsys: pytest.Capture
     assert "Traceback" not in everything and "bug" not in everything
 
 
-@pytest.mark.parametrize("table", [cli._ELSEWHERE, cli._SESSION_ELSEWHERE], ids=["mlbox", "session"])
-def test_other_programs_words_lead_to_what_there_is(table: dict[str, str]) -> None:
-    ours = cli.SESSION_VERBS if table is cli._SESSION_ELSEWHERE else {**cli.VERBS, "--version": ""}
-    assert not set(table) & set(ours)
-    for first, *then in map(str.split, table.values()):
-        assert first in ours
-        assert not then or (first == "session" and then[0] in cli.SESSION_VERBS) or (first, *then) == ("logs", "-f")
+def test_other_programs_words_lead_to_what_there_is() -> None:
+    there = {"mlbox --version", "mlbox logs -f", "mlbox queue process --watch"}
+    there |= {f"mlbox cron {what}" for what in ("install", "show", "remove")}
+    there |= {f"mlbox {verb}" for verb in (*cli.VERBS, *commands())}
+    for prog, table in habits.ELSEWHERE.items():
+        for word, ours in table.items():
+            assert f"{prog} {word}" not in there
+            assert (ours if ours.startswith("mlbox ") else f"{prog} {ours}") in there
 
 
 @pytest.mark.parametrize("given", ["--memory=1g", "--memory=1g --cpus=2", "--init"])

@@ -33,6 +33,11 @@ def pack(name: str) -> tuple[str, dict[str, str]]:
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise errors.Usage(f"there is no folder {folder}", "--code DIR, or --no-code")
+    if name == "." and folder.resolve() == Path.home().resolve():
+        raise errors.Usage(
+            "you are in your home folder, and all of it, keys too, would go along as the job's code",
+            "submit from your project's folder or name it with --code; --no-code sends nothing (--code ~ does send it)",
+        )
     seen = _provenance(folder)
     files = _tracked(str(folder)) if seen else []
     if not files:  # of a repository around it that ignores all of it, too

@@ -54,6 +54,12 @@ def dry_run(parser: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what it would do, and change nothing")
 
 
+def job(parser: argparse.ArgumentParser, name: str = "job", **given: Any) -> None:
+    """One that there is; `given`: more for argparse."""
+    what = "as mlbox jobs shows it: NAME[2] of an array; of an id, its end will do"
+    parser.add_argument(name, metavar="ID|NAME", help=what, **given)
+
+
 def session(parser: argparse.ArgumentParser) -> None:
     """One running session, and where it is."""
     parser.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")

@@ -73,13 +73,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     long goes on below itself; on a pipe a row stays a line."""
     cells = [[text.safe(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
-    print(dim("  ".join(name.ljust(width) for name, width in zip(head, widths)).rstrip()))
     columns = _columns(sys.stdout) if sys.stdout.isatty() else 0
+    print(dim(_head(head, widths, columns)))
     for row in cells:
         print(_row(row, widths, columns).rstrip())
 
 
 _NARROW = 24  # columns: a last cell that has less goes below the row
+
+
+def _head(head: Sequence[str], widths: Sequence[int], columns: int) -> str:
+    """Without the last name where there is no room for it: its cells stand below their rows then."""
+    line = _row(head, widths, 0)
+    return line if not columns or len(line) <= columns else _row(head[:-1], widths, 0)
 
 
 def _row(row: Sequence[str], widths: Sequence[int], columns: int) -> str:

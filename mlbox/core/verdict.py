@@ -40,6 +40,9 @@ def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
     return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
 
 
+_BY_A_SHELL = {126: " (can't be executed)", 127: " (no such command)"}  # what they mean, also of our runner's
+
+
 def _why(outcome: Outcome) -> Json:
     if outcome.error:
         return {"reason": "start", "why": outcome.error}
@@ -54,7 +57,11 @@ def _why(outcome: Outcome) -> Json:
         return {**end, "reason": "oom", "why": "killed for want of memory"}
     if outcome.signal:
         return {**end, "reason": "signal", "why": f"ended by signal {outcome.signal}"}
-    return {**end, "reason": "exit" if outcome.exit else "", "why": f"exit code {outcome.exit}"}
+    return {
+        **end,
+        "reason": "exit" if outcome.exit else "",
+        "why": f"exit code {outcome.exit}{_BY_A_SHELL.get(outcome.exit, '')}",
+    }
 
 
 def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:

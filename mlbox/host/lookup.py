@@ -1,15 +1,18 @@
-"""Finding a job by what a person types: its id, a beginning or an end of it, or its name."""
+"""Finding a job by what a person types: its id, a beginning or an end of it, or its name; of an array `NAME[2]`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mlbox import errors
 from mlbox.core import ids, text
+from mlbox.core.job import JobSpec
 from mlbox.host import archive, ready, store, view
 from mlbox.host.job import Job
 
 _LEAST = 3  # letters of an id that may stand for it
+_ELEMENT = re.compile(r"(.+)[\[_]([0-9]{1,5})\]?")  # `sweep[2]`, as it is shown; `sweep_2`, which no shell reads
 _RECENT = 300  # ended jobs, and waiting ones per queue, that a name or a part of an id is looked for in
 
 
@@ -30,8 +33,7 @@ def job(found: store.Store, wanted: str, whole: bool = False) -> Job:
     if not matching:
         raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", "mlbox jobs --all shows what there is")
     if len(matching) > 1:
-        newest = sorted(matching)[-3:]
-        raise errors.NotFound(f"{len(matching)} jobs are called {text.safe(wanted)!r}", "by id: " + ", ".join(newest))
+        raise errors.NotFound(f"{len(matching)} jobs are called {text.safe(wanted)!r}", _instead(matching))
     return next(iter(matching.values()))
 
 
@@ -44,7 +46,22 @@ def _meant(found: store.Store, matching: dict[str, Job], wanted: str, whole: boo
         living, matching = _firsts(found, living, wanted), _firsts(found, matching, wanted)
     newest = max(matching)
     spec = matching[newest].shown()
-    return living or ({newest: matching[newest]} if spec.name == wanted and (whole or not spec.array) else matching)
+    meant = is_element(wanted) or (spec.name == wanted and (whole or not spec.array))
+    return living or ({newest: matching[newest]} if meant else matching)
+
+
+def _instead(matching: dict[str, Job]) -> str:
+    """By what one of these is called alone."""
+    newest = sorted(matching)[-3:]
+    titles = [_title(matching[id_].shown()) for id_ in newest]
+    if len({matching[id_].shown().array for id_ in matching} - {""}) == 1 and all("[" in title for title in titles):
+        return "one of them: " + ", ".join(titles)
+    return "by id: " + ", ".join(newest)
+
+
+def _title(spec: JobSpec) -> str:
+    """As `mlbox jobs` shows it."""
+    return f"{spec.name}[{spec.array_index}]" if spec.array else spec.name
 
 
 def _firsts(found: store.Store, those: dict[str, Job], wanted: str) -> dict[str, Job]:
@@ -54,14 +71,30 @@ def _firsts(found: store.Store, those: dict[str, Job], wanted: str) -> dict[str,
     return {first.id: first for first in firsts}
 
 
+def is_element(wanted: str) -> bool:
+    """Whether one job of an array is called so, and not the array: its first one has the array's id."""
+    return _ELEMENT.fullmatch(wanted) is not None
+
+
 def absent(found: store.Store, id_: str) -> errors.NotFound:
     return errors.NotFound(f"there is no job {id_} in {found.root}", "mlbox jobs --all shows what there is")
 
 
 def _matching(found: store.Store, wanted: str) -> dict[str, Job]:
+    if element := _ELEMENT.fullmatch(wanted):
+        name = element[1].upper() if ids.is_ulid(element[1].upper()) else element[1]
+        return _elements(found, name, int(element[2]))
     users = view.known_users(found)
     known = ((id_, made) for user in users for id_, made in _known(found, user))
     return {id_: made for id_, made in known if _is(made, id_, wanted) and made.is_there()}
+
+
+def _elements(found: store.Store, name: str, index: int) -> dict[str, Job]:
+    """One of each array of that name, or that id, from its first job on: of a long one few are looked through."""
+    specs = ((made.owner, made.shown()) for made in _matching(found, name).values())
+    firsts = {(spec.array, owner) for owner, spec in specs if spec.array and name in (spec.name, spec.array)}
+    those = (found.job(ids.following(first, index), owner) for first, owner in firsts)
+    return {made.id: made for made in those if made.is_there()}
 
 
 def array(found: store.Store, name: str) -> list[Job]:

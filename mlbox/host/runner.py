@@ -15,6 +15,7 @@ a full disk, is counted instead. SIGTERM: the command gets SIGTERM, its grace ti
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import selectors
@@ -133,10 +134,17 @@ def run(command: Command) -> None:
 
 
 def _not_run(argv: tuple[str, ...], error: OSError | ValueError) -> str:
-    """One word with spaces is a line for a shell that nobody was asked to read."""
     why = error.strerror if isinstance(error, OSError) else error
-    hint = "mlbox: it is one word; without quotes, or as sh -c '…', it is a command and its arguments\n"
-    return f"mlbox: {argv[0]}: {why}\n" + (hint if len(argv) == 1 and " " in argv[0].strip() else "")
+    hint = _OF_A_FILE.get(error.errno or 0, "") if isinstance(error, OSError) and "/" in argv[0] else ""
+    if len(argv) == 1 and " " in argv[0].strip():  # a line for a shell that nobody was asked to read
+        hint = "it is one word; without quotes, or as sh -c '…', it is a command and its arguments"
+    return f"mlbox: {argv[0]}: {why}\n" + (f"mlbox: {hint}\n" if hint else "")
+
+
+_OF_A_FILE = {
+    errno.EACCES: "it may not be executed: chmod +x, or name what runs it: python3 FILE",
+    errno.ENOEXEC: "its first line should name what runs it (#!/usr/bin/env python3), or you do: python3 FILE",
+}
 
 
 def _oom_kills() -> int:

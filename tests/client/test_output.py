@@ -26,6 +26,11 @@ def test_a_row_that_is_too_long(columns: int, shown: str) -> None:
     assert output._row(ROW, (3, 6, 51), columns) == shown
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(0, "ID   STATE   WHY"), (16, "ID   STATE   WHY"), (15, "ID   STATE")])
+def test_a_head_is_one_line(columns: int, shown: str) -> None:
+    assert output._head(HEAD, (3, 6, 51), columns) == shown
+
+
 def test_on_a_pipe_a_row_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(HEAD, [ROW, ("01L", "running", "")])
     assert capsys.readouterr().out.splitlines() == [

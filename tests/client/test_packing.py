@@ -73,6 +73,17 @@ def test_what_is_known_of_a_repository(repository: Path) -> None:
     assert len(seen["commit"]) == 40 and "new.py" in seen["changed"]
 
 
+def test_the_home_folder_goes_along_only_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and tokens lie there, and who submits from a fresh shell is there."""
+    (tmp_path / ".netrc").write_text("a password")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Usage, match="home folder") as refused:
+        code.pack(".")
+    assert "--no-code" in refused.value.hint
+    assert packed(Path("~")) == {".netrc": "a password"}
+
+
 def test_a_plain_folder_goes_whole(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b.py").write_text("b")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 
-from mlbox.client import lab
+from mlbox import errors
+from mlbox.client import lab, state
+from mlbox.client.commands import submit
 from mlbox.client.remote import Interrupted
 
 
@@ -22,3 +27,35 @@ def test_an_interrupted_submission(interrupt: KeyboardInterrupt, said: str, caps
     with pytest.raises(KeyboardInterrupt), lab.submitting():
         raise interrupt
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, ["otter"]), (3, ["otter[0]", "otter[1]", "otter[2]"])])
+def test_jobs_of_an_array_are_told_apart(count: int, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [{"name": "otter", "id": str(number)} for number in range(count)]
+    submit.told({"jobs": jobs, "started": [], "waits": {}, "host": "gpu1", "trouble": ""})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train.py", "3"], "mlbox submit … -- python3 train.py"),
+        (["job.yaml"], "mlbox submit -f job.yaml"),
+        (["./train.py"], ""),
+        (["make"], ""),  # a command, whatever else lies here
+        (["other.py"], ""),
+        (["--no-code", "train.py"], ""),
+        (["--folder", "/data", "train.py"], ""),
+    ],
+)
+def test_a_file_is_no_command(words: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.py", "job.yaml", "make"):
+        (tmp_path / name).touch()
+    arguments = submit.parser(argparse.ArgumentParser).parse_args(words)
+    if not hint:
+        assert submit.prepare(arguments, state.Config()).spec.command == (words[-1],)
+        return
+    with pytest.raises(errors.Usage, match=f"{words[0]} is a file here") as refused:
+        submit.prepare(arguments, state.Config())
+    assert refused.value.hint == hint

@@ -84,6 +84,11 @@ def test_a_cancellation_names_who_and_a_preemption_for_whom() -> None:
     assert verdict(TRUE, PREEMPTED, TERM, NOW)["why"] == "it made room"
 
 
+@pytest.mark.parametrize(("code", "why"), [(3, "exit code 3"), (127, "exit code 127 (no such command)")])
+def test_an_exit_code_that_has_a_meaning_says_it(code: int, why: str) -> None:
+    assert verdict(TRUE, FIRST, Outcome(exit=code), NOW)["why"] == why
+
+
 def test_exit_code_and_signal_are_kept() -> None:
     assert verdict(TRUE, FIRST, BAD, NOW)["exit"] == 3
     assert verdict(TRUE, FIRST, OOM, NOW)["signal"] == 9

@@ -123,6 +123,15 @@ def test_what_is_no_command(tmp_path: Path, argv: tuple[str, ...], exit_: int, w
     assert words in runner.output()
 
 
+@pytest.mark.parametrize(("mode", "exit_", "words"), [(0o644, 126, "chmod +x"), (0o755, 127, "its first line")])
+def test_a_script_that_is_no_program(tmp_path: Path, mode: int, exit_: int, words: str) -> None:
+    (tmp_path / "train.py").write_text("print(1)\n")
+    (tmp_path / "train.py").chmod(mode)
+    runner = Runner(tmp_path, str(tmp_path / "train.py"))
+    assert runner.end()["exit"] == exit_
+    assert words in runner.output()
+
+
 def test_all_output_in_its_order_and_of_children_that_outlive_the_command(tmp_path: Path) -> None:
     runner = sh(tmp_path, "echo a; echo b >&2; (echo c; sleep 0.1; exec sleep 77078) & sleep 0.3; echo d")
     assert runner.end()["exit"] == 0

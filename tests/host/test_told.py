@@ -118,6 +118,28 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
         box.call(show, job="sweep")
 
 
+def test_one_of_an_array_is_called_as_it_is_shown(box: Box) -> None:
+    old = box.submit_all("true", array=3, name="sweep")
+    for job in old:
+        box.end(job)
+    with pytest.raises(errors.NotFound) as refused:
+        box.call(show, job="sweep")
+    assert refused.value.hint == "one of them: sweep[0], sweep[1], sweep[2]"
+    for word in ("sweep[2]", "sweep_2", f"{old[0].id.lower()}_2"):
+        assert box.call(show, job=word)["job"]["id"] == old[2].id
+    new = box.submit_all("sleep", "600", array=400, array_limit=1, name="sweep")  # more than are looked through
+    assert box.call(show, job="sweep[399]")["job"]["id"] == new[399].id
+    assert box.call(cancel, job="sweep[1]")["id"] == new[1].id and new[2].state().live
+    spec = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0)).to_wire()
+    made = box.found.job(box.call(submit, spec=spec, after=[{"job": "sweep[0]"}, {"job": "sweep"}])["jobs"][0]["id"])
+    box.jobs.append(made)
+    assert [(one.job, one.array) for one in made.spec().after] == [(new[0].id, 0), (new[0].id, 400)]
+    for word in ("sweep[400]", "none[0]", "sweep[]", "[0]"):
+        with pytest.raises(errors.NotFound, match="there is no job"):
+            box.call(show, job=word)
+    box.call(cancel, job="sweep")
+
+
 def test_a_job_waits_for_one_that_is_called_by_its_name(box: Box) -> None:
     old = box.submit("true", name="train")
     box.end(old)

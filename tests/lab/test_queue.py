@@ -121,7 +121,7 @@ def test_a_job_whose_engine_dies_is_lost_and_runs_again(lab: Lab) -> None:
         (("--time-limit", "2s", "--grace", "1s", "--", "sleep", "1000"), "its time limit was reached"),
         (("--", "sh", "-c", "kill -9 $$"), "ended by signal 9"),
         (("--", "sh", "-c", "exit 3"), "exit code 3"),
-        (("--", "no-such-program"), "exit code 127"),
+        (("--", "no-such-program"), "exit code 127 (no such command)"),
     ],
     ids=["time limit", "signal", "exit", "no program"],
 )

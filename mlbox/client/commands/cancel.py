@@ -17,7 +17,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         description="Cancel jobs; by its name a whole array. A running one gets SIGTERM, its grace, SIGKILL."
     )
-    made.add_argument("jobs", metavar="ID|NAME", nargs="+")
+    options.job(made, "jobs", nargs="+")
     options.dry_run(made)
     options.queue(made)
     return made

@@ -18,7 +18,7 @@ _ENDS = {"finished": 0, "cancelled": 130}
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="A job's output. With -f the exit code is the job's.")
-    made.add_argument("job", metavar="ID|NAME")
+    options.job(made)
     made.add_argument("-f", "--follow", action="store_true", help="and what comes, until the job has ended")
     made.add_argument("-n", "--tail", type=int, metavar="N", help="only the last N lines of what is there")
     made.add_argument("--attempt", type=int, default=0, metavar="N", help="of that attempt (default: the latest)")

@@ -14,7 +14,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         description="Move a waiting job, to a queue, a priority, or among your own jobs of that priority.",
     )
-    made.add_argument("job", metavar="ID|NAME")
+    options.job(made)
     made.add_argument("--queue", metavar="Q", default="", help="to another queue")
     made.add_argument("--priority", type=int, metavar="N", help="to another priority")
     ends = made.add_mutually_exclusive_group()

@@ -13,7 +13,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         description="Run an ended job once more: a new job, the same code and settings."
     )
-    made.add_argument("job", metavar="ID|NAME")
+    options.job(made)
     options.dry_run(made)
     options.queue(made)
     return made

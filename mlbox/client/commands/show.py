@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="One job: what was asked for, what happened, why it waits.")
-    made.add_argument("job", metavar="ID|NAME")
+    options.job(made)
     options.queue(made)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -124,7 +125,17 @@ def _prepared(arguments: argparse.Namespace, settings: state.Config) -> Prepared
     )  # fmt: skip
     check_folder(spec.folder)
     code = "" if spec.folder else "." if arguments.code is None else arguments.code
+    _no_file(command[0], code)
     return Prepared(spec, count, code, tuple(one for one in after if not ids.is_ulid(one.job)))
+
+
+def _no_file(word: str, code: str) -> None:
+    """`mlbox submit train.py`, as if to sbatch: hosts look for a command without / in their PATH. Raises Usage."""
+    stem, dot, kind = word.rpartition(".")
+    if code and stem and dot and "/" not in word and os.path.isfile(os.path.join(os.path.expanduser(code), word)):
+        program = {"py": "python3 ", "sh": "sh "}.get(kind, "./")
+        hint = f"mlbox submit -f {word}" if kind in ("yaml", "yml") else f"mlbox submit … -- {program}{word}"
+        raise errors.Usage(f"{text.safe(word)} is a file here, and no command", text.safe(hint))
 
 
 def _work(arguments: argparse.Namespace, settings: state.Config) -> Any:
@@ -188,10 +199,11 @@ def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
 
 def told(reply: Json) -> None:
     lab.trouble(reply)
-    for job in reply["jobs"][:5]:
+    for index, job in enumerate(reply["jobs"][:5]):
+        name = job["name"] + (f"[{index}]" if len(reply["jobs"]) > 1 else "")  # as mlbox jobs shows it
         where = f"started on {reply['host']}" if job["id"] in reply["started"] else "in line"
         waits = reply["waits"].get(job["id"], "")
-        print(f"{output.bold(job['name'])}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
+        print(f"{output.bold(name)}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
     if len(reply["jobs"]) > 5:
         print(f"… and {len(reply['jobs']) - 5} more; {len(reply['started'])} started")
 

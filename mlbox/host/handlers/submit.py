@@ -57,7 +57,7 @@ def _looked_up(found: store.Store, said: After) -> After:
     """By the id or the name that it was called by; an array's first job is called by the array's. Raises NotFound where
     it may be none, or several."""
     made = lookup.job(found, said.job, whole=True)
-    is_array = made.shown().array == made.id
+    is_array = made.shown().array == made.id and not lookup.is_element(said.job)
     return replace(said, job=made.id, array=sum(1 for _ in lookup.of_array(found, made)) if is_array else 0)
 
 

@@ -88,18 +88,16 @@ class _Plan:
             self.problems.append(f"{service}: {why}")
 
 
+_SFTP = ("openssh-sftp-server",)
 # With scp, which a client older than OpenSSH 9 looks for at the far end.
 _SYSTEM_NAMES = {
     "apt-get": {
         "python": ("python3", "python3-venv", "ca-certificates"),
         "venv": ("python3-venv",),
         "ssh": ("openssh-server", "rsync"),
+        "sftp": _SFTP,
     },
-    "apk": {
-        "python": ("python3", "py3-pip"),
-        "venv": ("py3-pip",),
-        "ssh": ("openssh", "rsync"),
-    },
+    "apk": {"python": ("python3", "py3-pip"), "venv": ("py3-pip",), "ssh": ("openssh", "rsync"), "sftp": _SFTP},
     "dnf": {
         "python": ("python3", "python3-pip"),
         "venv": ("python3-pip",),
@@ -141,15 +139,7 @@ def plan(spec: Spec, facts: Facts, prefix: str = CONTAINER_PREFIX, root: bool = 
         script = _SYSTEM_INSTALL[manager].format(names=" ".join(work.packages))
         script += _NEW_ENOUGH if "python3" in work.packages else ""
         work.steps.insert(0, Step("installing " + ", ".join(work.packages), script))
-    return Layer(
-        _key(work),
-        tuple(work.steps),
-        work.after,
-        dict(work.files),
-        work.release,
-        tuple(work.problems),
-        dict(work.absent),
-    )
+    return Layer(_key(work), tuple(work.steps), work.after, work.files, work.release, tuple(work.problems), work.absent)
 
 
 def _names(work: _Plan, what: str) -> tuple[str, ...]:
@@ -174,12 +164,15 @@ def _plan_python(work: _Plan) -> None:
 
 
 def _plan_ssh(work: _Plan) -> None:
-    if work.facts.sshd:
+    """Alpine's server comes without sftp, on which scp and editors stand."""
+    sshd = work.facts.sshd
+    if sshd and work.facts.sftp_server:
         return
-    if work.system(*_names(work, "ssh")):
+    names = _names(work, "sftp" if sshd else "ssh")
+    if names and work.system(*names):
         sftp = _SYSTEM_SFTP[work.facts.package_manager]
-        work.after = replace(work.after, sshd="/usr/sbin/sshd", sftp_server=sftp)
-    else:
+        work.after = replace(work.after, sshd=sshd or "/usr/sbin/sshd", sftp_server=sftp)
+    elif not sshd:
         work.lacks("ssh", "no SSH server (sshd) is installed" if not work.root else "the image has no sshd")
 
 

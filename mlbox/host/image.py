@@ -45,7 +45,7 @@ say jupyter "$(command -v jupyter-lab)"
 say code_server "$(command -v code-server)"
 say sshd "$(first /usr/sbin/sshd /usr/local/sbin/sshd "$(command -v sshd)")"
 say sftp_server "$(first /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server /usr/libexec/sftp-server \
-/usr/lib/ssh/sftp-server /usr/lib/sftp-server)"
+/usr/lib/ssh/sftp-server /usr/lib/sftp-server /usr/local/libexec/sftp-server)"
 for m in apt-get apk dnf; do if command -v $m >/dev/null; then say package_manager $m; break; fi; done
 say shell "$(first /bin/bash /usr/bin/bash /bin/sh)"
 say machine "$(uname -m)"

@@ -41,7 +41,9 @@ def have(spec: Spec, **more: Any) -> Spec:
     [
         (IMAGE, FULL, True, [], [], []),
         (IMAGE, replace(FULL, jupyter_module=False, jupyter="/conda/bin/jupyter-lab"), True, [], [], []),
-        (have(IMAGE, jupyter="no", vscode="no"), replace(PYTHON, sshd="/s"), True, [], [], []),
+        (have(IMAGE, jupyter="no", vscode="no"), replace(PYTHON, sshd="/s", sftp_server="/f"), True, [], [], []),
+        (IMAGE, replace(FULL, sftp_server=""), True, ["installing openssh-sftp-server"], [], []),
+        (IMAGE, replace(FULL, sftp_server="", package_manager=""), True, [], [], []),
         (IMAGE, PYTHON, True, ["installing openssh-server, rsync", JUPYTER, VSCODE], [], []),
         (IMAGE, BARE, True,
          ["installing python3, python3-venv, ca-certificates, openssh-server, rsync", JUPYTER, VSCODE], [], []),
@@ -65,7 +67,7 @@ def have(spec: Spec, **more: Any) -> Spec:
         (have(PROCESS, packages=("einops",), jupyter="no", vscode="no"), replace(PYTHON, venv=False), False, [],
          ["/usr/bin/python3 can't make virtual environments (python3-venv, pip)"], ["ssh"]),
         (have(IMAGE, packages=("einops", "numpy==2.0")), FULL, True, ["installing einops, numpy"], [], []),
-        (have(IMAGE, packages=("einops",)), replace(PYTHON, sshd="/s"), True,
+        (have(IMAGE, packages=("einops",)), replace(PYTHON, sshd="/s", sftp_server="/f"), True,
          ["installing jupyterlab, ipykernel, einops", VSCODE], [], []),
         (have(IMAGE, requirements="torch\n"), FULL, True, ["installing requirements"], [], []),
         (have(IMAGE, packages=("einops",), requirements="torch\n"), FULL, True,
@@ -79,7 +81,8 @@ def have(spec: Spec, **more: Any) -> Spec:
          ["adding a.b, c.vsix"], [], []),
         (have(IMAGE, vscode_extensions=("a.b",), vscode="no"), FULL, True, [], [], []),
     ],
-    ids=["everything is there", "jupyter of another python", "nothing wanted", "python only", "no python, apt",
+    ids=["everything is there", "jupyter of another python", "nothing wanted", "no sftp",
+         "no sftp, no manager", "python only", "no python, apt",
          "no python, dnf", "no venv, apt", "alpine", "unknown processor", "no manager, no sshd",
          "no python, no manager", "old python", "vscode insisted on", "process", "process without python",
          "process without venv", "packages", "packages bring jupyter", "requirements", "both", "jupyter version",
@@ -136,6 +139,12 @@ def test_what_is_there_afterwards() -> None:
     assert after.id == BARE.id
 
 
+@pytest.mark.parametrize(("manager", "sftp"), [("apt-get", "/usr/lib/openssh/"), ("apk", "/usr/lib/ssh/")])
+def test_an_ssh_server_of_the_image_s_own_gets_the_sftp_it_lacks(manager: str, sftp: str) -> None:
+    after = plan(IMAGE, replace(FULL, sshd="/opt/sshd", sftp_server="", package_manager=manager)).after
+    assert (after.sshd, after.sftp_server) == ("/opt/sshd", f"{sftp}sftp-server")
+
+
 def test_a_folder_of_the_user_s_for_the_process_runtime() -> None:
     found = plan(PROCESS, PYTHON, "/home/ada/env", root=False)
     assert found.after.python == "/home/ada/env/venv/bin/python"
@@ -186,13 +195,13 @@ def test_requirements_and_script_travel_as_they_are() -> None:
 def test_requirements_with_hashes_come_first_and_hold(line: str) -> None:
     """Beside them pip would ask for a hash of every package."""
     spec = have(IMAGE, requirements=f"{line}\n", vscode="no")
-    _, first, locked, last = plan(spec, replace(PYTHON, sshd="/s")).steps[0].script.splitlines()
+    _, first, locked, last = plan(spec, replace(PYTHON, sshd="/s", sftp_server="/f")).steps[0].script.splitlines()
     assert first.endswith(
         'pip install --no-input --progress-bar off --disable-pip-version-check -r "$BUILD/requirements.txt"'
     )
     assert locked.endswith('pip freeze --local >"$PREFIX/locked.txt"')
     assert last.endswith('-c "$PREFIX/locked.txt" -r "$BUILD/packages.txt"')
-    _, alone = plan(have(spec, jupyter="no"), replace(PYTHON, sshd="/s")).steps[0].script.splitlines()
+    _, alone = plan(have(spec, jupyter="no"), replace(PYTHON, sshd="/s", sftp_server="/f")).steps[0].script.splitlines()
     assert alone == first
 
 

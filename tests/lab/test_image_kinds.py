@@ -70,6 +70,11 @@ def outdated() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def nosftp() -> Iterator[str]:
+    yield from made("nosftp", SESSION_IMAGE, "dpkg -P --force-depends openssh-sftp-server")
+
+
+@pytest.fixture(scope="module")
 def musl() -> Iterator[str]:
     """As Alpine's: also with the link by which its libc6-compat lets some of glibc's programs run."""
     yield from made("musl", MUSL_IMAGE, "ln -s ld-musl-x86_64.so.1 /lib/ld-linux-x86-64.so.2")
@@ -80,6 +85,14 @@ def inside(laptop: Laptop, name: str, command: str) -> str:
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def assert_sftp_works(laptop: Laptop, name: str, folder: Path) -> None:
+    (folder / "file").write_bytes(b"bytes")
+    (folder / "batch").write_text(f"put {folder}/file by-sftp\nget by-sftp {folder}/back\nrm by-sftp\n")
+    config = laptop.home / ".local/state/mlbox/ssh_config"
+    subprocess.run(("sftp", "-F", str(config), "-b", str(folder / "batch"), name), check=True, timeout=60)
+    assert (folder / "back").read_bytes() == b"bytes"
 
 
 @pytest.mark.parametrize("kind", ["roots", "closed"])
@@ -135,6 +148,12 @@ def test_a_source_of_packages_that_is_gone_is_no_obstacle(laptop: Laptop, outdat
     assert session.stop() == 0
 
 
+def test_an_ssh_server_without_sftp_gets_it(laptop: Laptop, nosftp: str, tmp_path: Path) -> None:
+    session = laptop.attach("session", HOST, "--image", nosftp, *PLAIN, "--no-jupyter")
+    assert_sftp_works(laptop, session.block()["name"], tmp_path)
+    assert session.stop() == 0
+
+
 def test_what_an_image_says_of_its_own_server_is_not_for_the_guest(laptop: Laptop, served: str) -> None:
     def told(kind: str, name: str) -> list[str]:
         parts = ("HEALTHCHECK={{{{.{0}.Healthcheck}}}}", "STOPSIGNAL={{{{.{0}.StopSignal}}}}")
@@ -161,11 +180,7 @@ def test_musl_and_busybox(laptop: Laptop, musl: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     with Notebook(block["jupyter"]) as notebook:
         assert "linux-musl" in notebook.run("import sysconfig; sysconfig.get_config_var('SOABI')")
-    (tmp_path / "file").write_bytes(b"bytes")
-    (tmp_path / "batch").write_text(f"put {tmp_path}/file musl-file\nget musl-file {tmp_path}/back\nrm musl-file\n")
-    config = laptop.home / ".local/state/mlbox/ssh_config"
-    subprocess.run(("sftp", "-F", str(config), "-b", str(tmp_path / "batch"), block["name"]), check=True, timeout=60)
-    assert (tmp_path / "back").read_bytes() == b"bytes"
+    assert_sftp_works(laptop, block["name"], tmp_path)
     assert session.stop() == 0
 
 

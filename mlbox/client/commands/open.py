@@ -98,8 +98,8 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
         url = urls.get(PAGES[tool])
         program = "open" if sys.platform == "darwin" else "xdg-open"
         if url is None:
-            output.warn(f"{TITLES[PAGES[tool]]} is not there")
-        elif not _has_display() or not shutil.which(program):
+            raise errors.Refused(f"there is no {TITLES[PAGES[tool]]} in it", f"mlbox session info {wanted}".strip())
+        if not _has_display() or not shutil.which(program):
             output.note("there is no display here; open the address above yourself")
         else:
             address = url.replace("&", "&amp;")

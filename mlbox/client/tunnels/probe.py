@@ -33,9 +33,9 @@ START_FIRST, START_LAST = 0.001, 0.1  # seconds between looks for the sockets of
 AGAIN = 0.5  # seconds until a probe that failed is tried again
 AGAIN_LAST = 15.0  # seconds, at most, where the guest is not there: that may be for long
 _LONGEST = 16 * 1024  # bytes of an answer
-# Milliseconds. After a login sshd says its host keys unasked, and what it says next waits (Nagle) for TCP to
-# acknowledge that: 40 ms, unless something goes the other way. The opening of a connection does.
-_PUSHES = (3, 6, 12, 24, 48)
+# 5 to 60 ms after a login sshd says its host keys, unasked, and what it says next waits (Nagle) for TCP to acknowledge
+# that: 40 ms, unless something goes the other way. The opening of a connection does.
+_PUSHES, _PUSH_EVERY = 16, 6  # times, ms
 
 
 class Stranger(Exception):
@@ -51,8 +51,8 @@ def ping(path: str, timeout: float, first: bool = False, key: str = "") -> bool:
             sock.sendall(json.dumps({"op": "ping", **({"nonce": nonce} if nonce else {})}).encode() + b"\n")
             waiting = select.poll()
             waiting.register(sock, select.POLLIN)
-            for pause in _PUSHES if first else ():
-                if waiting.poll(pause):
+            for _ in range(_PUSHES if first else 0):
+                if waiting.poll(_PUSH_EVERY):
                     break
                 opened.enter_context(_connected(path, timeout))
             line = _line(sock, deadline)

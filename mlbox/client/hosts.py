@@ -85,6 +85,9 @@ class AnyHost(Host):
                 with output.still():
                     output.warn(f"{told(self.name, error)}; {self._others[0]} is asked instead")
                 self._become(self._others)
+            except errors.HostUnready as error:  # "here" is the first of several, which nobody named
+                message = error.message if self.name in error.message else told(self.name, error)
+                raise errors.HostUnready(message, error.hint) from None
             else:
                 self._others = ()
                 if self.name in self._noted:

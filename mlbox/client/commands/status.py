@@ -107,7 +107,8 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
         load = f"{ago}, by reverse tunnel through {text.safe(reply['via'])}"
     else:
         load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
-    print(f"{output.bold(name)}  {summary} · {load}{_drained(reply)}")
+    own = f" ({text.safe(reply['host'])})" if reply["host"] != name else ""  # by which jobs and drain know it
+    print(f"{output.bold(name)}{own}  {summary} · {load}{_drained(reply)}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
@@ -126,7 +127,10 @@ def _print_jobs(reply: Json, ids: Mapping[str, str]) -> None:
     for job in reply["jobs"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])
         age = text.duration(time.time() - job["since"])
-        print(f"job {job['id']}  {text.safe(job['owner'])}'s, {age}" + (f", on GPU {where}" if where else ""))
+        print(
+            f"job {text.safe(job['name'])}  {job['id']}  {text.safe(job['owner'])}'s, {age}"
+            + (f", on GPU {where}" if where else "")
+        )
 
 
 def _print_queues(replies: Sequence[Json]) -> None:

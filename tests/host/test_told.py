@@ -77,6 +77,12 @@ def test_all_of_an_array_that_waits_say_why(box: Box) -> None:
     assert [row["waits"] for row in rows] == ["array limit: 1 of 1 running"] * 3
 
 
+def test_the_output_of_one_that_has_not_run_is_why_it_waits(box: Box) -> None:
+    made = box.submit_all("sleep", "600", array=2, array_limit=1)
+    reply = box.call(logs, job=made[1].id)
+    assert (reply["attempt"], reply["why"]) == (0, "array limit: 1 of 1 running")
+
+
 def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:
     made = box.submit_all("sleep", "600", array=4, array_limit=1, name="sweep")
     box.cancel(made[3])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,6 +69,17 @@ def test_help_of_every_verb(verb: list[str], capsys: pytest.CaptureFixture[str])
         told.append(said.out)
     assert told[0].startswith("usage: mlbox")
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("verb", sorted({*cli.VERBS} - {"completion", "ssh-config"}))
+def test_help_has_an_example_that_can_be_typed(verb: str) -> None:
+    told = cli.parser_of([verb]).format_help()
+    _, examples = re.split("\nexamples?:\n", told)
+    for line in examples.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "mlbox" and words[1] in (verb, "session")
+        named = words[1 : 1 + cli._words(words[1:])]
+        cli.parser_of(named).parse_args(words[1 + len(named) :])
 
 
 # What changes nothing but what this laptop has to know of a session to come to it.

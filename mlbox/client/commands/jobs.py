@@ -17,7 +17,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         usage="mlbox jobs [options]\n       mlbox jobs prune …",
         description="Your jobs: running, waiting (and why), and ended lately.",
-        epilog="mlbox jobs prune removes those that ended long ago (see its --help)",
+        epilog="examples:\n  mlbox jobs -n 5\n  mlbox jobs --all --queue night\n  mlbox jobs prune --older-than 30d",
     )
     made.add_argument("--all", action="store_true", help="everybody's")
     made.add_argument("--queue", metavar="Q", default="", help="of one queue")

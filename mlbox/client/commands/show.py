@@ -16,7 +16,10 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="One job: what was asked for, what happened, why it waits.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox show train\n  mlbox show 'sweep[3]'",
+        description="One job: what was asked for, what happened, why it waits.",
+    )
     options.job(made)
     options.queue(made)
     return made

@@ -19,7 +19,10 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Every host's GPUs, who holds them, and the sessions there.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox status\n  mlbox status gpu1 --json",
+        description="Every host's GPUs, who holds them, and the sessions there.",
+    )
     options.hosts(made, ", and the lab's")
     return made
 

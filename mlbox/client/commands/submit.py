@@ -45,7 +45,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
     options.needs(need)
     policy = made.add_argument_group("when and how")
-    policy.add_argument("--queue", metavar="Q", help="default: default")
+    policy.add_argument("--queue", metavar="Q", help="its queue (default: default)")
     options.priority(policy)
     policy.add_argument(
         "--after",

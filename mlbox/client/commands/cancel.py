@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _told(reply: Json, dry: bool) -> str:
-    name = f"{text.safe(reply['name'])}  {reply['id']}  "
+    name = f"{lab.title(reply)}  {reply['id']}  "
     if reply["already"]:
         return f"{name}had ended already: {reply['state']}"
     if reply["requested"]:

@@ -10,7 +10,7 @@ from typing import Any
 from mlbox.client import asked as words
 from mlbox.client import lab, options, output
 from mlbox.core import text
-from mlbox.core.log import said
+from mlbox.core.log import TERMINAL, WAITING, said
 
 Json = dict[str, Any]
 
@@ -31,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
         output.facts(reply)
         return 0
     job, spec = reply["job"], reply["spec"]
-    print(f"{output.bold(text.safe(job['name']))}  {job['id']}  {said(job['state'])}" + (
+    print(f"{output.bold(lab.title(job))}  {job['id']}  {said(job['state'])}" + (
         f" (attempt {job['attempt']})" if job["attempt"] > 1 else ""))  # fmt: skip
     work = spec["work"]
     silent = f", silent for {text.duration(reply['silent'])}" if reply["silent"] else ""
@@ -47,8 +47,11 @@ def main(arguments: argparse.Namespace) -> int:
     for host, why in reply["waits"].items():
         if why:
             print(f"  waits:     {text.safe(why)}" + (f"  [{text.safe(host)}]" if host else ""))
+    began: Any = None
     for event in reply["events"]:
-        print(f"  {_when(event)}  {text.safe(str(event.get('event')))}{_detail(event)}")
+        ran = _ran(began, event) if event.get("event") in TERMINAL | WAITING else ""
+        print(f"  {_when(event)}  {text.safe(str(event.get('event')))}{_detail(event)}{ran}")
+        began = event.get("at") if event.get("event") == "started" else None if ran else began
     return 0
 
 
@@ -68,3 +71,10 @@ def _detail(event: Json) -> str:
     kept = [event.get("why"), event.get("host") and f"on {event['host']}", event.get("for")]
     words = ", ".join(text.safe(str(word)).replace("\n", " ") for word in kept if word)
     return f": {words}" if words else ""
+
+
+def _ran(began: Any, ended: Json) -> str:
+    """How long that was, if the host's clock was not set meanwhile."""
+    at = ended.get("at")
+    known = isinstance(began, (int, float)) and isinstance(at, (int, float)) and at >= began
+    return f" (ran {text.duration(at - began)})" if known else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
-from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, why
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
 from mlbox.core.log import said
@@ -100,7 +100,7 @@ def _by_name(silent: Sequence[Json], failed: Sequence[str], answers: Sequence[Js
 
 def _print(name: str, reply: Json | errors.MlboxError) -> None:
     if isinstance(reply, errors.MlboxError):
-        print(f"{output.bold(name)}  {text.safe(reply.message.removeprefix(f'{name}: '))}")
+        print(f"{output.bold(name)}  {why(name, reply)}")
         return
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     free = sum(not g.obstacle for g in gpus)

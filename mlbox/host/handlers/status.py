@@ -28,6 +28,8 @@ def run(call: Call) -> Json:
     if (found.root / "mlbox.json").exists():
         rules = lab.rules(found)
         reply.update(_queue(found, rules.lab), trouble=rules.trouble)
+    elif call.root is not None and not (found.root / "users").exists():  # it was named, and is empty, or not there
+        reply["trouble"] = f"nothing of mlbox's is in {found.root} on {found.host}: is its filesystem mounted?"
     return reply
 
 

@@ -188,6 +188,9 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["session", "shutdown", ""], "'' is no session's name"),
         (["logs"], "`mlbox logs` needs ID|NAME"),
         (["logs"], "try: mlbox jobs shows them"),
+        (["submit", "--gres=gpu:1", "--", "true"], "did you mean --gpus?"),
+        (["session", "local", "-J", "x"], "did you mean --name?"),
+        (["submit", "--array", "1-10", "--", "true"], "--array 20 (for 0 to 19)"),
         (["cancel", "--all"], "try: mlbox jobs shows them"),
         (["jobs", "kind-otter"], "did you mean mlbox show kind-otter?"),
         (["jobs", "prun"], "did you mean prune?"),
@@ -258,7 +261,11 @@ def test_other_programs_words_lead_to_what_there_is() -> None:
     for prog, table in habits.ELSEWHERE.items():
         for word, ours in table.items():
             assert f"{prog} {word}" not in there
-            assert (ours if ours.startswith("mlbox ") else f"{prog} {ours}") in there
+            if ours.startswith("-") and prog != "mlbox":
+                options = cli.parser_of(prog.split()[1:])._option_string_actions
+                assert ours in options and word not in options
+            else:
+                assert (ours if ours.startswith("mlbox ") else f"{prog} {ours}") in there
 
 
 @pytest.mark.parametrize("given", ["--memory=1g", "--memory=1g --cpus=2", "--init"])

@@ -169,7 +169,9 @@ def _array(value: str | None) -> tuple[int, int]:
         return 0, 0
     number, _, limit = value.partition("%")
     if not number.isdecimal() or not (limit or "0").isdecimal() or not int(number):
-        raise errors.Usage(f"--array {text.safe(value)} can't be read", "write --array 20, or 20%4 for 4 at once")
+        raise errors.Usage(
+            f"--array {text.safe(value)} can't be read", "write --array 20 (for 0 to 19), or 20%4 for 4 at once"
+        )
     return int(number), int(limit or 0)
 
 

@@ -44,6 +44,11 @@ def test_one_of_an_array_has_its_index(said: Any) -> None:
     assert said(cancel, reply) == ["sweep[3]  01K  had ended already: failed"]
 
 
+def test_why_it_waits_is_said_as_submit_says_it(said: Any) -> None:
+    lines = said(show, {**log(), "waits": {"gpu1": "waits for job 01M…SF2Z (running)", "gpu2": ""}})
+    assert [line for line in lines if "wait" in line] == ["  in line:   waits for job 01M…SF2Z (running)  [gpu1]"]
+
+
 def test_each_attempt_s_end_says_how_long_it_ran(said: Any) -> None:
     events = (("submitted", 0.0), ("claimed", 1.0), ("started", 10.0), ("cancel_requested", 20.0), ("lost", 70.0),
               ("claimed", 80.0), ("failed", 99.0), ("started", 100.0), ("failed", 90.0))  # fmt: skip

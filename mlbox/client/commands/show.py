@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"  {key + ':':<11}{text.safe(str(value))}")
     for host, why in reply["waits"].items():
         if why:
-            print(f"  waits:     {text.safe(why)}" + (f"  [{text.safe(host)}]" if host else ""))
+            print(f"  in line:   {text.safe(why)}" + (f"  [{text.safe(host)}]" if host else ""))
     began: Any = None
     for event in reply["events"]:
         ran = _ran(began, event) if event.get("event") in TERMINAL | WAITING else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,6 +69,17 @@ def test_help_of_every_verb(verb: list[str], capsys: pytest.CaptureFixture[str])
         told.append(said.out)
     assert told[0].startswith("usage: mlbox")
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("verb", sorted({*cli.VERBS} - {"completion", "ssh-config"}))
+def test_help_has_an_example_that_can_be_typed(verb: str) -> None:
+    told = cli.parser_of([verb]).format_help()
+    _, examples = re.split("\nexamples?:\n", told)
+    for line in examples.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "mlbox" and words[1] in (verb, "session")
+        named = words[1 : 1 + cli._words(words[1:])]
+        cli.parser_of(named).parse_args(words[1 + len(named) :])
 
 
 # What changes nothing but what this laptop has to know of a session to come to it.
@@ -175,6 +188,9 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["session", "shutdown", ""], "'' is no session's name"),
         (["logs"], "`mlbox logs` needs ID|NAME"),
         (["logs"], "try: mlbox jobs shows them"),
+        (["submit", "--gres=gpu:1", "--", "true"], "did you mean --gpus?"),
+        (["session", "local", "-J", "x"], "did you mean --name?"),
+        (["submit", "--array", "1-10", "--", "true"], "--array 20 (for 0 to 19)"),
         (["cancel", "--all"], "try: mlbox jobs shows them"),
         (["jobs", "kind-otter"], "did you mean mlbox show kind-otter?"),
         (["jobs", "prun"], "did you mean prune?"),
@@ -245,7 +261,11 @@ def test_other_programs_words_lead_to_what_there_is() -> None:
     for prog, table in habits.ELSEWHERE.items():
         for word, ours in table.items():
             assert f"{prog} {word}" not in there
-            assert (ours if ours.startswith("mlbox ") else f"{prog} {ours}") in there
+            if ours.startswith("-") and prog != "mlbox":
+                options = cli.parser_of(prog.split()[1:])._option_string_actions
+                assert ours in options and word not in options
+            else:
+                assert (ours if ours.startswith("mlbox ") else f"{prog} {ours}") in there
 
 
 @pytest.mark.parametrize("given", ["--memory=1g", "--memory=1g --cpus=2", "--init"])

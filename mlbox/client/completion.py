@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Callable
 
+from mlbox.core import ids
+
 Words = Iterable[tuple[str, str]]  # what can be typed, and what it is
 FILES = ("", "files")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+")  # no shell reads more into these
@@ -86,9 +88,11 @@ def _values(action: argparse.Action | None, known: Mapping[str, Callable[[], Wor
 
 
 def _matching(found: Words, current: str) -> list[tuple[str, str]]:
-    """Each once, as it was told first."""
+    """Each once, as it was told first. Ids are for whoever has begun one: they have names."""
     told: dict[str, str] = {}
     for word, help in found:
+        if not current and ids.is_ulid(word):
+            continue
         if (word, help) == FILES or (word.startswith(current) and _PLAIN.fullmatch(word)):
             told.setdefault(word, " ".join(help.split()))
     return list(told.items())

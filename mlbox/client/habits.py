@@ -6,6 +6,15 @@ from collections.abc import Iterable
 
 from mlbox.core import text
 
+_ASKED = {
+    "--docker": "--image", "--container-image": "--image", "-v": "--mount", "--volume": "--mount",
+    "--gres": "--gpus", "-G": "--gpus", "-c": "--cpus", "--cpus-per-task": "--cpus", "--mem": "--memory",
+    "-t": "--time-limit", "--time": "--time-limit", "-w": "--on", "--nodelist": "--on", "-C": "--label",
+    "--constraint": "--label", "-J": "--name", "--job-name": "--name", "-p": "--queue", "--partition": "--queue",
+    "--nice": "--priority",
+}  # fmt: skip
+_SUBMITTED = {**_ASKED, "-a": "--array", "-d": "--after", "--dependency": "--after", "-D": "--folder",
+              "--chdir": "--folder", "--requeue": "--retries"}  # fmt: skip
 # What Slurm, task-spooler, dstack, ClearML and Docker call it, by where it is typed.
 ELSEWHERE = {
     "mlbox": {
@@ -20,9 +29,13 @@ ELSEWHERE = {
         "connect": "attach", "code": "open", "version": "--version", "-V": "--version", "-v": "--version",
     },
     "mlbox session": {
-        "ls": "list", "ps": "list", "join": "attach", "connect": "attach", "status": "info",
+        **_ASKED, "ls": "list", "ps": "list", "join": "attach", "connect": "attach", "status": "info",
         **dict.fromkeys(("stop", "end", "kill", "rm", "down", "delete"), "shutdown"),
     },
+    "mlbox submit": _SUBMITTED,
+    "mlbox run": _SUBMITTED,
+    "mlbox jobs": {"-u": "--all", "--user": "--all", "-a": "--all", "-p": "--queue", "--partition": "--queue"},
+    "mlbox logs": {"--lines": "--tail", "-t": "--tail"},
     "mlbox host": dict.fromkeys(("list", "ls", "show", "status", "info"), "mlbox status"),
     "mlbox queue": {"stop": "pause", "start": "resume", "show": "list", "status": "list", "watch": "process --watch"},
     "mlbox cron": {"list": "show", "ls": "show", "status": "show", "add": "install", "uninstall": "remove"},
@@ -35,7 +48,8 @@ def meant(prog: str, word: str, known: Iterable[str]) -> str:
     """A line for a hint, where this one is another program's for a word that is known, or near to it; else nothing.
     `prog`: behind which it was typed."""
     bare = {name.lstrip("-"): name for name in known}
-    near = ELSEWHERE.get(prog, {}).get(word) or bare.get(text.nearest(word.lstrip("-"), bare))
+    stem = word.lstrip("-")
+    near = ELSEWHERE.get(prog, {}).get(word) or bare.get(text.nearest(stem, bare) if len(stem) > 1 else "")
     if prog == "mlbox jobs" and not near and not word.startswith("-"):
         near = f"mlbox show {word}"  # of one job
     return f"did you mean {near}?\n" if near else ""

@@ -9,6 +9,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.client import output, state, transports
 from mlbox.client.remote import Host, OnProgress, connect
+from mlbox.core import text
 
 Json = dict[str, Any]
 _AWAY = 300.0  # s after which a host that was away is worth ssh's patience again
@@ -22,6 +23,11 @@ def known_hosts(config: state.Config) -> list[str]:
 def told(name: str, error: errors.MlboxError) -> str:
     """What went wrong with a host, which some messages begin with."""
     return error.message if error.message.startswith(f"{name}: ") else f"{name}: {error.message}"
+
+
+def why(name: str, error: errors.MlboxError) -> str:
+    """The same for a line that begins with the host."""
+    return text.safe(error.message.removeprefix(f"{name}: "))
 
 
 def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -> dict[str, Json | errors.MlboxError]:
@@ -85,6 +91,9 @@ class AnyHost(Host):
                 with output.still():
                     output.warn(f"{told(self.name, error)}; {self._others[0]} is asked instead")
                 self._become(self._others)
+            except errors.HostUnready as error:  # "here" is the first of several, which nobody named
+                message = error.message if self.name in error.message else told(self.name, error)
+                raise errors.HostUnready(message, error.hint) from None
             else:
                 self._others = ()
                 if self.name in self._noted:

@@ -73,6 +73,11 @@ def _knows(reply: Json, job: str) -> bool:
     return not reply["whole"] or job in reply["waits"] or job in reply["started"] or job in reply["failed"]
 
 
+def title(job: Json) -> str:
+    """A job's name, of an array with its index: as it can be called, too."""
+    return text.safe(job["name"]) + (f"[{job['array_index']}]" if job.get("array") else "")
+
+
 def trouble(*replies: Json) -> None:
     """lab.yaml's, which concerns everybody; what several hosts say of it, once."""
     for said in dict.fromkeys(str(reply.get("trouble", "")) for reply in replies):

@@ -99,7 +99,8 @@ def needs(group: Any) -> None:
     group.add_argument("--memory", metavar="16G", help="memory of the host's")
     group.add_argument("--on", action="append", metavar="HOST", help="only on this host; repeat for any of several")
     group.add_argument("--label", action="append", metavar="L", help="only on hosts with this label; repeat")
-    group.add_argument("--time-limit", metavar="4h", help="after which it is ended (default: the queue's)")
+    ends = "after which it is ended: 90m, 4h, 1-12:00:00, or seconds (default: the queue's)"
+    group.add_argument("--time-limit", metavar="4h", help=ends)
 
 
 def priority(group: Any) -> None:

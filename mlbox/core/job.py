@@ -86,6 +86,11 @@ class JobSpec:
     def name(self) -> str:
         return self.work.name
 
+    @property
+    def title(self) -> str:
+        """As lists show it: of an array with its index."""
+        return f"{self.name}[{self.array_index}]" if self.array else self.name
+
     def with_runtime(self, runtime: str) -> JobSpec:
         """As the host that claimed it has it (`claimed` says so); nothing is said by an empty one."""
         return replace(self, work=replace(self.work, runtime=runtime)) if runtime else self

@@ -228,6 +228,7 @@ def _offer(host: HostFacts) -> str:
     for card in host.gpus:
         kind = f"{text.safe(card.name)} ({text.mebibytes(card.memory)})"
         kinds[kind] = kinds.get(kind, 0) + 1
-    parts = [f"{number} {kind}" for kind, number in kinds.items()] or ["no GPU"]
+    gpus = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     labels = f" [{', '.join(host.labels)}]" if host.labels else ""
-    return f"{host.name}{labels}: up to {', '.join(parts)}, {text.count(host.cpus, 'CPU')}, {_floor(host.memory)}"
+    most = f"up to {gpus}, " if gpus else "no GPU, up to "
+    return f"{host.name}{labels}: {most}{text.count(host.cpus, 'CPU')}, {_floor(host.memory)}"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from mlbox import errors
 from mlbox.core import ids, text
-from mlbox.core.job import JobSpec
 from mlbox.host import archive, ready, store, view
 from mlbox.host.job import Job
 
@@ -53,15 +52,10 @@ def _meant(found: store.Store, matching: dict[str, Job], wanted: str, whole: boo
 def _instead(matching: dict[str, Job]) -> str:
     """By what one of these is called alone."""
     newest = sorted(matching)[-3:]
-    titles = [_title(matching[id_].shown()) for id_ in newest]
+    titles = [matching[id_].shown().title for id_ in newest]
     if len({matching[id_].shown().array for id_ in matching} - {""}) == 1 and all("[" in title for title in titles):
         return "one of them: " + ", ".join(titles)
     return "by id: " + ", ".join(newest)
-
-
-def _title(spec: JobSpec) -> str:
-    """As `mlbox jobs` shows it."""
-    return f"{spec.name}[{spec.array_index}]" if spec.array else spec.name
 
 
 def _firsts(found: store.Store, those: dict[str, Job], wanted: str) -> dict[str, Job]:

@@ -53,7 +53,8 @@ def prepare(engine: Engine, job: Job, spec: Spec, identity: str, say: Say, cance
                 raise errors.StartFailed(error.message, error.hint) from None
             without = prepare(engine, job, _without_vscode(spec), identity, say, cancel, guest)
             facts = replace(without.facts, code_server="")  # not the image's own instead of what was asked for
-            return Ready(without.image, facts, without.prefix, {**without.absent, "vscode": error.message})
+            why = "; ".join(filter(None, (error.message, error.hint)))
+            return Ready(without.image, facts, without.prefix, {**without.absent, "vscode": why})
     return Ready(ready_name, layer.after, engine.prefix(layer), absent)
 
 

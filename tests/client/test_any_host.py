@@ -62,6 +62,20 @@ def test_the_next_where_it_is_away_and_from_then_on_that_one(
         host.call("logs", {})
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Docker does not answer", "gpu1: Docker does not answer"),
+        ("there is no python3 on gpu1", "there is no python3 on gpu1"),
+    ],
+)
+def test_one_that_is_not_ready_is_named(asked: dict[str, Any], said: str, shown: str) -> None:
+    asked["gpu1"] = errors.HostUnready(said, "mend it")
+    with pytest.raises(errors.HostUnready) as failed:
+        entry().call("submit", {})
+    assert (failed.value.message, failed.value.hint) == (shown, "mend it")
+
+
 def test_one_that_was_away_a_moment_ago_is_asked_last(
     asked: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

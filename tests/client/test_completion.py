@@ -80,8 +80,10 @@ FILES = ["\tfiles"]
         (["host", "drain", ""], ["gpu1", "box", "local"]),
         (["cron", "in"], ["install"]),
         (["show", "01A"], [ULID]),
+        (["show", ""], ["train"]),
         (["cancel", ULID, "tr"], ["train"]),
-        (["submit", "--after", ""], [ULID, "train"]),
+        (["submit", "--after", ""], ["train"]),
+        (["submit", "--after", "0"], [ULID]),
         (["submit", "--code", ""], FILES),
         (["submit", "--root", ""], []),  # a folder of the host's, not of this machine
         (["submit", "--", "python", "--js"], FILES),

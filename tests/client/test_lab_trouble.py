@@ -34,7 +34,17 @@ REPLIES: dict[str, Json] = {
     "jobs": {"jobs": [], **TROUBLE},
     "move": {"id": "A", "name": "a", "queue": "default", "priority": 0, "started": False, "elsewhere": [], **TROUBLE},
     "cancel": {**ENDED, **TROUBLE},
-    "status": {"gpus": [], "driver": "", "load": [0.0], "cpus": 1, "sessions": [], "jobs": [], "queues": [], **TROUBLE},
+    "status": {
+        "host": "gpu1",
+        "gpus": [],
+        "driver": "",
+        "load": [0.0],
+        "cpus": 1,
+        "sessions": [],
+        "jobs": [],
+        "queues": [],
+        **TROUBLE,
+    },
 }
 
 

@@ -108,7 +108,7 @@ def test_jobs_and_show_name_the_host_that_is_silent(
 def test_status_shows_a_silent_host_once_and_not_where_it_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = {"id": JOB, "owner": "ann", "queue": "default", "gpus": [], "since": 1.0}
+    run = {"id": JOB, "name": "train", "owner": "ann", "queue": "default", "gpus": [], "since": 1.0}
     base = {"driver": "none", "gpus": [], "load": [0.0], "cpus": 2, "sessions": [], "jobs": [], "queues": []}
     silent = [{"host": name, "silent": DAYS, "jobs": [run]} for name in ("gpu9", "gpu2")]
     later = [{**host, "silent": DAYS + 9} for host in silent]
@@ -119,4 +119,5 @@ def test_status_shows_a_silent_host_once_and_not_where_it_answers(
     monkeypatch.setattr(status, "ask_all", lambda *_: replies)
     assert cli.main(["status", *replies]) == 0
     told = capsys.readouterr().out
-    assert told.count("unreachable, silent for 3d") == 1 and f"gpu9  unreachable, silent for 3d\njob {JOB}" in told
+    assert told.count("unreachable, silent for 3d") == 1
+    assert f"gpu9  unreachable, silent for 3d\njob train  {JOB}" in told

@@ -74,7 +74,7 @@ def test_a_silent_host_of_the_lab_is_told_and_not_waited_for(
 def test_a_silent_host_that_was_asked_in_vain_is_told_once(
     asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "owner": "eve", "gpus": [], "since": 0.0}
+    job = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "train", "owner": "eve", "gpus": [], "since": 0.0}
     silent = {"host": "gpu2", "silent": 9000.0, "jobs": [job], "drained": "eve (PSU)"}
     lab = {"gpu1": "one", "gpu2": "gpu2.lab"}
     asked.update({"one": {**reply("gpu1", lab), "silent": [silent]}, "gpu2.lab": DOWN})
@@ -84,7 +84,9 @@ def test_a_silent_host_that_was_asked_in_vain_is_told_once(
     assert told == {**silent, "host": "gpu2.lab", "error": {"kind": "unreachable", "message": "no answer"}}
     assert status.run((), config, as_json=False) == 0
     said = capsys.readouterr().out
-    assert "gpu2.lab  no answer\n  silent for 2h 30m · drained by eve (PSU)\njob 01ARYZ6S41TSV4RRFFQ69G5FAV" in said
+    assert (
+        "gpu2.lab  no answer\n  silent for 2h 30m · drained by eve (PSU)\njob train  01ARYZ6S41TSV4RRFFQ69G5FAV" in said
+    )
     assert said.count("silent") == said.count("01ARYZ") == 1
 
 
@@ -92,3 +94,13 @@ def test_hosts_that_are_named_are_meant(asked: dict[str, Any], capsys: pytest.Ca
     asked["one"] = reply("gpu1", LAB)
     assert told(capsys, "one") == ["one"]
     assert asked["rounds"] == [["one"]]
+
+
+def test_a_host_that_ssh_calls_otherwise_has_both_its_names(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs and `host drain` know it by its own."""
+    asked.update(one=reply("gpu1"), gpu2=reply("gpu2"))
+    assert status.run((), CONFIG, as_json=False) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "load" in line)
+    assert first.startswith("one (gpu1)  ") and second.startswith("gpu2  ")

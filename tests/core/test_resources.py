@@ -267,11 +267,11 @@ def test_what_is_busy_or_broken_may_come_back() -> None:
         (Resources(), [], "the lab has no host yet: mlbox host add"),
         (Resources("5"), [MID, BIG, CPU],
          "what would fit: big [nvlink, a100]: up to 4 NVIDIA A100-SXM4-80GB (80 GiB), 64 CPUs, 512 GiB; "
-         "cpu [ssd]: up to no GPU, 128 CPUs, 256 GiB; mid: up to 2 NVIDIA GeForce RTX 4090 (24 GiB), 16 CPUs, 63 GiB"),
+         "cpu [ssd]: no GPU, up to 128 CPUs, 256 GiB; mid: up to 2 NVIDIA GeForce RTX 4090 (24 GiB), 16 CPUs, 63 GiB"),
         (Resources("3", hosts=("mid",)), [MID, BIG],
          "what would fit: mid: up to 2 NVIDIA GeForce RTX 4090 (24 GiB), 16 CPUs, 63 GiB"),
-        (Resources("1", labels=("ssd",)), [MID, CPU], "what would fit: cpu [ssd]: up to no GPU, 128 CPUs, 256 GiB"),
-        (Resources(labels=("none",)), [CPU], "what would fit: cpu [ssd]: up to no GPU, 128 CPUs, 256 GiB"),
+        (Resources("1", labels=("ssd",)), [MID, CPU], "what would fit: cpu [ssd]: no GPU, up to 128 CPUs, 256 GiB"),
+        (Resources(labels=("none",)), [CPU], "what would fit: cpu [ssd]: no GPU, up to 128 CPUs, 256 GiB"),
         (Resources("4"), [MIXED],
          "what would fit: mixed: up to 1 NVIDIA A100-SXM4-80GB (80 GiB), 2 NVIDIA GeForce RTX 4090 (24 GiB), "
          "8 CPUs, 32 GiB"),

@@ -429,7 +429,10 @@ def test_what_it_would_ask_for_is_said(case: str, said: str, at: Lab, monkeypatc
 def test_a_whole_array(at: Lab) -> None:
     jobs = at.box.submit_all("true", array=3, name="sweep", queue="shut")
     code, out, _ = at.say("cancel", "sweep", "--dry-run")
-    assert (code, out) == (0, "".join(f"sweep  {job.id}  would be cancelled\n" for job in jobs))
+    assert (code, out) == (
+        0,
+        "".join(f"sweep[{number}]  {job.id}  would be cancelled\n" for number, job in enumerate(jobs)),
+    )
 
 
 def test_queues_as_they_would_be(at: Lab) -> None:

@@ -209,4 +209,11 @@ def test_what_runs_on_a_silent_host_says_so(box: Box, clock: Clock) -> None:
 
 
 def view_of(box: Box, job: Job) -> Any:
-    return {"id": job.id, "owner": box.found.user, "queue": "default", "gpus": [], "since": 1.0}
+    return {
+        "id": job.id,
+        "name": job.spec().title,
+        "owner": box.found.user,
+        "queue": "default",
+        "gpus": [],
+        "since": 1.0,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,20 @@ def test_all_of_an_array_that_waits_say_why(box: Box) -> None:
     box.submit_all("sleep", "600", array=4, array_limit=1)
     rows = [row for row in box.call(jobs)["jobs"] if row["state"] == "submitted"]
     assert [row["waits"] for row in rows] == ["array limit: 1 of 1 running"] * 3
+
+
+def test_the_output_of_one_that_has_not_run_is_why_it_waits(box: Box) -> None:
+    made = box.submit_all("sleep", "600", array=2, array_limit=1)
+    reply = box.call(logs, job=made[1].id)
+    assert (reply["attempt"], reply["why"]) == (0, "array limit: 1 of 1 running")
+
+
+def test_a_root_that_is_not_mounted_is_said_by_status_too(box: Box, tmp_path: Path) -> None:
+    assert not box.call(status)["trouble"]
+    assert "is its filesystem mounted?" in status.run(Call(tmp_path / "share"))["trouble"]
+    (tmp_path / "share/users").mkdir(parents=True)  # a session's, which needs no lab
+    assert "trouble" not in status.run(Call(tmp_path / "share"))
+    assert "trouble" not in status.run(Call(None))
 
 
 def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:

@@ -197,6 +197,7 @@ def test_a_damaged_archive_costs_vs_code_only_where_it_was_not(laptop: Laptop, d
     )
     block = session.block()
     assert block["vscode"].startswith("not there:") and "damaged or not what it should be" in block["vscode"]
+    assert f"remove or replace {damaged}/{ARCHIVE}" in block["vscode"]
     with Notebook(block["jupyter"]) as notebook:
         assert notebook.run("6 * 7") == "42"
     assert session.stop() == 0

@@ -22,7 +22,10 @@ LAST_WORD = 600.0  # s before a time limit
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Join a session: yours, or a colleague's who shares it.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox attach kind-otter\n  mlbox attach kind-otter --port 6006 --detach",
+        description="Join a session: yours, or a colleague's who shares it.",
+    )
     options.session(made)
     made.add_argument("--port", action="append", metavar="P|LOCAL:P", help="bring port P inside here too; repeat")
     made.add_argument("--detach", action="store_true", help="leave again; the tunnels stay in the background")

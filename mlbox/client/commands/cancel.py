@@ -15,7 +15,8 @@ _TOLD = 20
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        description="Cancel jobs; by its name a whole array. A running one gets SIGTERM, its grace, SIGKILL."
+        epilog="examples:\n  mlbox cancel train sweep\n  mlbox cancel 'sweep[3]'",
+        description="Cancel jobs; by its name a whole array. A running one gets SIGTERM, its grace, SIGKILL.",
     )
     options.job(made, "jobs", nargs="+")
     options.dry_run(made)
@@ -51,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _told(reply: Json, dry: bool) -> str:
-    name = f"{text.safe(reply['name'])}  {reply['id']}  "
+    name = f"{lab.title(reply)}  {reply['id']}  "
     if reply["already"]:
         return f"{name}had ended already: {reply['state']}"
     if reply["requested"]:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 _EPILOG = """\
-once, then in each new shell:
+once, then in each new shell (where the folder is not there yet, mkdir -p it first):
   bash  mlbox completion bash > ~/.local/share/bash-completion/completions/mlbox
   zsh   mlbox completion zsh > ~/.zfunc/_mlbox     (with fpath+=~/.zfunc before compinit)
   fish  mlbox completion fish > ~/.config/fish/completions/mlbox.fish

@@ -11,7 +11,10 @@ from mlbox.client.hosts import ask_all, known_hosts, told
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="One line in your crontab on each host: a pass every minute.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox cron install\n  mlbox cron show gpu1",
+        description="One line in your crontab on each host: a pass every minute.",
+    )
     made.add_argument("do", choices=("install", "show", "remove"), metavar="WHAT", help="install, show or remove")
     made.add_argument(
         "hosts", nargs="*", default=[], metavar="HOST", help="default: the hosts that are configured or known"

@@ -16,7 +16,10 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="A person's word about a host. NAME is the host's own name.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox host drain gpu2 --why 'a loud fan'\n  mlbox host add ws --tunnel reverse --via gpu1",
+        description="A person's word about a host. NAME is the host's own name.",
+    )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (
         ("drain", "start nothing new there; what runs goes on"), ("resume", "start again"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output
-from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, why
 from mlbox.core import text
 from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
 
@@ -23,8 +23,9 @@ _TITLES = {
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox image list gpu1\n  mlbox image prune --older-than 7d --dry-run",
         description="Layers that mlbox added to images, environments without a container, code of jobs, archives of "
-        "VS Code's server, and mlbox's own files, on each HOST (default: those configured or seen before)."
+        "VS Code's server, and mlbox's own files, on each HOST (default: those configured or seen before).",
     )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (("list", "what there is, its size and last use"), ("prune", "remove what nothing uses")):
@@ -72,7 +73,7 @@ def _tell(arguments: argparse.Namespace, replies: Replies, what: str, freed: str
 
 def _print(name: str, reply: Json | errors.MlboxError, what: str, freed: str) -> None:
     if isinstance(reply, errors.MlboxError):
-        print(f"{output.bold(name)}  {text.safe(reply.message)}")
+        print(f"{output.bold(name)}  {why(name, reply)}")
         return
     things = [Stored.from_wire(thing) for thing in reply[what]]
     total = size(sum(thing.size for thing in things))

@@ -19,6 +19,7 @@ Json = dict[str, Any]
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         usage="mlbox init HOST… --root DIR",
+        epilog="example:\n  mlbox init gpu1 gpu2 --root /share/mlbox",
         description="Make DIR, a folder that all these hosts share, a lab; asked again, it checks and adds hosts.",
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as `ssh` knows them")

@@ -17,7 +17,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         usage="mlbox jobs [options]\n       mlbox jobs prune …",
         description="Your jobs: running, waiting (and why), and ended lately.",
-        epilog="mlbox jobs prune removes those that ended long ago (see its --help)",
+        epilog="examples:\n  mlbox jobs -n 5\n  mlbox jobs --all --queue night\n  mlbox jobs prune --older-than 30d",
     )
     made.add_argument("--all", action="store_true", help="everybody's")
     made.add_argument("--queue", metavar="Q", default="", help="of one queue")
@@ -48,12 +48,11 @@ def _row(job: Json) -> tuple[str, ...]:
     state = str(job["state"])
     where = job["host"] if state in RUNNING or state not in WAITING else f"({job['queue']})"
     shown = "ending" if job.get("requested") else said(state)
-    index = f"[{job['array_index']}]" if job.get("array") else ""
     why = job.get("waits") or (job["why"] if state not in RUNNING and state != "finished" else "")
     if job.get("silent"):
         why = f"{job['host']} has been silent for {text.duration(job['silent'])}"
     gpus = str(len(job["gpus"])) if state not in WAITING else ""
-    return (job["id"], job["name"] + index, shown, where or "-", gpus, _age(job), why)
+    return (job["id"], lab.title(job), shown, where or "-", gpus, _age(job), why)
 
 
 def _age(job: Json) -> str:

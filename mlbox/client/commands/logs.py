@@ -17,7 +17,10 @@ _ENDS = {"finished": 0, "cancelled": 130}
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="A job's output. With -f the exit code is the job's.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox logs -f train\n  mlbox logs -n 50 'sweep[3]'",
+        description="A job's output. With -f the exit code is the job's.",
+    )
     options.job(made)
     made.add_argument("-f", "--follow", action="store_true", help="and what comes, until the job has ended")
     made.add_argument("-n", "--tail", type=int, metavar="N", help="only the last N lines of what is there")

@@ -12,6 +12,7 @@ from mlbox.core import text
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox move train --top\n  mlbox move train --queue night",
         description="Move a waiting job, to a queue, a priority, or among your own jobs of that priority.",
     )
     options.job(made)

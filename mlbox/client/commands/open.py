@@ -33,7 +33,10 @@ PAGES = {"browser": "vscode", "jupyter": "jupyter"}  # the service whose page it
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Open a session in a program of this machine's.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox open kind-otter\n  mlbox open kind-otter --in jupyter",
+        description="Open a session in a program of this machine's.",
+    )
     made.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")
     made.add_argument(
         "--in", dest="tool", choices=(*EDITORS, *PAGES), default="vscode",

@@ -15,7 +15,8 @@ Json = dict[str, Any]
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        description="Bring more ports of a running session to this machine's loopback."
+        epilog="example:\n  mlbox port add kind-otter 6006 8000:80",
+        description="Bring more ports of a running session to this machine's loopback.",
     )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (("add", "bring ports here"), ("list", "those that are here"), ("remove", "take them away")):

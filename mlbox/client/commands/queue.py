@@ -17,7 +17,10 @@ _EVERY = 15.0  # s between two passes of --watch
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="The lab's queues.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox queue pause night --why 'new driver'\n  mlbox queue process --watch",
+        description="The lab's queues.",
+    )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (
         ("list", "the queues: who waits, what runs"), ("create", "a new queue (a line in lab.yaml)"),

@@ -11,7 +11,8 @@ from mlbox.core import text
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        description="Run an ended job once more: a new job, the same code and settings."
+        epilog="example:\n  mlbox retry train",
+        description="Run an ended job once more: a new job, the same code and settings.",
     )
     options.job(made)
     options.dry_run(made)

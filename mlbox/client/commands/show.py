@@ -10,13 +10,16 @@ from typing import Any
 from mlbox.client import asked as words
 from mlbox.client import lab, options, output
 from mlbox.core import text
-from mlbox.core.log import said
+from mlbox.core.log import TERMINAL, WAITING, said
 
 Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="One job: what was asked for, what happened, why it waits.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox show train\n  mlbox show 'sweep[3]'",
+        description="One job: what was asked for, what happened, why it waits.",
+    )
     options.job(made)
     options.queue(made)
     return made
@@ -28,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
         output.facts(reply)
         return 0
     job, spec = reply["job"], reply["spec"]
-    print(f"{output.bold(text.safe(job['name']))}  {job['id']}  {said(job['state'])}" + (
+    print(f"{output.bold(lab.title(job))}  {job['id']}  {said(job['state'])}" + (
         f" (attempt {job['attempt']})" if job["attempt"] > 1 else ""))  # fmt: skip
     work = spec["work"]
     silent = f", silent for {text.duration(reply['silent'])}" if reply["silent"] else ""
@@ -43,9 +46,12 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"  {key + ':':<11}{text.safe(str(value))}")
     for host, why in reply["waits"].items():
         if why:
-            print(f"  waits:     {text.safe(why)}" + (f"  [{text.safe(host)}]" if host else ""))
+            print(f"  in line:   {text.safe(why)}" + (f"  [{text.safe(host)}]" if host else ""))
+    began: Any = None
     for event in reply["events"]:
-        print(f"  {_when(event)}  {text.safe(str(event.get('event')))}{_detail(event)}")
+        ran = _ran(began, event) if event.get("event") in TERMINAL | WAITING else ""
+        print(f"  {_when(event)}  {text.safe(str(event.get('event')))}{_detail(event)}{ran}")
+        began = event.get("at") if event.get("event") == "started" else None if ran else began
     return 0
 
 
@@ -65,3 +71,10 @@ def _detail(event: Json) -> str:
     kept = [event.get("why"), event.get("host") and f"on {event['host']}", event.get("for")]
     words = ", ".join(text.safe(str(word)).replace("\n", " ") for word in kept if word)
     return f": {words}" if words else ""
+
+
+def _ran(began: Any, ended: Json) -> str:
+    """How long that was, if the host's clock was not set meanwhile."""
+    at = ended.get("at")
+    known = isinstance(began, (int, float)) and isinstance(at, (int, float)) and at >= began
+    return f" (ran {text.duration(at - began)})" if known else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
-from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, why
 from mlbox.core import text
 from mlbox.core.gpu import Gpu
 from mlbox.core.log import said
@@ -19,7 +19,10 @@ Json = dict[str, Any]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="Every host's GPUs, who holds them, and the sessions there.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox status\n  mlbox status gpu1 --json",
+        description="Every host's GPUs, who holds them, and the sessions there.",
+    )
     options.hosts(made, ", and the lab's")
     return made
 
@@ -97,7 +100,7 @@ def _by_name(silent: Sequence[Json], failed: Sequence[str], answers: Sequence[Js
 
 def _print(name: str, reply: Json | errors.MlboxError) -> None:
     if isinstance(reply, errors.MlboxError):
-        print(f"{output.bold(name)}  {text.safe(reply.message.removeprefix(f'{name}: '))}")
+        print(f"{output.bold(name)}  {why(name, reply)}")
         return
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     free = sum(not g.obstacle for g in gpus)
@@ -107,7 +110,8 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
         load = f"{ago}, by reverse tunnel through {text.safe(reply['via'])}"
     else:
         load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
-    print(f"{output.bold(name)}  {summary} · {load}{_drained(reply)}")
+    own = f" ({text.safe(reply['host'])})" if reply["host"] != name else ""  # by which jobs and drain know it
+    print(f"{output.bold(name)}{own}  {summary} · {load}{_drained(reply)}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
@@ -126,7 +130,10 @@ def _print_jobs(reply: Json, ids: Mapping[str, str]) -> None:
     for job in reply["jobs"]:
         where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])
         age = text.duration(time.time() - job["since"])
-        print(f"job {job['id']}  {text.safe(job['owner'])}'s, {age}" + (f", on GPU {where}" if where else ""))
+        print(
+            f"job {text.safe(job['name'])}  {job['id']}  {text.safe(job['owner'])}'s, {age}"
+            + (f", on GPU {where}" if where else "")
+        )
 
 
 def _print_queues(replies: Sequence[Json]) -> None:

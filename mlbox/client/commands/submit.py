@@ -45,7 +45,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
     options.needs(need)
     policy = made.add_argument_group("when and how")
-    policy.add_argument("--queue", metavar="Q", help="default: default")
+    policy.add_argument("--queue", metavar="Q", help="its queue (default: default)")
     options.priority(policy)
     policy.add_argument(
         "--after",
@@ -169,7 +169,9 @@ def _array(value: str | None) -> tuple[int, int]:
         return 0, 0
     number, _, limit = value.partition("%")
     if not number.isdecimal() or not (limit or "0").isdecimal() or not int(number):
-        raise errors.Usage(f"--array {text.safe(value)} can't be read", "write --array 20, or 20%4 for 4 at once")
+        raise errors.Usage(
+            f"--array {text.safe(value)} can't be read", "write --array 20 (for 0 to 19), or 20%4 for 4 at once"
+        )
     return int(number), int(limit or 0)
 
 

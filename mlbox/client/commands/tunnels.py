@@ -13,7 +13,10 @@ from mlbox.core import text
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = make(description="The tunnels that this machine holds.")
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox tunnels list\n  mlbox tunnels stop kind-otter",
+        description="The tunnels that this machine holds.",
+    )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     words = {"list": "which sessions, on which ports, and whether they are up", "stop": "end some; the sessions go on"}
     listing, stop = (verbs.add_parser(do, help=w, description=w, allow_abbrev=False) for do, w in words.items())

@@ -44,7 +44,9 @@ def hindrance(job: Waiting, view: View, now: float) -> str:
         if not after.array and state not in ENDED:
             return f"waits for job {short(after.job)} ({_STATES.get(state, state)})"
     if now < job.not_before <= now + LONGEST_BACKOFF:  # beyond speaks another clock, or ours as it was
-        return f"retry not before {clock(job.not_before)} (in {text.duration(job.not_before - now)})"
+        rest = job.not_before - now
+        soon = f" (in {text.duration(rest)})" if rest >= 60 else ""  # without cron this stays as it was told
+        return f"retry not before {clock(job.not_before)}{soon}, with cron's next pass"
     if job.queue in view.paused:
         return f"queue {job.queue} is paused" + (f" by {view.paused[job.queue]}" if view.paused[job.queue] else "")
     if host.drained:

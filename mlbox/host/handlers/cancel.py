@@ -31,13 +31,14 @@ def run(call: Call) -> Json:
 def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job, silent: Mapping[str, float]) -> Json:
     if job.spec().session and job.state().running and not call.args.get("session"):
         raise errors.Usage(f"{job.spec().name} is a session", f"mlbox session shutdown {job.spec().name}")
-    already = not job.state().live
+    already, spec = not job.state().live, job.spec()
     state = request(found, job)
     host = str(state.facts.get("host", ""))
     if state.running and host == found.host and not found.dry:
         keeping.tell(job)
     return {
-        "id": job.id, "name": job.spec().name, "state": state.name, "requested": state.requested, "already": already,
+        "id": job.id, "name": spec.name, "array": spec.array, "array_index": spec.array_index,
+        "state": state.name, "requested": state.requested, "already": already,
         "why": str(state.facts.get("why", "")), "host": host,
         "nudge": rules.lab.ssh_name(host) if state.running and host != found.host else "",
         "silent": silent.get(host, 0.0) if state.running else 0.0,

@@ -41,13 +41,13 @@ def run(call: Call) -> Json:
         if follow and not wanted and output.number < state.attempt:
             output = _Output(job, output.number + 1)
             continue
+        why = (reasons.why(state) if state.waiting else "") or str(state.facts.get("why", ""))
         if not follow or not state.live or wanted:
             return {"state": state.name, "exit": state.facts.get("exit"), "signal": state.facts.get("signal"),
-                    "why": str(state.facts.get("why", "")), "attempt": output.number}  # fmt: skip
-        why = reasons.why(state) if state.waiting else ""
+                    "why": why, "attempt": output.number}  # fmt: skip
         if (state.name, why) != said:
             said = (state.name, why)
-            call.progress(state=state.name, why=why or str(state.facts.get("why", "")))
+            call.progress(state=state.name, why=why)
         pause()
 
 

@@ -28,6 +28,8 @@ def run(call: Call) -> Json:
     if (found.root / "mlbox.json").exists():
         rules = lab.rules(found)
         reply.update(_queue(found, rules.lab), trouble=rules.trouble)
+    elif call.root is not None and not (found.root / "users").exists():  # it was named, and is empty, or not there
+        reply["trouble"] = f"nothing of mlbox's is in {found.root} on {found.host}: is its filesystem mounted?"
     return reply
 
 
@@ -45,7 +47,7 @@ def _out_of_reach(found: store.Store, rules: Lab, running: list[Running], draine
             "gpus": _held(document.get("gpus", []), [run for run in running if run.host == name]),
             "driver": str(document.get("driver", "")),
             "sessions": [job for job in own.values() if job["host"] == name], "drained": drained.get(name, ""),
-            "jobs": [_job(run) for run in running if run.host == name and run.kind == "job"],
+            "jobs": [_job(found, run) for run in running if run.host == name and run.kind == "job"],
         })  # fmt: skip
     return told
 
@@ -54,7 +56,7 @@ def _silent(found: store.Store, rules: Lab, running: list[Running], drained: Map
     """Hosts of which nothing was heard, for how long (s), if lab.yaml names them or they run jobs."""
     told = []
     for name, silent in view.silent(found, rules).items():
-        jobs = [_job(run) for run in running if run.host == name]
+        jobs = [_job(found, run) for run in running if run.host == name]
         if not rules.host(name).reverse and (jobs or name in rules.hosts):
             told.append({"host": name, "silent": silent, "jobs": jobs, "drained": drained.get(name, "")})
     return told
@@ -66,8 +68,10 @@ def _held(gpus: list[Json], running: list[Running]) -> list[Json]:
     return [{**gpu, "holder": holders.get(gpu["uuid"])} for gpu in gpus]
 
 
-def _job(run: Running) -> Json:
-    return {"id": run.id, "owner": run.owner, "queue": run.queue, "gpus": list(run.gpus), "since": run.started}
+def _job(found: store.Store, run: Running) -> Json:
+    name = found.job(run.id, run.owner).shown().title
+    return {"id": run.id, "name": name, "owner": run.owner, "queue": run.queue, "gpus": list(run.gpus),
+            "since": run.started}  # fmt: skip
 
 
 def _queue(found: store.Store, rules: Lab) -> Json:
@@ -77,7 +81,7 @@ def _queue(found: store.Store, rules: Lab) -> Json:
     running = [run for run in everything if run.kind == "job"]
     paused, drained = view.marks(found.root / "paused"), view.marks(found.root / "drained")
     return {
-        "jobs": [_job(run) for run in running if run.host == found.host],
+        "jobs": [_job(found, run) for run in running if run.host == found.host],
         "lab": {name: ssh for name in rules.hosts if (ssh := rules.ssh_name(name))},
         "queues": [{"name": name, "waiting": sum(ready.count(found, user, name) for user in users),
                     "running": sum(run.queue == name for run in running), "paused": paused.get(name, "")}

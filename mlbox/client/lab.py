@@ -85,6 +85,12 @@ def trouble(*replies: Json) -> None:
             output.warn(text.safe(said))
 
 
+def unattended(reply: Json) -> None:
+    """Of what is in line: on the host that was asked, cron does not look at it."""
+    if said := reply.get("unattended"):
+        output.warn(text.safe(str(said)))
+
+
 @contextmanager
 def submitting() -> Iterator[None]:
     """^C takes nothing back, nor does a connection that is lost: a host that has the request goes through with it.

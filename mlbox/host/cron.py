@@ -16,6 +16,7 @@ from mlbox import errors
 from mlbox.host import files, here, slots, store, tick
 
 _LONG = 1 << 20  # bytes of the log
+_MISSED = 180.0  # s without a tick of cron's, which comes each minute
 
 
 def log() -> Path:
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
         _cut(path)
     found = store.Store(root)
     try:
+        seen(found)
         report = tick.run(found)
         new = report.waits is not None and _is_news(found, report.trouble)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:
@@ -38,6 +40,22 @@ def main(arguments: list[str]) -> int:
     if new:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mlbox: {report.trouble}", file=sys.stderr)
     return 0
+
+
+def seen(found: store.Store) -> None:
+    """Cron has called, or will within a minute."""
+    found.of_ticks("cron").touch(mode=0o600)
+
+
+def missing(found: store.Store) -> str:
+    """What to say to whoever puts in line what does not start: nobody looks again by the clock, or nothing."""
+    with suppress(OSError):
+        if abs(time.time() - found.of_ticks("cron").stat().st_mtime) < _MISSED:
+            return ""
+    return (
+        f"no cron line of yours works the queue off on {found.host} (mlbox cron install): what waits is looked at "
+        "only when you submit, or when a job of yours ends"
+    )
 
 
 def _is_news(found: store.Store, trouble: str) -> bool:

@@ -59,3 +59,15 @@ def test_a_file_is_no_command(words: list[str], hint: str, tmp_path: Path, monke
     with pytest.raises(errors.Usage, match=f"{words[0]} is a file here") as refused:
         submit.prepare(arguments, state.Config())
     assert refused.value.hint == hint
+
+
+@pytest.mark.parametrize(("waits", "warned"), [({"01": ""}, True), ({}, False)])
+def test_what_stays_in_line_where_cron_does_not_call_is_warned_of(
+    waits: dict[str, str], warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = [] if waits else ["01"]
+    submit.told(
+        {"jobs": [{"id": "01", "name": "train"}], "started": started, "waits": waits, "host": "gpu1", "trouble": "",
+         "unattended": "no cron line of yours"}
+    )  # fmt: skip
+    assert ("no cron line of yours" in capsys.readouterr().err) == warned

@@ -11,9 +11,12 @@ import pytest
 from queuebox import Box
 
 from mlbox import errors
+from mlbox.core.job import JobSpec
+from mlbox.core.resources import Resources
+from mlbox.core.session import Spec
 from mlbox.host import cron as called
 from mlbox.host import here
-from mlbox.host.handlers import cron
+from mlbox.host.handlers import cron, submit
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +115,20 @@ def test_a_log_that_has_grown_long_starts_anew(box: Box) -> None:
     assert called.main(["--root", str(box.root)]) == 0
     assert [log.stat().st_size < 300_000 for log in logs] == [True, True, False]
     assert logs[0].read_text().startswith("mlbox: a line\n")
+
+
+def test_what_is_put_in_line_where_cron_does_not_call_is_said_to_be(box: Box) -> None:
+    spec = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0")).to_wire()
+
+    def said() -> str:
+        (box.root / "paused/default").touch()
+        return str(box.call(submit, spec=spec)["unattended"])
+
+    (box.root / "paused").mkdir()
+    assert "mlbox cron install" in said()
+    box.call(cron, do="install")
+    assert said() == ""
+    os.utime(box.found.of_ticks("cron"), (0, 0))
+    assert "mlbox cron install" in said()
+    assert called.main(["--root", str(box.root)]) == 0
+    assert said() == ""

@@ -86,10 +86,15 @@ def test_the_output_of_one_that_has_not_run_is_why_it_waits(box: Box) -> None:
 
 def test_a_root_that_is_not_mounted_is_said_by_status_too(box: Box, tmp_path: Path) -> None:
     assert not box.call(status)["trouble"]
-    assert "is its filesystem mounted?" in status.run(Call(tmp_path / "share"))["trouble"]
+
+    def asked(root: Path | None) -> dict[str, Any]:
+        call: Any = Call(root)
+        return status.run(call)
+
+    assert "is its filesystem mounted?" in asked(tmp_path / "share")["trouble"]
     (tmp_path / "share/users").mkdir(parents=True)  # a session's, which needs no lab
-    assert "trouble" not in status.run(Call(tmp_path / "share"))
-    assert "trouble" not in status.run(Call(None))
+    assert "trouble" not in asked(tmp_path / "share")
+    assert "trouble" not in asked(None)
 
 
 def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:

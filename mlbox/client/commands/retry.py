@@ -37,4 +37,6 @@ def main(arguments: argparse.Namespace) -> int:
     where = f"started on {reply['host']}" if reply["started"] else "in line"
     why = f": {text.safe(reply['waits'])}" if reply["waits"] else ""
     print(f"{output.bold(text.safe(reply['name']))}  {reply['id']}  {where}{why}")
+    if not reply["started"]:
+        lab.unattended(reply)
     return 0

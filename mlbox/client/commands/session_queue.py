@@ -33,7 +33,9 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
         reply = entry.call("submit", {"spec": spec.to_wire()})
     lab.trouble(reply)
     job = reply["jobs"][0]
-    lab.nudge(reply["elsewhere"], config, job["id"])
+    told = lab.nudge(reply["elsewhere"], config, job["id"])
+    if reply["waits"] and not any(job["id"] in ticked["started"] for ticked in told.values()):
+        lab.unattended(reply)
     found = _await(entry, job)
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}

@@ -208,6 +208,8 @@ def told(reply: Json) -> None:
         print(f"{output.bold(name)}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
     if len(reply["jobs"]) > 5:
         print(f"… and {len(reply['jobs']) - 5} more; {len(reply['started'])} started")
+    if reply["waits"]:
+        lab.unattended(reply)
 
 
 def foretell(prepared: Prepared, as_json: bool) -> int:

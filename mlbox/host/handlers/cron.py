@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.host import here, lab, store
-from mlbox.host.cron import log
+from mlbox.host import cron, here, lab, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -41,6 +40,8 @@ def run(call: Call) -> Json:
     new = [*kept, _line(found, mark)] if what == "install" else kept
     if new != old and not found.dry:
         _write(new)
+        if what == "install":
+            cron.seen(found)
     return {"host": found.host, "lines": [line for line in new if line.endswith(mark)], "changed": new != old}
 
 
@@ -56,7 +57,7 @@ def _line(found: store.Store, mark: str) -> str:
     spread = int(hashlib.sha256(f"{found.host}{found.user}".encode()).hexdigest(), 16) % _JITTER
     command = " ".join(map(shlex.quote, (sys.executable, "-I", "-S", str(Path(sys.argv[0]).resolve()), "tick",
                                          "--root", str(found.root))))  # fmt: skip
-    said = f"exec {command} >>{shlex.quote(str(log()))} 2>&1 {mark}"
+    said = f"exec {command} >>{shlex.quote(str(cron.log()))} 2>&1 {mark}"
     if "%" in said or "\n" in said:
         raise errors.Refused("cron can't call a path with % in it", "choose another ROOT")
     path = f"PATH={shlex.quote(os.environ.get('PATH', os.defpath))} "

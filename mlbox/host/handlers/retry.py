@@ -9,7 +9,7 @@ from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State, said
-from mlbox.host import able, code, lab, lookup, store, tick
+from mlbox.host import able, code, cron, lab, lookup, store, tick
 from mlbox.host.handlers.submit import submit
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -39,7 +39,7 @@ def run(call: Call) -> Json:
     return {
         "id": again.id, "name": spec.name, "of": job.id, "started": started, "host": found.host,
         "waits": (report.waits or {}).get(again.id, ""), "trouble": report.trouble,
-        "elsewhere": [] if started else elsewhere,
+        "elsewhere": [] if started else elsewhere, "unattended": "" if started else cron.missing(found),
     }  # fmt: skip
 
 

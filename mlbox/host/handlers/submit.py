@@ -17,7 +17,7 @@ from mlbox.core.log import State
 from mlbox.core.resources import HostFacts, fits
 from mlbox.core.schedule import After, stuck
 from mlbox.core.session import check_env
-from mlbox.host import able, awaited, code, engines, keeping, lab, lookup, ready, store, tick, view
+from mlbox.host import able, awaited, code, cron, engines, keeping, lab, lookup, ready, store, tick, view
 from mlbox.host.handlers import cancel
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -50,6 +50,7 @@ def run(call: Call) -> Json:
     return {
         "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,
         "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble or report.trouble,
+        "unattended": cron.missing(found) if waits else "",
     }  # fmt: skip
 
 

@@ -99,5 +99,7 @@ def state_of(found: store.Store, users: Iterable[str], job: str) -> str:
 def _state(job: Job) -> str:
     try:
         return job.state().name
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in files.ABSENT:
+            raise
         return ""

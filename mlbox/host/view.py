@@ -103,8 +103,12 @@ def known_users(found: store.Store) -> Iterable[str]:
 
 def facts(found: store.Store, rules: Lab, gpus: tuple[Gpu, ...]) -> HostFacts:
     entry = rules.host(found.host)
-    drained = (found.root / "drained" / found.host).exists()
+    drained = _is_drained(found, found.host)
     return HostFacts(found.host, gpus, _cpus(), _memory(), entry.labels, entry.queues, drained)
+
+
+def _is_drained(found: store.Store, name: str) -> bool:
+    return files.is_there(found.root / "drained" / name)  # anybody's word, whatever it is
 
 
 def _cpus() -> int:
@@ -244,7 +248,7 @@ def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFact
     if gpus is None or "cpus" not in document or "memory" not in document:
         return None
     cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
-    return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, (found.root / "drained" / name).exists())
+    return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, _is_drained(found, name))
 
 
 def marks(folder: Path, reasons: bool = True) -> dict[str, str]:

@@ -128,7 +128,7 @@ def _meet(call: Call, found: store.Store, name: str) -> Json:
     place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
     if not found.dry:
         path = reverse.meeting_file(found, name)
-        files.make_folder(path.parent, 0o700)
+        files.make_folder(path.parent, 0o711)  # others see that it is there (`_remove`)
         files.write_whole(path, json.dumps(place.to_wire()).encode())
     return {"via": place.via}
 
@@ -150,13 +150,21 @@ def _place(call: Call, found: store.Store, name: str) -> Json:
 def _remove(call: Call, found: store.Store, name: str) -> Json:
     """It is forgotten; in lab.yaml it stays while others meet it there."""
     place = _place(call, found, name)
-    others = [u for u in view.known_users(found) if u != found.user and reverse.meeting_file(found, name, u).exists()]
+    others = [u for u in view.known_users(found) if u != found.user and _may_meet(found, name, u)]
     edit = None if others else lab.removing(found.root, "hosts", name)
     if not found.dry:
         reverse.meeting_file(found, name).unlink(missing_ok=True)
         if edit is not None:
             edit.write()
     return {**place, "others": others}
+
+
+def _may_meet(found: store.Store, name: str, user: str) -> bool:
+    """Whether another user meets it there; also where that can't be seen (an older version closed the folder)."""
+    try:
+        return reverse.meeting_file(found, name, user).exists()
+    except PermissionError:
+        return True
 
 
 _OTHERS = {"fence": _requeue, "add": _add, "meet": _meet, "place": _place, "remove": _remove}

@@ -68,9 +68,13 @@ def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state
 
 
 def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> None:
-    """After a word by which a host, or several, may start something: what waited for it is not left to their cron."""
+    """After a word by which a host, or several, may start something: what waited for it is not left to their cron. The
+    word is on record, whatever becomes of that."""
     if not settings.dry_run:
-        asked.call("tick", {})
+        try:
+            asked.call("tick", {})
+        except errors.MlboxError as error:
+            output.warn(hosts.told(asked.name, error))
         nudge(others, settings)
 
 

@@ -82,6 +82,18 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def status(path: Path) -> os.stat_result | None:
+    """None where there is no such file. GlusterFS may have none for a moment while another host replaces it, and lists
+    it all the same: where it goes on like that, FileNotFoundError. Raises OSError."""
+    for pause in STALE:
+        with suppress(FileNotFoundError):
+            return path.lstat()
+        if not path.parent.is_dir() or path.name not in os.listdir(path.parent):
+            return None
+        time.sleep(pause)
+    return path.lstat()
+
+
 def keep_young(folder: Path) -> None:
     """Systems that remove old files from /tmp leave these alone."""
     for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile

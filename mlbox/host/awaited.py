@@ -11,6 +11,7 @@ are left. Losing the file costs the reading.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,20 @@ _KEPT = 64  # arrays
 
 
 class Awaited:
-    """`states` and `arrays`, as the scheduler needs them, of what it was told; `memory` is to be kept for the next."""
+    """`states` and `arrays`, as the scheduler needs them, of what it was told. Whom it was told of first is read first,
+    and remembered first."""
 
     def __init__(self, found: store.Store, users: list[str], running: Iterable[Running]) -> None:
         self.states: dict[str, str] = {}
         self.arrays: dict[tuple[str, int], Ends] = {}
-        self.memory = remembered(found)
+        self._met, self._known = Json(), remembered(found)
         self._found, self._users, self._left = found, users, READ
         self._running = {(run.owner, run.id) for run in running}
+
+    @property
+    def memory(self) -> Json:
+        """What is to be kept for the next."""
+        return dict(islice({**self._met, **self._known}.items(), _KEPT))
 
     def add(self, job: Waiting) -> None:
         """Whom it waits for."""
@@ -45,7 +52,7 @@ class Awaited:
                 self.states[after.job] = state_of(self._found, self._users, after.job)
 
     def _array(self, after: After) -> Ends:
-        ended, bad = _bits(self.memory.pop(after.job, None))
+        ended, bad = _bits(self._known.pop(after.job, None) or self._met.get(after.job))
         every, waiting = (1 << after.array) - 1, 0
         unknown = every & ~ended
         owner = owner_of(self._found, self._users, after.job) if unknown else ""
@@ -60,8 +67,7 @@ class Awaited:
             ended |= bit if state in TERMINAL else 0
             bad |= bit if state in TERMINAL and state != "finished" else 0
             waiting += state not in TERMINAL
-        self.memory[after.job] = [f"{ended:x}", f"{bad:x}"]
-        self.memory = dict(list(self.memory.items())[-_KEPT:])
+        self._met[after.job] = [f"{ended:x}", f"{bad:x}"]
         return Ends(_count(ended & every), _count(bad & every))
 
 

@@ -51,6 +51,7 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     shares = lease.shares()
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
     served = [user for user in users if user == found.user or _ticks(found, user, now)]
+    served.sort(key=lambda user: user != found.user)  # what others wait for takes nothing of what is read for this one
     others = [h for h in published(found, rules, users) if h.name != found.host]
     view = View(
         host, rules, (), running, shares, _memory_free(), usage=_usage(found, users, now, rules.half_life),

@@ -18,7 +18,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Ends, Running, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import awaited, files
+from mlbox.host import awaited, files, ready
 from mlbox.host.handlers import jobs, prune, queue, submit
 from mlbox.host.job import Job
 
@@ -200,3 +200,21 @@ def test_a_tick_remembers(box: Box, reads: list[str]) -> None:
     reads.clear()
     box.tick()
     assert array[1].id in reads and array[0].id not in reads
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's place")
+def test_what_others_wait_for_hides_nothing_of_one_s_own(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come first by their names, and wait for more arrays than one tick reads, or remembers."""
+    monkeypatch.setattr(awaited, "READ", 20)
+    monkeypatch.setattr(awaited, "_KEPT", 3)
+    theirs = box.found.on(user="nobody")
+    files.make_folder(theirs)
+    os.chown(theirs.parents[1], 65534, 65534)
+    files.write_whole(theirs / "host.json", json.dumps({"at": time.time()}).encode())
+    waiting = [logs(box, *["submitted"] * 20)[0] for _ in range(4)]
+    for first in waiting:
+        ready.publish(box.found, Waiting(first.id, "nobody", after=(After(first.id, array=20),)))
+    job = behind(box, {"job": logs(box, *["finished"] * 50)[0].id})
+    assert why(box, job).startswith("waits for 10 of 50")  # the first tick was the submission's
+    box.tick()
+    assert box.end(job).name == "finished"

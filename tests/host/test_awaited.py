@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,26 @@ def test_an_array_of_which_one_is_being_pruned_is_refused(
     with pytest.raises(errors.NotFound, match="to wait for"):
         shut.submit("true", queue="shut", after=(After(array[0].id),))
     assert sorted(shut.hints()) == [job.id for job in array]
+
+
+def test_a_mark_is_seen_where_the_share_remembers_that_there_was_none(
+    shut: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does, for up to a minute."""
+    job = shut.submit("true")
+    shut.end(job)
+    real, marked = submit.submit, cache(Job.is_going)
+
+    def meanwhile(*arguments: Any) -> Job:
+        files.make_folder(job.pruning.parent)
+        job.pruning.touch()
+        return real(*arguments)
+
+    monkeypatch.setattr(Job, "is_going", lambda self: marked(self))
+    monkeypatch.setattr(submit, "submit", meanwhile)
+    with pytest.raises(errors.NotFound, match="to wait for"):
+        shut.submit("true", queue="shut", after=(After(job.id),))
+    assert shut.hints() == []
 
 
 # ---- what is read of it -------------------------------------------------------------------------------------

@@ -856,6 +856,38 @@ def test_a_fenced_host_that_is_back_ends_what_it_runs(box: Box, kept: bool) -> N
     box.assert_nothing_leaks()
 
 
+def _ran_on_gpu9(box: Box, queued: bool, command: tuple[str, ...] = ()) -> Job:
+    job = box.found.job(ids.ulid(int(time.time() * 1000), os.urandom(10)))
+    box.found.own_place()
+    box.found.create(job, JobSpec(command=command, work=Spec(name="far", runtime="process")), queued=queued)
+    job.append("submitted", {"at": 1.0, **({"queue": "shut"} if queued else {})})
+    job.append("claimed", {"at": 1.0, "host": "gpu9", "boot": "b", "gpus": [], "attempt": 1})
+    job.append("started", {"at": 1.0})
+    files.make_folder(box.found.on("gpu9") / "live")
+    files.write_whole(box.found.on("gpu9") / "live" / job.id, b"{}")
+    return job
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_of_fenced_sessions_those_start_elsewhere_that_were_in_line(box: Box, queued: bool) -> None:
+    """One that somebody started on that very host is not started on another, where nobody would look for it."""
+    box.lab("queues: {default: , shut: }")
+    box.call(queue, do="pause", queue="shut")
+    job = _ran_on_gpu9(box, queued)
+    assert box.call(host_handler, do="fence", name="gpu9")["requeued"] == ([job.id] if queued else [])
+    state = job.state()
+    assert (state.name, box.hints()) == (("lost", [job.id]) if queued else ("failed", []))
+    assert "gpu9 was declared gone" in str(state.facts["why"])
+
+
+def test_a_damaged_job_does_not_keep_a_host_from_being_fenced(box: Box) -> None:
+    box.lab("queues: {default: , shut: }")
+    box.call(queue, do="pause", queue="shut")
+    damaged, job = (_ran_on_gpu9(box, True, ("true",)) for _ in range(2))
+    (damaged.folder / "spec.json").write_text("{")
+    assert set(box.call(host_handler, do="fence", name="gpu9")["requeued"]) == {damaged.id, job.id}
+
+
 def test_how_a_fenced_job_ended_counts_for_nothing(box: Box, tmp_path: Path) -> None:
     job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
     box.started(job)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
@@ -185,7 +186,7 @@ def _fence(found: store.Store, name: str) -> list[str]:
             requeued += [job.id] if _loss(found, job, name)[1].waiting else []
             continue
         job.log().fence(name)
-        spec = job.spec()
+        spec = job.shown()  # of one whose spec is lost, the next claim says so; the others go on
         event, state = _loss(found, job, name)
         if event:
             job.append(str(event.pop("event")), event, state.attempt)
@@ -205,5 +206,8 @@ def _loss(found: store.Store, job: Job, name: str) -> tuple[Json, State]:
     if not state.running or state.facts.get("host") != name:
         return {}, state
     lost = Outcome(lost=f"host {name} was declared gone by {found.user}")
-    event = verdict(job.spec(), state, lost, time.time())
+    spec = job.shown()
+    if "queue" not in state.facts:  # a session that was started there, and never was in line
+        spec = replace(spec, on_host_loss="hold")
+    event = verdict(spec, state, lost, time.time())
     return event, job.foreseen(event["event"], event)

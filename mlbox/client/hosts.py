@@ -65,16 +65,25 @@ def exit_code(replies: Mapping[str, Json | errors.MlboxError]) -> int:
     return failed[0] if failed and len(failed) == len(replies) else 0
 
 
+def away() -> set[str]:
+    """Those that no connection came about to a moment ago: each would cost a command ssh's whole time-out once more."""
+    now = time.time()
+    noted = state.load("away.json").items()
+    return {name for name, at in noted if isinstance(at, float) and abs(now - at) < _AWAY}
+
+
+def note(name: str, is_away: bool) -> None:
+    state.update("away.json", name, time.time() if is_away else None)
+
+
 class AnyHost(Host):
     """The first of these that a connection comes about to. Once it has answered, it is that one.
 
-    Those that were away a moment ago come last: each would cost every command ssh's whole time-out."""
+    Those that were away a moment ago come last."""
 
     def __init__(self, names: Sequence[str], settings: state.Config) -> None:
-        self._settings = settings
-        self._noted, now = state.load("away.json"), time.time()
-        away = {name for name, at in self._noted.items() if isinstance(at, float) and abs(now - at) < _AWAY}
-        self._become(sorted(names, key=lambda name: name in away))
+        self._settings, self._away = settings, away()
+        self._become(sorted(names, key=lambda name: name in self._away))
 
     def _become(self, names: Sequence[str]) -> None:
         vars(self).update(vars(connect(names[0], self._settings)))
@@ -85,7 +94,7 @@ class AnyHost(Host):
             try:
                 reply = super().call(verb, args, on_progress)
             except errors.NotConnected as error:
-                state.update("away.json", self.name, time.time())
+                note(self.name, True)
                 if not self._others:
                     raise
                 with output.still():
@@ -96,6 +105,6 @@ class AnyHost(Host):
                 raise errors.HostUnready(message, error.hint) from None
             else:
                 self._others = ()
-                if self.name in self._noted:
-                    state.update("away.json", self.name, None)
+                if self.name in self._away:
+                    note(self.name, False)
                 return reply

@@ -41,6 +41,8 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
     left = list(dict.fromkeys(names))
     for pause in (*_AGAIN, 0.0):
         found = ask_all(left, "tick", {}, settings) if left else {}
+        for name in (name for name, reply in found.items() if isinstance(reply, errors.NotConnected)):
+            hosts.note(name, True)
         replies.update({name: reply for name, reply in found.items() if not isinstance(reply, errors.MlboxError)})
         left = [name for name in left if name in replies and job and not _knows(replies[name], job)]
         if not left or any(job in reply["started"] for reply in replies.values()):
@@ -50,10 +52,13 @@ def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[s
 
 
 def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state.Config) -> dict[str, str]:
-    """Have these hosts look at jobs that were just put in line, and wait: job -> the host that has started it. Why the
-    others wait, a host that could run them knows better than the one that was asked first."""
+    """Have these hosts, but none that was away a moment ago, look at jobs that were just put in line, and wait: job ->
+    the host that has started it. Why the others wait, a host that could run them knows better than the one that was
+    asked first."""
     started: dict[str, str] = {}
-    told = nudge(names, settings, next(iter(waits), "")) if names else {}
+    away = hosts.away() if names else ()
+    near = [name for name in names if name not in away]
+    told = nudge(near, settings, next(iter(waits), "")) if near else {}
     for name, ticked in told.items():
         started.update((job, name) for job in ticked["started"] if job in waits)
         waits.update((job, why) for job, why in ticked["waits"].items() if job in waits)
@@ -63,9 +68,13 @@ def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state
 
 
 def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> None:
-    """After a word by which a host, or several, may start something: what waited for it is not left to their cron."""
+    """After a word by which a host, or several, may start something: what waited for it is not left to their cron. The
+    word is on record, whatever becomes of that."""
     if not settings.dry_run:
-        asked.call("tick", {})
+        try:
+            asked.call("tick", {})
+        except errors.MlboxError as error:
+            output.warn(hosts.told(asked.name, error))
         nudge(others, settings)
 
 

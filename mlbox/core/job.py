@@ -133,7 +133,7 @@ def check_dependencies(after: tuple[After, ...]) -> None:
     if len(after) > _MOST_DEPENDENCIES:
         raise Usage(f"a job waits for at most {_MOST_DEPENDENCIES} others")
     for dependency in after:
-        if not ids.is_ulid(dependency.job):
+        if not ids.is_ulid(dependency.job) or not ids.is_ulid(ids.following(dependency.job, dependency.array)):
             raise Usage(f"{text.safe(dependency.job[:80])!r} is not a job's id")
         if dependency.end not in ("ok", "any"):
             raise Usage(f"a job's end to wait for is ok or any, not {text.safe(dependency.end[:80])!r}")

@@ -45,10 +45,11 @@ def check(found: store.Store, rules: lab.Rules, queue: str, asked: Resources, ou
 def elsewhere(
     found: store.Store, rules: Lab, queue: str, asked: Resources, hosts: Iterable[HostFacts] | None = None
 ) -> list[str]:
-    """What laptops call the other hosts that could run it; not those that can't be dialled. `hosts`: as they are known,
-    where that was read."""
+    """What laptops call the other hosts that could start it; not those that can't be dialled, and no silent ones, of
+    which each would cost ssh's whole time-out. `hosts`: as they are known, where that was read."""
     known = view.published(found, rules, view.known_users(found)) if hosts is None else hosts
-    others = [host.name for host in known if host.name != found.host and queue in host.queues and not fits(asked, host)]
+    open_ = [host for host in known if host.name != found.host and not host.away and queue in host.queues]
+    others = [host.name for host in open_ if not fits(asked, host)]
     return [ssh for name in others if (ssh := rules.ssh_name(name))]
 
 

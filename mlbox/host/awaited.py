@@ -11,6 +11,7 @@ are left. Losing the file costs the reading.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,21 @@ _KEPT = 64  # arrays
 
 
 class Awaited:
-    """`states` and `arrays`, as the scheduler needs them, of what it was told; `memory` is to be kept for the next,
-    where it was needed."""
+    """`states` and `arrays`, as the scheduler needs them, of what it was told. Whom it was told of first is read first,
+    and remembered first."""
 
     def __init__(self, found: store.Store, users: list[str], running: Iterable[Running]) -> None:
         self.states: dict[str, str] = {}
         self.arrays: dict[tuple[str, int], Ends] = {}
-        self.memory: Json | None = None
+        self._met = Json()
+        self._known: Json | None = None  # not read where no array is awaited
         self._found, self._users, self._left = found, users, READ
         self._running = {(run.owner, run.id) for run in running}
+
+    @property
+    def memory(self) -> Json | None:
+        """What is to be kept for the next, where it was needed."""
+        return None if self._known is None else dict(islice({**self._met, **self._known}.items(), _KEPT))
 
     def add(self, job: Waiting) -> None:
         """Whom it waits for."""
@@ -46,8 +53,9 @@ class Awaited:
                 self.states[after.job] = state_of(self._found, self._users, after.job)
 
     def _array(self, after: After) -> Ends:
-        memory = remembered(self._found) if self.memory is None else self.memory
-        ended, bad = _bits(memory.pop(after.job, None))
+        if self._known is None:
+            self._known = remembered(self._found)
+        ended, bad = _bits(self._known.pop(after.job, None) or self._met.get(after.job))
         every, waiting = (1 << after.array) - 1, 0
         unknown = every & ~ended
         owner = owner_of(self._found, self._users, after.job) if unknown else ""
@@ -62,8 +70,7 @@ class Awaited:
             ended |= bit if state in TERMINAL else 0
             bad |= bit if state in TERMINAL and state != "finished" else 0
             waiting += state not in TERMINAL
-        memory[after.job] = [f"{ended:x}", f"{bad:x}"]
-        self.memory = dict(list(memory.items())[-_KEPT:])
+        self._met[after.job] = [f"{ended:x}", f"{bad:x}"]
         return Ends(_count(ended & every), _count(bad & every))
 
 
@@ -101,5 +108,7 @@ def state_of(found: store.Store, users: Iterable[str], job: str) -> str:
 def _state(job: Job) -> str:
     try:
         return job.state().name
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in files.ABSENT:
+            raise
         return ""

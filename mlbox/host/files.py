@@ -15,6 +15,10 @@ from mlbox import errors
 
 MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
 STALE = (0.01, 0.05, 0.2, 0.0)  # s until a name that was replaced or removed meanwhile is looked up anew
+# Somebody's doing, and not a share's bad day: nothing there, or what is closed, a link to nowhere, to itself or to what
+# can be no name, a socket, a file on which its owner has a lease. It counts as absent.
+ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
+          errno.EWOULDBLOCK)  # fmt: skip
 _LOG_TAIL = 4096  # bytes of each log
 
 
@@ -65,6 +69,29 @@ def now(folder: Path) -> float:
     finally:
         os.close(descriptor)
         path.unlink(missing_ok=True)
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything has this name. Raises OSError where that can't be known just now."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return False
+    return True
+
+
+def status(path: Path) -> os.stat_result | None:
+    """None where there is no such file. GlusterFS may have none for a moment while another host replaces it, and lists
+    it all the same: where it goes on like that, FileNotFoundError. Raises OSError."""
+    for pause in STALE:
+        with suppress(FileNotFoundError):
+            return path.lstat()
+        if not path.parent.is_dir() or path.name not in os.listdir(path.parent):
+            return None
+        time.sleep(pause)
+    return path.lstat()
 
 
 def keep_young(folder: Path) -> None:
@@ -140,7 +167,7 @@ def _content(path: Path, owner: int | None) -> bytes | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES):
+        if error.errno in ABSENT:
             return None
         raise
     try:

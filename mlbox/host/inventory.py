@@ -9,6 +9,7 @@ from mlbox.core.gpu import Gpu
 from mlbox.host import driver as drivers
 from mlbox.host import files, lease, nvml, store
 
+_MOST, _LONGEST, _MOST_AMOUNT = 1000, 100, 2**31  # GPUs; letters of a name, of which NVML gives 96; MiB
 Asked = tuple[list[Gpu], str]
 
 
@@ -44,9 +45,9 @@ def from_wire(document: Any) -> tuple[Gpu, ...] | None:
         gpus = tuple(Gpu.from_wire(gpu) for gpu in document.get("gpus", ()))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    for gpu in gpus:  # what is reckoned with and shown; the rest of it is nobody's business
-        if not all(isinstance(word, str) for word in (gpu.uuid, gpu.name, gpu.error)):
+    for gpu in gpus[: _MOST + 1]:  # what is reckoned with and shown; the rest of it is nobody's business
+        if not all(isinstance(word, str) for word in (gpu.uuid, gpu.name, gpu.error)) or len(gpu.name) > _LONGEST:
             return None
-        if type(gpu.index) is not int or type(gpu.memory) is not int:
+        if not all(type(number) is int and 0 <= number <= _MOST_AMOUNT for number in (gpu.index, gpu.memory)):
             return None
-    return gpus
+    return gpus if len(gpus) <= _MOST else None

@@ -80,7 +80,7 @@ class Job:
 
     def is_there(self) -> bool:
         """For commands: by its spec, which is the first to go when it is pruned."""
-        return (self.folder / "spec.json").exists()
+        return files.is_there(self.folder / "spec.json")
 
     def spec(self, owner: int | None = None) -> JobSpec:
         """Raises NotFound where there is none that can be read (and is of the uid `owner`)."""

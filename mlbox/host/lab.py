@@ -81,9 +81,8 @@ class Rules:
 
 def rules(found_: store.Store) -> Rules:
     path = found_.root / "lab.yaml"
-    try:
-        seen = path.stat()
-    except FileNotFoundError:
+    seen = files.status(path)
+    if seen is None:
         return Rules(lab.Lab())
     memo = _memo(found_)
     known = files.read_json(memo)

@@ -152,7 +152,9 @@ def _names(folder: Path) -> list[str]:
     """Raises OSError: what can't be seen now is not taken for nothing; what is closed to this user is."""
     try:
         return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except OSError as error:
+        if error.errno not in files.ABSENT:
+            raise
         return []
 
 

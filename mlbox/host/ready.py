@@ -133,7 +133,7 @@ def _listed(folder: Path) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError as error:
-        if error.errno not in (*_VANISHED, errno.ENOTDIR, errno.EACCES, errno.EPERM):
+        if error.errno not in (*_VANISHED, *files.ABSENT):
             raise
         return []
 

@@ -51,6 +51,7 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     shares = lease.shares()
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
     served = [user for user in users if user == found.user or _ticks(found, user, now)]
+    served.sort(key=lambda user: user != found.user)  # what others wait for takes nothing of what is read for this one
     others = [h for h in published(found, rules, users) if h.name != found.host]
     view = View(
         host, rules, (), running, shares, _memory_free(), usage=_usage(found, users, now, rules.half_life),
@@ -103,8 +104,12 @@ def known_users(found: store.Store) -> Iterable[str]:
 
 def facts(found: store.Store, rules: Lab, gpus: tuple[Gpu, ...]) -> HostFacts:
     entry = rules.host(found.host)
-    drained = (found.root / "drained" / found.host).exists()
+    drained = _is_drained(found, found.host)
     return HostFacts(found.host, gpus, _cpus(), _memory(), entry.labels, entry.queues, drained)
+
+
+def _is_drained(found: store.Store, name: str) -> bool:
+    return files.is_there(found.root / "drained" / name)  # anybody's word, whatever it is
 
 
 def _cpus() -> int:
@@ -244,7 +249,7 @@ def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFact
     if gpus is None or "cpus" not in document or "memory" not in document:
         return None
     cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
-    return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, (found.root / "drained" / name).exists())
+    return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, _is_drained(found, name))
 
 
 def marks(folder: Path, reasons: bool = True) -> dict[str, str]:

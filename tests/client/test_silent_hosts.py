@@ -19,11 +19,15 @@ DAYS = 3 * 86400.0
 class Entry:
     """The host that is asked, and its answers."""
 
+    name = "gpu1"
+
     def __init__(self, **replies: Json) -> None:
         self.replies, self.heard = replies, list[str]()
 
     def call(self, verb: str, args: Json) -> Json:
         self.heard.append(verb)
+        if verb not in self.replies:
+            raise errors.HostUnready("its disk is full")
         return self.replies[verb]
 
 
@@ -78,7 +82,7 @@ def test_what_waited_for_a_resume_does_not_wait_for_cron_too(
     queue = {"name": "night", "waiting": 1, "running": 0, "max_running": 0, "paused": "", "hosts": ["gpu9"]}
     entry = Entry(
         host={"host": "gpu9", "drained": False, "running": [], "nudge": ["gpu9.lab"]},
-        queue={"queues": [queue], "nudge": ["gpu9.lab"]}, tick={},
+        queue={"queues": [queue], "nudge": ["gpu9.lab"]},
     )  # fmt: skip
 
     def ask_all(hosts: list[str], *_: Any) -> Json:
@@ -88,7 +92,8 @@ def test_what_waited_for_a_resume_does_not_wait_for_cron_too(
     monkeypatch.setattr(lab, "ask_all", ask_all)
     monkeypatch.setattr(lab, "entry", lambda *_: entry)
     assert cli.main([*words, *(["--dry-run"] if dry else [])]) == 0
-    assert entry.heard[1:] == asked and "gpu9" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert entry.heard[1:] == asked and "gpu9" in told.out and ("gpu1: its disk is full" in told.err) is not dry
 
 
 def test_jobs_and_show_name_the_host_that_is_silent(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlbox.client import lab, state
+from mlbox import errors
+from mlbox.client import hosts, lab, state
 from mlbox.client.commands import move, retry
 
 Json = dict[str, Any]
@@ -28,7 +30,7 @@ class Lab:
         self.started: dict[str, list[str]] = {"gpu8": [], "gpu9": []}
         self.changes: Json = {}
         self.blind = {"gpu8": 0, "gpu9": 0}  # so often they know nothing of J
-        self.whole = True
+        self.whole, self.away = True, ""
         monkeypatch.setattr(lab, "entry", lambda arguments, settings: self)
         monkeypatch.setattr(lab, "ask_all", self.ask_all)
         monkeypatch.setattr("mlbox.client.options.config", lambda arguments: state.Config())
@@ -36,10 +38,10 @@ class Lab:
     def call(self, verb: str, args: Json) -> Json:
         return {**REPLIES[verb], **self.changes}
 
-    def ask_all(self, names: list[str], verb: str, args: Json, settings: state.Config) -> dict[str, Json]:
+    def ask_all(self, names: list[str], verb: str, args: Json, settings: state.Config) -> Json:
         assert (verb, args) == ("tick", {})
         self.told += names
-        return {name: self.tick(name) for name in names}
+        return {name: self.tick(name) if name != self.away else errors.NotConnected("no route") for name in names}
 
     def tick(self, name: str) -> Json:
         self.blind[name] -= 1
@@ -48,7 +50,8 @@ class Lab:
 
 
 @pytest.fixture
-def there(monkeypatch: pytest.MonkeyPatch) -> Lab:
+def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return Lab(monkeypatch)
 
 
@@ -91,6 +94,15 @@ def test_who_looked_at_all_that_waits_and_saw_no_such_job_is_asked_again(
     monkeypatch.setattr(lab, "_AGAIN", (0.0, 0.0, 0.0))
     there.blind["gpu9"], there.whole = 2, whole
     assert run(verb) == 0 and there.told == told
+
+
+def test_one_that_no_connection_came_about_to_is_not_told_again(there: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would cost each command ssh's whole time-out."""
+    there.away = "gpu8"
+    for told in (["gpu8", "gpu9"], ["gpu8", "gpu9", "gpu9"]):
+        assert run("retry") == 0 and there.told == told
+    monkeypatch.setattr(hosts, "_AWAY", 0.0)
+    assert run("retry") == 0 and there.told[3:] == ["gpu8", "gpu9"]
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

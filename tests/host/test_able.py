@@ -10,8 +10,8 @@ from queuebox import Box
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import files
-from mlbox.host.handlers import move, retry, submit
+from mlbox.host import files, heard
+from mlbox.host.handlers import host, move, retry, submit
 
 LAB = """
 hosts:
@@ -63,6 +63,16 @@ def moved(box: Box, cpus: int) -> dict[str, Any]:
 @pytest.mark.parametrize("act", [submitted, retried, moved])
 def test_who_could_run_it_is_named(act: Any, box: Box) -> None:
     assert act(box, 3000)["elsewhere"] == ["lab-nine"]
+
+
+@pytest.mark.parametrize("act", [submitted, retried, moved])
+@pytest.mark.parametrize("away", ["drained", "silent"])
+def test_nobody_is_who_starts_nothing_just_now(act: Any, away: str, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    if away == "drained":
+        box.call(host, do="drain", name="gpu9")
+    else:
+        monkeypatch.setattr(heard, "silent", lambda *_: {"gpu9": 2 * heard.LONG})
+    assert act(box, 3000)["elsewhere"] == []
 
 
 @pytest.mark.parametrize("act", [submitted, retried, moved])

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import After, Ends, Running, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import awaited, files
+from mlbox.host import awaited, files, ready
 from mlbox.host.handlers import jobs, prune, queue, submit
 from mlbox.host.job import Job
 
@@ -114,6 +115,26 @@ def test_an_array_of_which_one_is_being_pruned_is_refused(
     with pytest.raises(errors.NotFound, match="to wait for"):
         shut.submit("true", queue="shut", after=(After(array[0].id),))
     assert sorted(shut.hints()) == [job.id for job in array]
+
+
+def test_a_mark_is_seen_where_the_share_remembers_that_there_was_none(
+    shut: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does, for up to a minute."""
+    job = shut.submit("true")
+    shut.end(job)
+    real, marked = submit.submit, cache(Job.is_going)
+
+    def meanwhile(*arguments: Any) -> Job:
+        files.make_folder(job.pruning.parent)
+        job.pruning.touch()
+        return real(*arguments)
+
+    monkeypatch.setattr(Job, "is_going", lambda self: marked(self))
+    monkeypatch.setattr(submit, "submit", meanwhile)
+    with pytest.raises(errors.NotFound, match="to wait for"):
+        shut.submit("true", queue="shut", after=(After(job.id),))
+    assert shut.hints() == []
 
 
 # ---- what is read of it -------------------------------------------------------------------------------------
@@ -213,3 +234,21 @@ def test_a_tick_remembers(box: Box, reads: list[str]) -> None:
     reads.clear()
     box.tick()
     assert array[1].id in reads and array[0].id not in reads
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's place")
+def test_what_others_wait_for_hides_nothing_of_one_s_own(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come first by their names, and wait for more arrays than one tick reads, or remembers."""
+    monkeypatch.setattr(awaited, "READ", 20)
+    monkeypatch.setattr(awaited, "_KEPT", 3)
+    theirs = box.found.on(user="nobody")
+    files.make_folder(theirs)
+    os.chown(theirs.parents[1], 65534, 65534)
+    files.write_whole(theirs / "host.json", json.dumps({"at": time.time()}).encode())
+    waiting = [logs(box, *["submitted"] * 20)[0] for _ in range(4)]
+    for first in waiting:
+        ready.publish(box.found, Waiting(first.id, "nobody", after=(After(first.id, array=20),)))
+    job = behind(box, {"job": logs(box, *["finished"] * 50)[0].id})
+    assert why(box, job).startswith("waits for 10 of 50")  # the first tick was the submission's
+    box.tick()
+    assert box.end(job).name == "finished"

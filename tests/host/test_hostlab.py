@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlbox import errors
+from mlbox.core.lab import Lab
 from mlbox.core.session import Mount, Spec
 from mlbox.host import files, lab
 from mlbox.host.store import Store
@@ -178,7 +180,13 @@ def test_what_another_version_found_wrong_is_looked_for_again(
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("folder", "is not a file"), ("fifo", "is not a file"), ("link", "is a link, and none"), ("large", "larger than")],
+    [
+        ("folder", "is not a file"),
+        ("fifo", "is not a file"),
+        ("link", "is a link, and none"),
+        ("dangling", "is a link, and none"),
+        ("large", "larger than"),
+    ],
 )
 def test_a_hostile_lab_yaml_keeps_the_last_good_one(root: Path, found: Store, kind: str, words: str) -> None:
     write(root, GOOD)
@@ -191,10 +199,37 @@ def test_a_hostile_lab_yaml_keeps_the_last_good_one(root: Path, found: Store, ki
         os.mkfifo(path)
     elif kind == "link":
         path.symlink_to("/etc/passwd")
+    elif kind == "dangling":
+        path.symlink_to("nowhere")
     else:
         path.write_text("# " + "x" * 2_000_000)
     rules = lab.rules(found)
     assert rules.lab == good and words in rules.trouble
+
+
+@pytest.mark.parametrize("looks", [1, 2, 9])
+def test_while_another_host_replaces_it_a_lab_is_not_one_without_rules(
+    root: Path, found: Store, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root, GOOD)
+    good, left = lab.rules(found).lab, [looks]
+
+    def look(path: Path, **how: Any) -> os.stat_result:
+        if path.name == "lab.yaml" and left[0]:
+            left[0] -= 1
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return os.stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", look)
+    monkeypatch.setattr(Path, "lstat", partialmethod(look, follow_symlinks=False))
+    if looks < len(files.STALE):
+        assert lab.rules(found).lab == good != Lab()
+    else:
+        with pytest.raises(FileNotFoundError):
+            lab.rules(found)
+    monkeypatch.undo()
+    (root / "lab.yaml").unlink()
+    assert lab.rules(found).lab == Lab()
 
 
 def test_a_bomb_of_aliases_is_refused_in_no_time(root: Path, found: Store) -> None:

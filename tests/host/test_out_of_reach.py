@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from queuebox import Box, until
+from users import let_in, nobody
 
 from mlbox import errors
 from mlbox.core import ids, wire
@@ -161,6 +162,30 @@ def test_remove_leaves_what_people_wrote_and_what_runs(box: Box) -> None:
     far_session(box)
     with pytest.raises(errors.Refused, match="1 job of yours still on ws"):
         box.call(host, do="place", name="ws")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to be another user")
+def test_a_host_that_others_meet_too_stays_in_lab_yaml(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.lab("hosts:\n  ws: {tunnel: reverse, via: gate}\n")
+    let_in(box.root)
+    place = box.root / "users/nobody"
+    place.mkdir(parents=True)
+    os.chown(place, 65534, 65534)
+    met = reverse.meeting_file(box.found, "ws")
+
+    def others(**words: Any) -> Any:
+        with monkeypatch.context() as patch, nobody():
+            patch.setenv("LOGNAME", "nobody")
+            return box.call(host, do="remove", name="ws", **words)["others"]
+
+    box.call(host, do="meet", name="ws", meeting=PLACE)
+    before = (box.root / "lab.yaml").read_text()
+    assert others() == [box.found.user] and (box.root / "lab.yaml").read_text() == before
+    met.parent.chmod(0o700)  # an older version's
+    assert others() == [box.found.user]
+    met.parent.chmod(0o711)
+    met.unlink()
+    assert others(dry_run=True) == []
 
 
 # ---- the tunnel ----------------------------------------------------------------------------------------------

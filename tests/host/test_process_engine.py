@@ -59,17 +59,23 @@ def test_what_ends_with_a_login_is_not_for_a_session(
     assert {name: found[name] for name in of_a_login if name in found} == ({} if login else of_a_login)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_what_a_build_unpacks_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    """pip leaves it where it is killed: in TMPDIR if the user has one, or beside the layer's script."""
-    context, temporary = tmp_path / "context", tmp_path / "tmp"
-    for folder in (context, temporary):
+@pytest.mark.parametrize("own", ["there", "gone", ""])
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_what_a_build_unpacks_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, again: bool
+) -> None:
+    """pip leaves it where it is killed: in TMPDIR if the user has one, or beside the layer's script; and so does a
+    keeper."""
+    context, there = tmp_path / "context", tmp_path / "there"
+    for folder in (context, there):
         folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary)) if own else monkeypatch.delenv("TMPDIR", raising=False)
+        if again:
+            (folder / "mlbox-01/wheel").mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / own)) if own else monkeypatch.delenv("TMPDIR", raising=False)
     (context / "layer.sh").write_text(f'echo wheel >"$(mktemp)"; echo $TMPDIR >{tmp_path}/where; exit 1\n')
     layer = layers.plan(Spec(runtime="process", packages=("numpy",)), Facts("host:1"))
     with pytest.raises(errors.MlboxError):
         engine = engines.by_name("process", store.Store(tmp_path / "root"))
         engine.build(Build("01", "", layer, context, context), lambda *words: None, Cancel())
     where = Path((tmp_path / "where").read_text().strip())
-    assert where.parent == (temporary if own else context) and not where.exists()
+    assert where.parent == (there if own == "there" else context) and not where.exists()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import secrets
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from mlbox.host import files, keeping, sweep, view
 from mlbox.host.job import Job
 from mlbox.host.store import Store
 
+_F_SETSIG = 10  # of Linux; fcntl has no name for it on older Pythons
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
 
 
@@ -154,6 +157,31 @@ def test_what_is_no_small_json_file_counts_as_absent(tmp_path: Path, prepare: Ca
 def test_a_path_through_a_file_counts_as_absent(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     assert files.read_json(tmp_path / "a/b") is None
+
+
+def test_a_path_through_what_can_be_no_name_counts_as_absent(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("x" * 300)
+    assert files.read_json(tmp_path / "a/b") is None and not files.is_there(tmp_path / "a/b")
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="needs leases (Linux)")
+def test_a_file_that_its_owner_has_leased_counts_as_absent(tmp_path: Path) -> None:
+    """Whoever opens it would wait until the owner gives that up."""
+    (tmp_path / "a").write_text("{}")
+    with (tmp_path / "a").open("r+") as file:
+        fcntl.fcntl(file, _F_SETSIG, signal.SIGURG)  # which ends nobody
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        assert files.read_json(tmp_path / "a") is None and files.is_there(tmp_path / "a")
+
+
+@needs_root
+def test_what_is_closed_to_this_user_counts_as_absent_and_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o700)
+    (tmp_path / "a/b").write_text("{}")
+    let_in(tmp_path)
+    (tmp_path / "a").chmod(0o700)
+    with nobody():
+        assert files.read_json(tmp_path / "a/b") is None and not files.is_there(tmp_path / "a/b")
 
 
 def test_json_up_to_the_limit_is_read(tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ from mlbox.core.resources import Resources
 from mlbox.core.schedule import Start, Waiting
 from mlbox.core.session import Spec
 from mlbox.host import (
+    awaited,
     claim,
     cron,
     engines,
     files,
     here,
     idle,
+    inventory,
     keeping,
     lease,
     lookup,
@@ -854,6 +856,38 @@ def test_a_fenced_host_that_is_back_ends_what_it_runs(box: Box, kept: bool) -> N
     box.assert_nothing_leaks()
 
 
+def _ran_on_gpu9(box: Box, queued: bool, command: tuple[str, ...] = ()) -> Job:
+    job = box.found.job(ids.ulid(int(time.time() * 1000), os.urandom(10)))
+    box.found.own_place()
+    box.found.create(job, JobSpec(command=command, work=Spec(name="far", runtime="process")), queued=queued)
+    job.append("submitted", {"at": 1.0, **({"queue": "shut"} if queued else {})})
+    job.append("claimed", {"at": 1.0, "host": "gpu9", "boot": "b", "gpus": [], "attempt": 1})
+    job.append("started", {"at": 1.0})
+    files.make_folder(box.found.on("gpu9") / "live")
+    files.write_whole(box.found.on("gpu9") / "live" / job.id, b"{}")
+    return job
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_of_fenced_sessions_those_start_elsewhere_that_were_in_line(box: Box, queued: bool) -> None:
+    """One that somebody started on that very host is not started on another, where nobody would look for it."""
+    box.lab("queues: {default: , shut: }")
+    box.call(queue, do="pause", queue="shut")
+    job = _ran_on_gpu9(box, queued)
+    assert box.call(host_handler, do="fence", name="gpu9")["requeued"] == ([job.id] if queued else [])
+    state = job.state()
+    assert (state.name, box.hints()) == (("lost", [job.id]) if queued else ("failed", []))
+    assert "gpu9 was declared gone" in str(state.facts["why"])
+
+
+def test_a_damaged_job_does_not_keep_a_host_from_being_fenced(box: Box) -> None:
+    box.lab("queues: {default: , shut: }")
+    box.call(queue, do="pause", queue="shut")
+    damaged, job = (_ran_on_gpu9(box, True, ("true",)) for _ in range(2))
+    (damaged.folder / "spec.json").write_text("{")
+    assert set(box.call(host_handler, do="fence", name="gpu9")["requeued"]) == {damaged.id, job.id}
+
+
 def test_how_a_fenced_job_ended_counts_for_nothing(box: Box, tmp_path: Path) -> None:
     job = box.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
     box.started(job)
@@ -1278,6 +1312,30 @@ def _loop(theirs: store.Store) -> None:
     (theirs.own() / "jobs").symlink_to("/")
 
 
+def _links(target: str) -> Callable[[store.Store], None]:
+    """Below folders that are as they should be."""
+
+    def make(theirs: store.Store) -> None:
+        _hostile_hint("{}")(theirs)
+        linked = ("ready/night", "on/gpu9", "archive", "on/gpu8/host.json", f"jobs/{ids.shard(THEIRS)}", "on/HOST/live")
+        for name in linked:
+            path = theirs.own() / name.replace("HOST", theirs.host)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target or path.name)
+        for word in ("drained/gpu8", f"drained/{theirs.host}x"):
+            (theirs.root / word).parent.mkdir(exist_ok=True)
+            (theirs.root / word).symlink_to(target or Path(word).name)
+
+    return make
+
+
+def _job_at_the_end_of_all_ids(theirs: store.Store) -> None:
+    """In line to run after an array of more than there are."""
+    last = "7" + "Z" * 25
+    _hostile_hint(json.dumps({"after": [{"job": last, "array": 9}]}))(theirs)
+    theirs.create(theirs.job(last), JobSpec(command=("true",)), queued=True)
+
+
 def _fifos(theirs: store.Store) -> None:
     (theirs.on() / "live").mkdir(parents=True)
     for name in ("host.json", "usage.json", "waits.json", "live/01ARYZ6S41TSV4RRFFQ69G5FAV"):
@@ -1316,6 +1374,7 @@ def test_a_job_whose_spec_is_another_s_is_not_run(box: Box) -> None:
 
 
 HUGE = "1" + "0" * 400
+THEIRS = "01ARYZ6S41TSV4RRFFQ69G5FAV"
 LIVE = "on/HOST/live/01ARYZ6S41TSV4RRFFQ69G5FAV"
 ROW = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": %s}\n'
 
@@ -1340,11 +1399,13 @@ ROW = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": %s}\n'
         _hostile_file("on/\x1b[2J/host.json", '{"at": 1, "cpus": 9, "memory": 9}'),
         _hostile_file("on/HOST/waits.json", '{"x": {"y": [1]}, "01ARYZ6S41TSV4RRFFQ69G5FAV": "\\u001b[2J"}'),
         _hostile_file("archive/2026-11-25.x.jsonl", "[" * 100_000 + '\n{"at": []}\n' + ROW % '"x"' + ROW % HUGE),
-        _loop, _fifos,
+        _hostile_gpu(memory=int(HUGE)),
+        _loop, _fifos, _links(""), _links("x" * 300), _job_at_the_end_of_all_ids,
     ],
 )  # fmt: skip
 def test_a_hostile_neighbour_stops_nobody(box: Box, make: Callable[[store.Store], None]) -> None:
     theirs = other(box)
+    box.lab("queues: {default: {}, night: {}}")
     make(theirs)
     for folder, _, names in os.walk(theirs.own()):
         for path in (Path(folder), *(Path(folder) / name for name in names)):
@@ -1405,6 +1466,16 @@ def test_another_user_s_job_is_theirs(box: Box) -> None:
         assert files.read_json(job.folder / "secret.json") is None
         with pytest.raises(PermissionError):
             (job.attempt(1) / "output.log").read_bytes()
+    job.folder.parent.chmod(0o700)  # as an older version left it, or its owner wants it
+    with nobody():
+        assert not job.is_there() and awaited.state_of(theirs, ("root",), job.id) == ""
+
+
+def test_an_inventory_beyond_all_bounds_is_none() -> None:
+    card = {"index": 0, "uuid": "GPU-u", "name": "A100 " * 20, "memory": 2**31}
+    assert inventory.from_wire({"gpus": [card] * 1000})
+    for wrong in ([card] * 1001, [{**card, "name": "A100 " * 20 + "!"}], [{**card, "index": -1}]):
+        assert inventory.from_wire({"gpus": wrong}) is None
 
 
 # ---- ROOT has a bad day --------------------------------------------------------------------------

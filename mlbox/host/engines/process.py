@@ -67,9 +67,11 @@ class Process:
         import shutil
 
         context, folder = work.context, self._folder(work.layer)
-        # What pip unpacks goes with it, also when it is killed.
-        scratch = Path(os.environ.get("TMPDIR") or context) / f"mlbox-{work.session}"
-        shutil.rmtree(folder, ignore_errors=True)
+        # What pip unpacks goes with it, also when it is killed. TMPDIR may have ended with a login.
+        temporary = os.environ.get("TMPDIR", "")
+        scratch = Path(temporary if os.path.isdir(temporary) else context) / f"mlbox-{work.session}"
+        for left in (folder, scratch):  # by a keeper that was killed
+            shutil.rmtree(left, ignore_errors=True)
         files.make_folder(folder, 0o700)
         (folder / _HOST).write_text(here.host_name())  # hosts may share this folder; none uses another's
         environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}

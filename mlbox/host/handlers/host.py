@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
@@ -128,7 +129,7 @@ def _meet(call: Call, found: store.Store, name: str) -> Json:
     place = reverse_words.Meeting.from_wire(call.args.get("meeting"))
     if not found.dry:
         path = reverse.meeting_file(found, name)
-        files.make_folder(path.parent, 0o700)
+        files.make_folder(path.parent, 0o711)  # others see that it is there (`_remove`)
         files.write_whole(path, json.dumps(place.to_wire()).encode())
     return {"via": place.via}
 
@@ -150,13 +151,21 @@ def _place(call: Call, found: store.Store, name: str) -> Json:
 def _remove(call: Call, found: store.Store, name: str) -> Json:
     """It is forgotten; in lab.yaml it stays while others meet it there."""
     place = _place(call, found, name)
-    others = [u for u in view.known_users(found) if u != found.user and reverse.meeting_file(found, name, u).exists()]
+    others = [u for u in view.known_users(found) if u != found.user and _may_meet(found, name, u)]
     edit = None if others else lab.removing(found.root, "hosts", name)
     if not found.dry:
         reverse.meeting_file(found, name).unlink(missing_ok=True)
         if edit is not None:
             edit.write()
     return {**place, "others": others}
+
+
+def _may_meet(found: store.Store, name: str, user: str) -> bool:
+    """Whether another user meets it there; also where that can't be seen (an older version closed the folder)."""
+    try:
+        return reverse.meeting_file(found, name, user).exists()
+    except PermissionError:
+        return True
 
 
 _OTHERS = {"fence": _requeue, "add": _add, "meet": _meet, "place": _place, "remove": _remove}
@@ -177,7 +186,7 @@ def _fence(found: store.Store, name: str) -> list[str]:
             requeued += [job.id] if _loss(found, job, name)[1].waiting else []
             continue
         job.log().fence(name)
-        spec = job.spec()
+        spec = job.shown()  # of one whose spec is lost, the next claim says so; the others go on
         event, state = _loss(found, job, name)
         if event:
             job.append(str(event.pop("event")), event, state.attempt)
@@ -197,5 +206,8 @@ def _loss(found: store.Store, job: Job, name: str) -> tuple[Json, State]:
     if not state.running or state.facts.get("host") != name:
         return {}, state
     lost = Outcome(lost=f"host {name} was declared gone by {found.user}")
-    event = verdict(job.spec(), state, lost, time.time())
+    spec = job.shown()
+    if "queue" not in state.facts:  # a session that was started there, and never was in line
+        spec = replace(spec, on_host_loss="hold")
+    event = verdict(spec, state, lost, time.time())
     return event, job.foreseen(event["event"], event)

@@ -81,7 +81,6 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
     hosts = able.check(found, rules, spec.queue, spec.resources, spec.output_limit)
     lab.allowed(rules.lab, spec.work)
-    _check_dependencies(found, spec)
     if not fits(spec.resources, hosts[0]):
         try:
             chosen = engines.choose(spec.work, found)
@@ -94,7 +93,8 @@ def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFact
 
 
 def _check_dependencies(found: store.Store, spec: JobSpec) -> None:
-    """Once more when it is in line: whoever prunes one marks it, and then looks who waits (host/pruning.py)."""
+    """When it is in line: whoever prunes one marks it, and then looks who waits (host/pruning.py). Not before: NFS
+    would go on answering for a while that there is no mark."""
     users = list(view.known_users(found)) if spec.after else []
     for after in spec.after:
         owner = awaited.owner_of(found, users, after.job)

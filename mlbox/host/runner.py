@@ -39,6 +39,7 @@ _FOR_A_START, _FOR_THE_END = 1 << 16, 1 << 12  # bytes
 _PR_SET_CHILD_SUBREAPER = 36
 _BLOCK = 1 << 16
 _NOTE = "\n[mlbox: {dropped} bytes of output were dropped: {why}]\n"
+_UNSURE = "\n[mlbox: the end of the output may be missing: {why}]\n"
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ class Output:
         with suppress(OSError):
             while note:
                 note = note[os.write(self._file, note) :]
-        with suppress(OSError):  # NFS tells of a full disk only now
+        try:
             os.close(self._file)
+        except OSError as error:  # a share tells only now that what it took did not get there
+            if self._file >= 0:
+                note = note or _UNSURE.format(why=error.strerror).encode()
         return note.decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -246,6 +247,20 @@ def test_what_a_full_disk_has_no_room_for_is_said_later() -> None:
     output = Output(Path("/dev/full"), 1 << 20)
     output.write(b"lost")
     assert output.close() == "\n[mlbox: 4 bytes of output were dropped: No space left on device]\n"
+
+
+def test_output_that_a_share_took_and_lost_is_said_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Output(tmp_path / "output.log", 1 << 20)
+    output.write(b"taken")
+
+    def lost(file: int) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", lost)
+        said = output.close()
+    os.close(output._file)
+    assert said == "\n[mlbox: the end of the output may be missing: Transport endpoint is not connected]\n"
 
 
 def test_the_record_of_an_end_is_written_where_room_was_made_for_it(tmp_path: Path) -> None:

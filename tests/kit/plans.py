@@ -147,7 +147,8 @@ def only_on(host: str, user: str) -> Batch:
 
 
 def _recording(folder: str, seconds: float, share: int = 0, fails: int = 0) -> tuple[str, ...]:
-    program = ("python3", "-c", _RECORDER, folder, str(seconds), str(share << 10), str(fails))
+    # -I: it imports nothing from the job's folder, which a lost share takes away.
+    program = ("python3", "-I", "-c", _RECORDER, folder, str(seconds), str(share << 10), str(fails))
     return ("--cpus", "0", "--no-code", "--max-losses", "99", "--", *program)
 
 

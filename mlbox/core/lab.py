@@ -89,6 +89,11 @@ class Lab:
         found = self.host(host)
         return "" if found.reverse else found.ssh
 
+    def own_name(self, called: str) -> str:
+        """A host's own, also by ssh's name for it; as it is where none is called so, or several."""
+        own = [name for name, host in self.hosts.items() if host.ssh == called]
+        return own[0] if len(own) == 1 and called not in self.hosts else called
+
     def host(self, name: str) -> Host:
         """As written, or the defaults: a host need not be listed to serve."""
         return self.hosts.get(name) or Host(name, name, (), _by_priority(self.queues))

@@ -236,3 +236,14 @@ def test_what_is_not_there_is_answered_with_what_is(box: Box) -> None:
     for fields in ({"queue": "nigth"}, {"resources": {"hosts": ("nope",)}}):
         with pytest.raises(errors.NotFound, match=r"no (queue nigth|host nope)"):
             box.submit("true", **fields)
+
+
+def test_a_host_is_known_by_what_ssh_calls_it_too(box: Box) -> None:
+    here = box.found.host
+    box.lab(f"hosts:\n  {here}: {{ssh: front}}\n  gpu9: {{ssh: twice}}\n  gpu8: {{ssh: twice}}\n")
+    for do in ("drain", "resume"):
+        assert box.call(host, do=do, name="front")["host"] == here
+        assert (box.found.root / "drained" / here).exists() == (do == "drain")
+    assert box.submit("true", resources={"hosts": ("front",)}).spec().resources.hosts == (here,)
+    with pytest.raises(errors.NotFound, match="no host twice"):
+        box.call(host, do="drain", name="twice")

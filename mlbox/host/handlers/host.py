@@ -32,7 +32,7 @@ def run(call: Call) -> Json:
     if not resources.is_label(name):
         raise errors.Usage(f"{text.safe(name)!r} can't be a host's name")
     if what in ("drain", "fence") or (what == "resume" and name not in view.marks(found.root / "drained")):
-        _known(found, name)
+        name = _known(found, lab.rules(found).lab.own_name(name))
     if what in _OTHERS:
         return {"host": name, **_OTHERS[what](call, found, name)}
     if what not in ("drain", "resume"):
@@ -52,8 +52,8 @@ def _drain(found: store.Store, name: str, drain: bool, why: str) -> None:
         marks.take_back(path)
 
 
-def _known(found: store.Store, name: str) -> None:
-    """Raises NotFound where the lab has no such host: a word about it would be one about nothing."""
+def _known(found: store.Store, name: str) -> str:
+    """The name. Raises NotFound where the lab has no such host: a word about it would be one about nothing."""
     users = view.known_users(found)
     names = {
         found.host,
@@ -62,6 +62,7 @@ def _known(found: store.Store, name: str) -> None:
     }
     if name not in names:
         raise errors.NotFound(f"there is no host {name} in the lab", "hosts: " + ", ".join(sorted(names)))
+    return name
 
 
 def _requeue(call: Call, found: store.Store, name: str) -> Json:

@@ -39,7 +39,8 @@ def run(call: Call) -> Json:
     if type(count) is not int or not 0 <= count <= MOST_IN_ARRAY:
         raise errors.Usage(f"an array has 1 to {MOST_IN_ARRAY} jobs")
     rules = lab.rules(found)
-    spec = replace(spec, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
+    named = replace(spec.resources, hosts=tuple(map(rules.lab.own_name, spec.resources.hosts)))
+    spec = replace(spec, resources=named, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
     hosts = _check(found, rules, spec)
     made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
     report = tick.behind(found)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.host import files, here, slots, store, tick
+from mlbox.host.idle import HEARD
 
 _LONG = 1 << 20  # bytes of the log
 _MISSED = 180.0  # s without a tick of cron's, which comes each minute
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
         _cut(path)
     found = store.Store(root)
     try:
-        seen(found)
+        heard(found)
         report = tick.run(found)
         new = report.waits is not None and _is_news(found, report.trouble)
     except (errors.MlboxError, OSError, slots.Unsettled) as error:
@@ -42,18 +43,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def seen(found: store.Store) -> None:
+def heard(found: store.Store) -> None:
     """Cron has called, or will within a minute."""
-    found.of_ticks("cron").touch(mode=0o600)
+    with suppress(OSError):  # a full /tmp costs a word to whoever submits
+        (found.boot_folder() / HEARD).touch(mode=0o600)
 
 
 def missing(found: store.Store) -> str:
     """What to say to whoever puts in line what does not start: nobody looks again by the clock, or nothing."""
     with suppress(OSError):
-        if abs(time.time() - found.of_ticks("cron").stat().st_mtime) < _MISSED:
+        if abs(time.time() - (found.boot_folder() / HEARD).stat().st_mtime) < _MISSED:
             return ""
     return (
-        f"no cron line of yours works the queue off on {found.host} (mlbox cron install): what waits is looked at "
+        f"no cron line of yours works a queue off on {found.host} (mlbox cron install): what waits is looked at "
         "only when you submit, or when a job of yours ends"
     )
 

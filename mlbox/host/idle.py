@@ -12,6 +12,7 @@ import time
 from mlbox.host import watchdog
 
 FRESH = 600.0  # s that an inventory is good for where nothing happens
+HEARD = "cron.heard"  # in the per-boot folder: when cron called last, for any ROOT
 
 
 def idle(root: str, user: str, host: str) -> bool:
@@ -68,5 +69,9 @@ def may_pass(arguments: list[str]) -> bool:
     if len(arguments) != 2 or arguments[0] != "--root":
         return False
     guard(arguments[1])
+    try:
+        os.utime(f"/tmp/mlbox-{os.getuid()}/{HEARD}")
+    except OSError:  # the first one of this boot makes it (host/cron.py)
+        return False
     user = os.environ.get("LOGNAME") or os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name
     return idle(arguments[1], user, os.uname().nodename.split(".")[0])

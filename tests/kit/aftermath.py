@@ -13,12 +13,12 @@ from pathlib import Path
 from labbox import Laptop, as_root
 
 # Containers, volumes, images, files, leases, processes: everybody's, seen by the host's root. Not what is a user's
-# for as long as the host is up, and no session's: the locks, when other hosts were last heard, a tick's word to the
-# next one, and what of lab.yaml was said.
+# for as long as the host is up, and no session's: the locks, when cron and other hosts were last heard, a tick's word
+# to the next one, and what of lab.yaml was said.
 _TRACES = """
 docker ps -aq --no-trunc; docker volume ls -q; docker images -q
 find /tmp/mlbox-1* -mindepth 1 |
-  grep -vE '^/tmp/mlbox-[0-9]+/((layer|tick)-[0-9a-f]+|archive|driver|usage)[.](lock|said|wanted|heard)$'
+  grep -vE '^/tmp/mlbox-[0-9]+/((layer|tick)-[0-9a-f]+|archive|cron|driver|usage)[.](lock|said|wanted|heard)$'
 ls -d /tmp/mlbox-layer-* /home/*/.cache/mlbox/.?*[0-9]
 find /home/*/.local/share/mlbox/users/*/on/*/live -type f
 for lease in /tmp/mlbox-leases/GPU-*; do [ ! -e $lease ] || flock --nonblock $lease true || echo $lease; done

@@ -41,7 +41,7 @@ def run(call: Call) -> Json:
     if new != old and not found.dry:
         _write(new)
         if what == "install":
-            cron.seen(found)
+            cron.heard(found)
     return {"host": found.host, "lines": [line for line in new if line.endswith(mark)], "changed": new != old}
 
 

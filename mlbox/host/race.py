@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox.core.slots import Writer
-from mlbox.host import slots
+from mlbox.host import files, slots
 
 Json = dict[str, Any]
 SLOTS = 25
@@ -27,7 +27,7 @@ _SLOW = 0.1  # s between two slots of a writer while another host has won none
 
 def run(folder: Path, host: str, hosts: int = 1) -> Json:
     """`won`: the slots that this host's writers won; `met`: all `hosts` were at it, each winning some."""
-    (folder / "ev").mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_folder(folder / "ev", 0o700)
     (folder / f"there.{host}").touch()
     deadline = time.monotonic() + _PATIENCE
     while (there := len(list(folder.glob("there.*")))) < hosts and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,26 @@ def mode(path: Path) -> int:
 def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     made = files.private_folder(tmp_path / "a/b")
     assert (made, mode(made)) == (tmp_path / "a/b", 0o700)
+
+
+def test_a_folder_that_another_host_makes_just_now_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It exists by mkdir's word before a look finds it."""
+    folder, looks = tmp_path / "ev", [False, False, True]
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "lexists", lambda path: False)
+        patch.setattr(Path, "is_dir", lambda path: looks.pop(0))
+        files.make_folder(folder)
+    assert looks == []
+
+
+def test_what_is_no_folder_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ev").touch()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits") if seconds else None)
+    with pytest.raises(FileExistsError):
+        files.make_folder(tmp_path / "ev")
 
 
 def test_an_open_folder_of_ours_is_closed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Callable
 from mlbox import errors
 from mlbox.client import yaml_file
 
-_OF_THE_CALL = ("help", "file", "dry_run", "json", "host", "root", "ssh_config")
+_OF_THE_CALL = ("help", "file", "dry_run", "if_absent", "json", "host", "root", "ssh_config")
 _ONE_OF = {"code": "folder", "folder": "code"}  # a flag for one is a word against the file's other
 
 

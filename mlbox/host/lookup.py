@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from mlbox import errors
 from mlbox.core import ids, text
@@ -108,6 +109,15 @@ def of_array(found: store.Store, first: Job) -> Iterator[Job]:
     while made.folder.exists():
         yield made
         made = found.job(ids.following(made.id), first.owner)
+
+
+def living(found: store.Store, name: str) -> Job | None:
+    """One of this user's that has this name, and runs or waits."""
+    running = (run.id for run in view.running_of(found, found.user))
+    places = ((queue, p) for queue in ready.queues(found, found.user) for p in ready.places(found, found.user, queue))
+    waiting = (job.id for queue, place in places if (job := ready.at(found, found.user, queue, place)))
+    known = (found.job(id_) for id_ in chain(running, waiting))
+    return next((made for made in known if made.shown().name == name and made.state().live), None)
 
 
 def _known(found: store.Store, user: str) -> Iterator[tuple[str, Job]]:

@@ -96,7 +96,17 @@ def test_the_example_shows_every_option(home: Path, asked: Asked) -> None:
     (home / "job.yaml").write_text(everything)
     known = job_file.kinds(submit.parser(argparse.ArgumentParser))
     assert set(yaml_file.read(home / "job.yaml", known, "")) == set(known)
-    of_the_call = {"-f", "--file", "--dry-run", "--json", "--host", "--root", "--ssh-config", "--no-code"}
+    of_the_call = {
+        "-f",
+        "--file",
+        "--if-absent",
+        "--dry-run",
+        "--json",
+        "--host",
+        "--root",
+        "--ssh-config",
+        "--no-code",
+    }
     options = {o for action in submit.parser(argparse.ArgumentParser)._actions for o in action.option_strings}
     assert {f"--{name.replace('_', '-')}" for name in set(known) - {"command"}} == options - of_the_call - {
         "-h",

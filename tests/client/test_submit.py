@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlbox import errors
+from mlbox import cli, errors
 from mlbox.client import lab, state
 from mlbox.client.commands import submit
 from mlbox.client.remote import Interrupted
@@ -71,3 +71,14 @@ def test_what_stays_in_line_where_cron_does_not_call_is_warned_of(
          "unattended": "no cron line of yours"}
     )  # fmt: skip
     assert ("no cron line of yours" in capsys.readouterr().err) == warned
+
+
+def test_only_a_named_one_can_be_absent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", "--if-absent", "--", "true"]) == 2
+    assert "--name NAME" in capsys.readouterr().err
+
+
+def test_what_is_there_already_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = {"jobs": [{"id": "01", "name": "nightly"}], "started": [], "waits": {}, "there": "started"}
+    submit.told(reply)
+    assert capsys.readouterr().out == "nightly  01  is there already: running\n"

@@ -247,3 +247,26 @@ def test_a_host_is_known_by_what_ssh_calls_it_too(box: Box) -> None:
     assert box.submit("true", resources={"hosts": ("front",)}).spec().resources.hosts == (here,)
     with pytest.raises(errors.NotFound, match="no host twice"):
         box.call(host, do="drain", name="twice")
+
+
+def test_what_is_there_by_its_name_is_not_put_in_line_again(box: Box) -> None:
+    spec = JobSpec(
+        command=("sleep", "600"), work=Spec(runtime="process", name="nightly"), resources=Resources(gpus="0")
+    )
+
+    def asked() -> tuple[str, str]:
+        reply = box.call(submit, spec=spec.to_wire(), if_absent=True)
+        box.jobs.append(box.found.job(reply["jobs"][0]["id"]))
+        return reply["jobs"][0]["id"], reply.get("there", "")
+
+    first, there = asked()
+    assert not there
+    assert asked()[0] == first
+    (box.root / "paused").mkdir()
+    (box.root / "paused/default").touch()
+    box.cancel(box.found.job(first))
+    box.end(box.found.job(first))
+    second, there = asked()
+    assert second != first and not there
+    assert asked() == (second, "submitted")
+    assert box.call(submit, spec=spec.to_wire())["jobs"][0]["id"] not in (first, second)  # nobody asked

@@ -18,7 +18,7 @@ from labbox import Laptop, as_root
 _TRACES = """
 docker ps -aq --no-trunc; docker volume ls -q; docker images -q
 find /tmp/mlbox-1* -mindepth 1 |
-  grep -vE '^/tmp/mlbox-[0-9]+/((layer|tick)-[0-9a-f]+|archive|cron|driver|usage)[.](lock|said|wanted|heard)$'
+  grep -vE '^/tmp/mlbox-[0-9]+/((layer|tick)-[0-9a-f]+|archive|cron|driver|submit|usage)[.](lock|said|wanted|heard)$'
 ls -d /tmp/mlbox-layer-* /home/*/.cache/mlbox/.?*[0-9]
 find /home/*/.local/share/mlbox/users/*/on/*/live -type f
 for lease in /tmp/mlbox-leases/GPU-*; do [ ! -e $lease ] || flock --nonblock $lease true || echo $lease; done

@@ -13,6 +13,7 @@ from mlbox.client import answers, asked, lab, options, output, state, words
 from mlbox.client.remote import Host
 from mlbox.core import ids, text
 from mlbox.core.job import REASONS, JobSpec, check_folder
+from mlbox.core.log import said
 from mlbox.core.resources import parse_duration, parse_memory
 from mlbox.core.schedule import After
 
@@ -62,6 +63,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     policy.add_argument("--output-limit", metavar="1G", help="of output kept per attempt (default: the queue's, or 1G)")
     policy.add_argument("--on-host-loss", choices=("requeue", "hold"), help="a host that was lost: run again, or fail")
     policy.add_argument("--max-losses", type=int, metavar="N", help="fail when it was lost so often (default: 3)")
+    policy.add_argument("--if-absent", action="store_true", help="only if none of yours of that --name runs or waits")
     options.dry_run(policy)
     made.add_argument("command", nargs="*", metavar="COMMAND")
     options.queue(made)
@@ -99,6 +101,7 @@ class Prepared(NamedTuple):
     array: int  # of how many jobs; 0: none
     folder: str  # whose code goes along; empty: none
     after: tuple[After, ...]  # others to wait for, by their names, which only a host can look up
+    if_absent: bool  # of that name
 
 
 def prepare(arguments: argparse.Namespace, settings: state.Config) -> Prepared:
@@ -126,7 +129,10 @@ def _prepared(arguments: argparse.Namespace, settings: state.Config) -> Prepared
     check_folder(spec.folder)
     code = "" if spec.folder else "." if arguments.code is None else arguments.code
     _no_file(command[0], code)
-    return Prepared(spec, count, code, tuple(one for one in after if not ids.is_ulid(one.job)))
+    if arguments.if_absent and not spec.name:
+        raise errors.Usage("--if-absent: of which name?", "mlbox submit --if-absent --name NAME … -- COMMAND …")
+    named = tuple(one for one in after if not ids.is_ulid(one.job))
+    return Prepared(spec, count, code, named, bool(arguments.if_absent))
 
 
 def _no_file(word: str, code: str) -> None:
@@ -183,8 +189,8 @@ def _after(jobs: Sequence[str] | None, end: str) -> tuple[After, ...]:
 
 def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
     """The reply to a submission, and the other hosts' when this one could not start it."""
-    spec, count, folder, after = prepared
-    args: Json = {"array": count, "after": [one.to_wire() for one in after]}
+    spec, count, folder, after, if_absent = prepared
+    args: Json = {"array": count, "after": [one.to_wire() for one in after], "if_absent": if_absent}
     if folder:
         from mlbox.client import code
 
@@ -201,6 +207,10 @@ def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
 
 def told(reply: Json) -> None:
     lab.trouble(reply)
+    if reply.get("there"):
+        job = reply["jobs"][0]
+        print(f"{output.bold(job['name'])}  {job['id']}  is there already: {said(reply['there'])}")
+        return
     for index, job in enumerate(reply["jobs"][:5]):
         name = job["name"] + (f"[{index}]" if len(reply["jobs"]) > 1 else "")  # as mlbox jobs shows it
         where = f"started on {reply['host']}" if job["id"] in reply["started"] else "in line"
@@ -213,7 +223,7 @@ def told(reply: Json) -> None:
 
 
 def foretell(prepared: Prepared, as_json: bool) -> int:
-    spec, count, folder, after = prepared
+    spec, count, folder, after, _ = prepared
     wire, named = spec.without_secrets().to_wire(), [one.to_wire() for one in after]
     if as_json:
         output.facts({"spec": wire, "array": count, "code": folder, "after": named}, dry=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +27,7 @@ from mlbox.host.sweep import alone
 
 Json = dict[str, Any]
 MOST_IN_ARRAY = 10_000
+_NOTHING: Json = {"started": [], "waits": {}, "elsewhere": [], "unattended": ""}
 
 
 def run(call: Call) -> Json:
@@ -42,7 +45,11 @@ def run(call: Call) -> Json:
     named = replace(spec.resources, hosts=tuple(map(rules.lab.own_name, spec.resources.hosts)))
     spec = replace(spec, resources=named, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
     hosts = _check(found, rules, spec)
-    made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
+    with _unless_there(found, spec.name, bool(call.args.get("if_absent"))) as there:
+        if there:
+            return {**_NOTHING, "jobs": [{"id": there.id, "name": spec.name}], "there": there.state().name,
+                    "host": found.host, "trouble": rules.trouble}  # fmt: skip
+        made = _submit_with(found, spec, count, _archive(spec, call.args.get("code", "")))
     report = tick.behind(found)
     started = [job.id for job in made if job.id in report.started]
     why = stuck(spec.queue, spec.resources, rules.lab, hosts)
@@ -53,6 +60,18 @@ def run(call: Call) -> Json:
         "host": found.host, "elsewhere": elsewhere if waits else [], "trouble": rules.trouble or report.trouble,
         "unattended": cron.missing(found) if waits else "",
     }  # fmt: skip
+
+
+@contextmanager
+def _unless_there(found: store.Store, name: str, asked: bool) -> Iterator[Job | None]:
+    """This user's job of that name that has not ended, where that is asked. No other call to this host that asks puts
+    one in line meanwhile."""
+    if not asked:
+        yield None
+        return
+    with (found.boot_folder() / "submit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lookup.living(found, name)
 
 
 def _looked_up(found: store.Store, said: After) -> After:

@@ -60,23 +60,31 @@ class Files:
         return set(os.listdir(self.folder))
 
     def read(self, name: str, fresh: bool) -> bytes | None:
-        """None where there is no such file. `fresh` asks the server, which only the file's owner can."""
+        """None where there is no such file. `fresh` asks the server, which only the file's owner can.
+
+        On GlusterFS one that another host has just created may be opened, and not be there in the next call."""
         try:
-            descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return self._content(name, fresh)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 return b""
             raise
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):  # before fdopen, which raises on a folder
-            os.close(descriptor)
-            return b""
-        with os.fdopen(descriptor, "rb") as file:
+
+    def _content(self, name: str, fresh: bool) -> bytes:
+        descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):  # before fdopen, which raises on a folder
+                return b""
             if fresh:
                 os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            return file.read(slots.MAX_BYTES + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(slots.MAX_BYTES + 1)
+        finally:
+            with suppress(OSError):  # nothing was written
+                os.close(descriptor)
 
     def create(self, name: str) -> int:
         return os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)

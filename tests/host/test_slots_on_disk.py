@@ -103,6 +103,22 @@ def test_a_folder_that_is_not_there(ev: Path) -> None:
         Log(ev / "ev").append(note("a"), ADA)
 
 
+@pytest.mark.parametrize("call", ["fstat", "fchmod", "fdopen"])
+def test_a_slot_that_is_gone_once_it_is_open_is_not_there(ev: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """It was created by another host, and this one's mount has no more than its name."""
+    (ev / "000001").touch()
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, gone)
+        assert Files(ev).read("000001", fresh=True) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", gone)
+        assert Files(ev).read("000001", fresh=False) == b""
+
+
 def test_a_writer_that_no_name_can_hold_writes_nothing(ev: Path) -> None:
     with pytest.raises(ValueError, match="can't name"):
         Log(ev).append(note("a"), Writer("gpu/1", "b", 1, "2"))

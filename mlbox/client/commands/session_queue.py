@@ -33,8 +33,8 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
         reply = entry.call("submit", {"spec": spec.to_wire()})
     lab.trouble(reply)
     job = reply["jobs"][0]
-    told = lab.nudge(reply["elsewhere"], config, job["id"])
-    if reply["waits"] and not any(job["id"] in ticked["started"] for ticked in told.values()):
+    lab.start_elsewhere(reply["waits"], reply["elsewhere"], config)
+    if reply["waits"]:
         lab.unattended(reply)
     found = _await(entry, job)
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.

@@ -47,14 +47,14 @@ def ping(path: str, timeout: float, first: bool = False, key: str = "") -> bool:
     deadline, nonce = time.monotonic() + timeout, secrets.token_hex(16) if key else None
     with contextlib.ExitStack() as opened:
         try:
-            sock = opened.enter_context(_connected(path, timeout))
+            sock = _connected(opened, path, timeout)
             sock.sendall(json.dumps({"op": "ping", **({"nonce": nonce} if nonce else {})}).encode() + b"\n")
             waiting = select.poll()
             waiting.register(sock, select.POLLIN)
             for _ in range(_PUSHES if first else 0):
                 if waiting.poll(_PUSH_EVERY):
                     break
-                opened.enter_context(_connected(path, timeout))
+                _connected(opened, path, timeout)
             line = _line(sock, deadline)
         except (socket.timeout, BlockingIOError):  # BlockingIOError: a stopped ssh whose backlog is full
             return False
@@ -63,14 +63,10 @@ def ping(path: str, timeout: float, first: bool = False, key: str = "") -> bool:
     return True
 
 
-def _connected(path: str, timeout: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
+def _connected(opened: contextlib.ExitStack, path: str, timeout: float) -> socket.socket:
+    sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    sock.settimeout(timeout)
+    sock.connect(path)
     return sock
 
 

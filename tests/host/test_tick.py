@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from labkit import gpus as false
-from queuebox import Box, Call, hint, kill, until
+from queuebox import Box, Call, gone, hint, kill, until
 from users import let_in, nobody
 
 from mlbox import entry, errors
@@ -944,19 +945,27 @@ def test_a_job_submitted_by_a_job_outlives_it(
 
 
 def test_after_some_keepers_that_forked_one_another_a_new_python_goes_on(
-    box: Box, monkeypatch: pytest.MonkeyPatch
+    box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each is deeper in the same stack: of a hundred short jobs in a row the last ones were left to cron."""
     monkeypatch.setattr(tick, "_GENERATIONS", 2)
     box.lab("queues: {default: {max_running: 1}}\n")
     monkeypatch.setattr(here, "umask", -1)
+    script = f"tr '\\0' ' ' </proc/$PPID/cmdline; umask; until [ -e {tmp_path}/$MLBOX_JOB ]; do sleep 0.05; done"
     before = os.umask(0o077)
     try:
         here.be_readable()
-        made = box.submit_all("sh", "-c", "tr '\\0' ' ' </proc/$PPID/cmdline; umask", array=5)
+        made = box.submit_all("sh", "-c", script, array=5)
         box.tick()
     finally:
         os.umask(before)
+    last = 0
+    for job in made:
+        box.started(job)
+        keeper = box.keeper(job)
+        until(partial(gone, last))  # or its tick, still at work, would start the one after this as well
+        (tmp_path / job.id).touch()
+        last = keeper
     until(lambda: not any(job.state().live for job in made))
     assert {box.output(job).split()[-1] for job in made} == {"0077"}  # the user's own, in all of them
     assert [" again " in box.output(job) for job in made] == [False, False, True, True, True]

@@ -216,14 +216,14 @@ def kill(pid: int) -> None:
     """Until it is gone; a zombie (of a parent that does not look) is."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not _lives(pid))
+    until(lambda: gone(pid))
 
 
-def _lives(pid: int) -> bool:
+def gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
-        return False
+        return True
 
 
 def _signed(path: Path) -> int:

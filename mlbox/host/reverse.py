@@ -196,13 +196,12 @@ class Tunnel:
         """None: the tunnel is being closed."""
         token, place, job = secrets.token_hex(4), self._place, self._job
         known = job.conf / "via_known_hosts"
-        alias = "mlbox-rendezvous"
-        files.write_whole(known, place.known_hosts(alias).encode())
+        files.write_whole(known, place.known_hosts().encode())
         forwards = [
             f"{place.folder}/{reverse.fresh(job.id, token, name)}:{job.sockets / name}.sock" for name in self._services
         ]
         argv = (
-            *place.dial(str(_key()), str(known), alias), *(word for one in forwards for word in ("-R", one)),
+            *place.dial(str(_key()), str(known)), *(word for one in forwards for word in ("-R", one)),
             "--", place.address, reverse.request(job.id, token, self._services),
         )  # fmt: skip
         with self._lock:

@@ -118,7 +118,7 @@ def test_where_it_meets(box: Box) -> None:
         reverse.meeting(box.found, "")
     box.call(host, do="meet", name=box.found.host, meeting=PLACE)
     place = reverse.meeting(box.found, "")
-    assert place is not None and place.to_wire() == PLACE
+    assert place == Meeting.from_wire(PLACE)
     assert reverse.meeting_file(box.found, box.found.host).stat().st_mode & 0o777 == 0o600
     box.lab(f"hosts: {{{box.found.host}: {{via: gate}}}}\n")
     assert reverse.meeting(box.found, "") is None

@@ -100,10 +100,18 @@ def meeting(found: store.Store, tunnel: str) -> Meeting | None:
         known = Meeting.from_wire(files.read_json(meeting_file(found, found.host)))
     except errors.Usage:
         known = None
-    if known is None or known.via != via:
-        hint = f"mlbox host add {found.host} --via {via}"
-        raise errors.HostUnready(f"{found.host} and {via} have not met yet: no reverse tunnel can come up", hint)
-    return known
+    if known is not None and known.via == via:
+        return known
+    hint = f"mlbox host add {found.host} --via {via}"
+    if known is not None:
+        what = f"{found.host} has met {known.via}, and lab.yaml has it meet {via}"
+        raise errors.HostUnready(f"{what}: no reverse tunnel can come up", f"{hint}, {alias(via)}")
+    raise errors.HostUnready(f"{found.host} and {via} have not met yet: no reverse tunnel can come up", hint)
+
+
+def alias(via: str) -> str:
+    """What helps who calls the rendezvous otherwise: lab.yaml's name for it is everybody's."""
+    return f"on a laptop that knows it by that name (`Host {via}` in ~/.ssh/config, if by no other)"
 
 
 # ---- the tunnel of a session -----------------------------------------------------------------------------

@@ -87,9 +87,10 @@ def _file(way: Mapping[str, Any]) -> str:
 def _free_names(session: str, name: str, way: Mapping[str, Any], owner: str) -> list[str]:
     """Its own name, unless that is a host's or another session's; and two longer ones, which are all that a colleague's
     has: whoever names it would choose what `ssh NAME` and a push to NAME mean here."""
-    taken = {alias for id_, aliases in names().items() if id_ != session for alias in aliases}
-    own = [] if owner or name == way["host"] or ssh_files.is_host(name, _file(way), top()) else [name]
-    return [*(alias for alias in (*own, f"mlbox-{name}") if alias not in taken), f"mlbox-{session.lower()}"]
+    others = {alias for id_, aliases in names().items() if id_ != session for alias in aliases}
+    wanted = (*(() if owner else (name,)), f"mlbox-{name}")
+    taken = {alias for alias in wanted if alias == way["host"] or ssh_files.is_host(alias, _file(way), top())}
+    return [*(alias for alias in wanted if alias not in others | taken), f"mlbox-{session.lower()}"]
 
 
 def shortened(session: str) -> str:

@@ -23,7 +23,8 @@ def is_host(name: str, file: str, ours: Path) -> bool:
     if name == "localhost" or name in _of_mlbox() or name in _of_this_machine():
         return True
     patterns = [pattern.lower() for pattern in _own("host", file, ours)]
-    if any(pattern.strip("*?") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+    for_all = ("", "mlbox-")  # Host mlbox-*: what a user has for sessions
+    if any(pattern.strip("*?") not in for_all and fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
         return True
     return any(line.hosts.strip("*?,") for line in known_hosts.about(_known(name, file, ours), name))
 

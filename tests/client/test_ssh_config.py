@@ -158,6 +158,13 @@ def test_a_host_of_mlboxs_is_not_shadowed(home: Path) -> None:
     assert enter("calm-owl", ssh=["ssh", "-F", str(home / "lab")]) == "mlbox-calm-owl"
 
 
+def test_a_host_that_is_named_like_a_session_s_longer_name_is_not_shadowed(home: Path) -> None:
+    (home / ".ssh").mkdir()
+    (home / ".ssh/config").write_text("Host mlbox-*\n  ForwardAgent yes\nHost mlbox-1\n")
+    assert enter("1", owner="bob") == f"mlbox-{ID.lower()}"
+    assert enter("2", owner="bob") == "mlbox-2"  # that line is for sessions
+
+
 HASHED = "|1|a2luZCBvdHRlcnMgc2FsdCAyMGI=|EWViODwp6fBnazeMuqWLqD6ohTw="  # kind-otter
 
 

@@ -60,9 +60,7 @@ TABLE = {
     "--keepalive": Counterpart("session", "tests/lab/test_network.py::test_the_network_is_gone_for_two_minutes"),
     "--jupyter-lab": Counterpart("session --jupyter --no-jupyter", _LAYERS + "test_all_services_are_there"),
     "--vscode-server": Counterpart("session --vscode --no-vscode", _LAYERS + "test_all_services_are_there"),
-    "--vscode-version": Counterpart(
-        "session --vscode-version", _LAYERS + "test_sources_that_lack_the_version_say_what_they_have"
-    ),
+    "--vscode-version": Counterpart("session --vscode-version", _LAYERS + "test_they_are_of_the_versions_asked_for"),
     "--vscode-extensions": Counterpart("session --vscode-extensions", _LAYERS + "test_the_extension_is_installed"),
     "--upload-files": Counterpart("ssh-config install", "tests/lab/test_ssh_name.py::test_files_travel_both_ways"),
     "--store-workspace": Counterpart(

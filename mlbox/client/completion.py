@@ -125,12 +125,12 @@ def known(verb: str) -> dict[str, Callable[[], Words]]:
 
 
 def _hosts() -> Words:
-    from mlbox.client import ssh_config, state, transports
+    from mlbox.client import ssh_config, ssh_files, state, transports
 
     config = state.config()
     yield from ((name, "of config.toml") for name in config.hosts)
     yield from ((name, "seen before") for name in sorted({*state.load("hosts.json")} - {transports.LOCAL}))
-    yield from ((name, "of ssh's configuration") for name in ssh_config.hosts(config.ssh_config))
+    yield from ((name, "of ssh's configuration") for name in ssh_files.hosts(config.ssh_config, ssh_config.top()))
     yield transports.LOCAL, "this machine"
 
 

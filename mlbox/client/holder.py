@@ -254,7 +254,7 @@ class Holder:
             port, user, transport = self._tunnels.port("ssh"), str(facts["user"]), self._host.transport
             keys, agent = transport.identity_files(), transport.agent()
             try:
-                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), keys, agent)
+                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), keys, agent, self._reach.owner)
             except (errors.MlboxError, OSError) as error:
                 self._say(f"`ssh -p {port}` does not know the session: {error}")
 

@@ -162,7 +162,8 @@ def reach(host: Host, session: Json) -> Reach:
 
 def enter(host: Host, session: Json) -> None:
     """It runs there: remembered, and known to ssh by its name from now on."""
-    state.remember_session(session["id"], session["name"], host.name, host.root, host.via, session.get("owner", ""))
+    name, owner = session["name"], session.get("owner", "")
+    state.remember_session(session["id"], name, host.name, host.root, host.via, owner)
     # By the rendezvous, where nothing else leads.
     services = reach(host, session).services if host.via else session["services"]
     facts = services.get("ssh")
@@ -171,9 +172,9 @@ def enter(host: Host, session: Json) -> None:
         return
     place = {**way, "root": host.root, "moves": bool(session.get("queued"))}
     keys, agent = host.transport.identity_files(), host.transport.agent()
-    known = ssh_config.enter(session["id"], session["name"], facts, place, keys, agent)
-    if known != session["name"]:
-        output.warn(f"{session['name']} means something else to ssh here already; the session is {known}")
+    known = ssh_config.enter(session["id"], name, facts, place, keys, agent, owner)
+    if known != (f"mlbox-{name}" if owner else name):
+        output.warn(f"{name} means something else to ssh here already; the session is {known}")
 
 
 def summary(session: Json) -> str:

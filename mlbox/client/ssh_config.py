@@ -11,20 +11,18 @@ end; it needs no client. The session's own host key is known by the session's id
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import glob
 import json
 import os
 import pkgutil
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import state, ways
+from mlbox.client import ssh_files, state, ways
 from mlbox.core import ids, text
 
 Json = dict[str, Any]
@@ -32,7 +30,6 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@\\-]{0,63}\$?(?<!\\)")  # LAB\ada:
 _HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _SOCKET = re.compile(r"/[^\s:%$\\\"']{1,99}")  # as a tunnel can forward it (tunnels/link.py)
 _PROXY = (pkgutil.get_data("mlbox.client", "proxy.py") or b"").decode()
-_DEPTH = 16  # ssh's own limit of Includes within Includes
 
 
 def top() -> Path:
@@ -47,17 +44,18 @@ def folder() -> Path:
 
 
 def enter(
-    session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, Any], keys: Sequence[str], agent: str = ""
-) -> str:
+    session: str, name: str, facts: Mapping[str, Any], way: Mapping[str, Any], keys: Sequence[str], agent: str = "",
+    owner: str = "",
+) -> str:  # fmt: skip
     """The name by which ssh now knows a session. `facts`: its SSH service, as the host told (socket, user, host_key);
-    `way`: what of the place (client/proxy.py) is this machine's to say. Raises MlboxError on words of the host's that
-    could mean more to ssh than they should."""
+    `way`: what of the place (client/proxy.py) is this machine's to say; `owner`: of a colleague's. Raises MlboxError on
+    words of the host's that could mean more to ssh than they should."""
     user, host_key, remote = str(facts["user"]), str(facts["host_key"]), str(facts["socket"])
     _check(session, user, host_key)
     if not (text.is_name(name) and _SOCKET.fullmatch(remote)):
         raise errors.MlboxError("the host replied what can't be a session's name or socket")
     place = {**way, "id": session, "name": name, "remote": remote, "find": _find(session, way)}
-    names = _free_names(session, name, way)
+    names = _free_names(session, name, way, owner)
     base, alias = folder() / session, f"mlbox-{session}"
     state.write(state.home() / "proxy.py", _PROXY)
     state.write(Path(f"{base}.json"), json.dumps(place))
@@ -65,7 +63,7 @@ def enter(
     words = (sys.executable, "-I", "-S", str(state.home() / "proxy.py"), f"{base}.json")
     lines = [
         f"Host {' '.join(names)}", f"  HostKeyAlias {alias}", f"  User {user}",
-        f"  ProxyCommand {shlex.join(words).replace('%', '%%')}", *_verified(f"{base}.known_hosts", keys, agent),
+        f"  ProxyCommand {shlex.join(words).replace('%', '%%')}", *_verified(f"{base}.known_hosts", keys, agent, owner),
     ]  # fmt: skip
     state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
     _write_top()
@@ -86,11 +84,13 @@ def _file(way: Mapping[str, Any]) -> str:
     return str(ssh[ssh.index("-F") + 1]) if "-F" in ssh else ""
 
 
-def _free_names(session: str, name: str, way: Mapping[str, Any]) -> list[str]:
-    """Its own name, unless that is a host's or another session's; and two longer ones."""
-    taken = {alias for id_, aliases in names().items() if id_ != session for alias in aliases}
-    own = [] if name == way["host"] or is_host(name, _file(way)) else [name]
-    return [*(alias for alias in (*own, f"mlbox-{name}") if alias not in taken), f"mlbox-{session.lower()}"]
+def _free_names(session: str, name: str, way: Mapping[str, Any], owner: str) -> list[str]:
+    """Its own name, unless that is a host's or another session's; and two longer ones, which are all that a colleague's
+    has: whoever names it would choose what `ssh NAME` and a push to NAME mean here."""
+    others = {alias for id_, aliases in names().items() if id_ != session for alias in aliases}
+    wanted = (*(() if owner else (name,)), f"mlbox-{name}")
+    taken = {alias for alias in wanted if alias == way["host"] or ssh_files.is_host(alias, _file(way), top())}
+    return [*(alias for alias in wanted if alias not in others | taken), f"mlbox-{session.lower()}"]
 
 
 def shortened(session: str) -> str:
@@ -149,14 +149,16 @@ def keep_only(host: str, root: str, living: Iterable[str]) -> None:
 # ---- an attached client, by its port -----------------------------------------------------------------------
 
 
-def add(session: str, port: int, user: str, host_key: str, keys: Sequence[str], agent: str = "") -> None:
+def add(
+    session: str, port: int, user: str, host_key: str, keys: Sequence[str], agent: str = "", owner: str = ""
+) -> None:
     """`ssh -p PORT USER@localhost` knows the session's key. Raises MlboxError as `enter` does."""
     _check(session, user, host_key)
     _forget_the_dead()
     base = folder() / f"{session}.{os.getpid()}"
     state.write(Path(f"{base}.known_hosts"), f"[localhost]:{port},[127.0.0.1]:{port} {host_key}\n")
     match = f'Match host localhost,127.0.0.1 exec "test %p = {port}"'
-    lines = [match, *_verified(f"{base}.known_hosts", keys, agent)]
+    lines = [match, *_verified(f"{base}.known_hosts", keys, agent, owner)]
     state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
     _write_top()
 
@@ -185,9 +187,10 @@ def _check(session: str, user: str, host_key: str) -> None:
         raise errors.MlboxError("the host replied what can't be a session's id, user or host key")
 
 
-def _verified(known_hosts: str, keys: Sequence[str], agent: str) -> list[str]:
+def _verified(known_hosts: str, keys: Sequence[str], agent: str, owner: str) -> list[str]:
     lines = [f'  UserKnownHostsFile "{known_hosts}"', "  StrictHostKeyChecking yes"]
     lines += ["  PubkeyAuthentication yes", "  PreferredAuthentications publickey"]  # whatever the user's hosts take
+    lines += ["  ForwardAgent no", "  ForwardX11 no"] if owner else []  # they are for hosts of the user's own
     files = [("IdentityAgent", agent), *(("IdentityFile", file) for file in keys)]
     return [*lines, *(f'  {option} "{file.replace("%", "%%")}"' for option, file in files if file)]
 
@@ -201,62 +204,12 @@ def _write_top() -> None:
     state.write(top(), content)
 
 
-# ---- the user's own hosts ----------------------------------------------------------------------------------
-
-
-def is_host(name: str, file: str = "") -> bool:
-    """Whether the user's ssh means a machine by that name, or mlbox does. `file`: a configuration beside ssh's own."""
-    if name in state.load("hosts.json"):
-        return True
-    return any(pattern.strip("*?") and fnmatch.fnmatchcase(name, pattern.lower()) for pattern in _own(file))
-
-
-def hosts(file: str = "") -> list[str]:
-    """The machines that the user's ssh has names for."""
-    return [pattern for pattern in _own(file) if not set(pattern) & set("*?")]
-
-
-def _own(file: str) -> list[str]:
-    files = [file, str(Path.home() / ".ssh/config"), "/etc/ssh/ssh_config"]
-    return [pattern for one in files if one for pattern in _patterns(one, 0)]
-
-
-def _patterns(file: str, depth: int) -> Iterator[str]:
-    """What its Host lines (and those it includes, but ours) are for; `!`, which takes away, is passed over."""
-    for line in _lines(file) if depth < _DEPTH else ():
-        keyword, *words = _words(line)
-        if keyword == "host":
-            yield from (word for word in words if not word.startswith("!"))
-        elif keyword == "include":
-            for path in _included(words):
-                if path != str(top()):
-                    yield from _patterns(path, depth + 1)
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        return Path(file).read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _included(words: Iterable[str]) -> Iterator[str]:
-    """The files that an Include line's words are for."""
-    for word in words:
-        yield from sorted(glob.glob(os.path.join(Path.home(), ".ssh", os.path.expanduser(word))))
-
-
-def _words(line: str) -> list[str]:
-    """A line's keyword, in small letters, and its arguments; of an empty line or a comment one empty word."""
-    found = re.match(r"\s*(\w+)(?:\s*=\s*|\s+)(.*)", line)
-    if found is None:
-        return [""]
-    return [found[1].lower(), *(quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', found[2]))]
+# ---- the user's own configuration --------------------------------------------------------------------------
 
 
 def includes(line: str) -> bool:
     """Whether a line of the user's configuration includes ours."""
-    keyword, *words = _words(line)
+    keyword, *words = ssh_files.parts(line)
     return keyword == "include" and any(os.path.expanduser(word) == str(top()) for word in words)
 
 
@@ -276,7 +229,7 @@ def by_file() -> str:
 
 
 def included() -> bool:
-    return holds(_lines(str(Path.home() / ".ssh/config")))
+    return holds(ssh_files.lines(str(Path.home() / ".ssh/config")))
 
 
 def holds(lines: Iterable[str], depth: int = 0) -> bool:
@@ -284,11 +237,11 @@ def holds(lines: Iterable[str], depth: int = 0) -> bool:
     follows a Host or Match line is for those hosts only."""
     for_all = True
     for line in lines:
-        keyword, *words = _words(line)
+        keyword, *words = ssh_files.parts(line)
         if keyword in ("host", "match"):
             for_all = [word.lower() for word in words] == (["*"] if keyword == "host" else ["all"])
         elif for_all and keyword == "include":
-            more = _included(words) if depth < _DEPTH else ()
-            if includes(line) or any(holds(_lines(path), depth + 1) for path in more):
+            more = ssh_files.included(words) if depth < ssh_files.DEPTH else ()
+            if includes(line) or any(holds(ssh_files.lines(path), depth + 1) for path in more):
                 return True
     return False

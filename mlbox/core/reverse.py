@@ -33,7 +33,8 @@ _TOKEN = re.compile(r"[0-9a-f]{8}")
 _KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{60,100}={0,2}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\$?")
 _ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]{0,253}")
-_HOST_KEY = re.compile(r"[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
+_NAME = re.compile(r"[A-Za-z0-9_:[][A-Za-z0-9._:%\[\]-]{0,253}")  # a HostKeyAlias may be [gate]:2200
+_HOST_KEY = re.compile(r"(?:@(?:cert-authority|revoked) )?[a-z0-9@.-]{3,60} [A-Za-z0-9+/]{16,2000}={0,3}")
 _FOLDER = re.compile(r"/tmp/mlbox-[0-9]{1,12}")
 
 
@@ -46,7 +47,8 @@ class Meeting:
     port: int
     user: str
     folder: str  # there, 0700
-    host_keys: tuple[str, ...]  # of the rendezvous: "type base64"
+    host_keys: tuple[str, ...]  # of the rendezvous: "type base64", behind a marker of known_hosts if it has one
+    name: str = "mlbox-rendezvous"  # by which these are its keys; a certificate has to name it too
 
     def to_wire(self) -> Json:
         return {**vars(self), "host_keys": list(self.host_keys)}
@@ -55,25 +57,28 @@ class Meeting:
     def from_wire(cls, data: object) -> Meeting:
         """Raises Usage on what could mean more to ssh than it should."""
         found = data if isinstance(data, Mapping) else {}
-        keys, port = found.get("host_keys"), found.get("port")
+        keys, port, name = found.get("host_keys"), found.get("port"), found.get("name", cls.name)
         good = (
             all(isinstance(found.get(name), str) for name in ("via", "address", "user", "folder"))
             and isinstance(keys, list) and keys and all(isinstance(k, str) and _HOST_KEY.fullmatch(k) for k in keys)
             and type(port) is int and 0 < port < 65536 and _ADDRESS.fullmatch(found["address"])
+            and isinstance(name, str) and _NAME.fullmatch(name)
             and _USER.fullmatch(found["user"]) and _FOLDER.fullmatch(found["folder"]) and found["via"].isprintable()
         )  # fmt: skip
         if not good or not isinstance(keys, list):
             raise Usage("that is no place to meet: it needs via, address, port, user, folder and host_keys")
-        return cls(found["via"], found["address"], int(found["port"]), found["user"], found["folder"], tuple(keys))
+        address, user, folder = found["address"], found["user"], found["folder"]
+        return cls(found["via"], address, int(found["port"]), user, folder, tuple(keys), name)
 
-    def known_hosts(self, alias: str) -> str:
-        return "".join(f"{alias} {key}\n" for key in self.host_keys)
+    def known_hosts(self) -> str:
+        lines = ([*marker, self.name, kind, key] for *marker, kind, key in map(str.split, self.host_keys))
+        return "".join(f"{' '.join(words)}\n" for words in lines)
 
-    def dial(self, key: str, known_hosts: str, alias: str) -> tuple[str, ...]:
+    def dial(self, key: str, known_hosts: str) -> tuple[str, ...]:
         """The beginning of the ssh command: this key, that host key, and nothing of anybody's configuration."""
         options = [
             "BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes", "GlobalKnownHostsFile=/dev/null",
-            f'UserKnownHostsFile="{known_hosts}"', f"HostKeyAlias={alias}", "ConnectTimeout=10",
+            f'UserKnownHostsFile="{known_hosts}"', f"HostKeyAlias={self.name}", "ConnectTimeout=10",
             "ServerAliveInterval=10", "ServerAliveCountMax=3", "ControlPath=none",
         ]  # fmt: skip
         words = [word for option in options for word in ("-o", option)]

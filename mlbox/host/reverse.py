@@ -100,10 +100,18 @@ def meeting(found: store.Store, tunnel: str) -> Meeting | None:
         known = Meeting.from_wire(files.read_json(meeting_file(found, found.host)))
     except errors.Usage:
         known = None
-    if known is None or known.via != via:
-        hint = f"mlbox host add {found.host} --via {via}"
-        raise errors.HostUnready(f"{found.host} and {via} have not met yet: no reverse tunnel can come up", hint)
-    return known
+    if known is not None and known.via == via:
+        return known
+    hint = f"mlbox host add {found.host} --via {via}"
+    if known is not None:
+        what = f"{found.host} has met {known.via}, and lab.yaml has it meet {via}"
+        raise errors.HostUnready(f"{what}: no reverse tunnel can come up", f"{hint}, {alias(via)}")
+    raise errors.HostUnready(f"{found.host} and {via} have not met yet: no reverse tunnel can come up", hint)
+
+
+def alias(via: str) -> str:
+    """What helps who calls the rendezvous otherwise: lab.yaml's name for it is everybody's."""
+    return f"on a laptop that knows it by that name (`Host {via}` in ~/.ssh/config, if by no other)"
 
 
 # ---- the tunnel of a session -----------------------------------------------------------------------------
@@ -196,13 +204,12 @@ class Tunnel:
         """None: the tunnel is being closed."""
         token, place, job = secrets.token_hex(4), self._place, self._job
         known = job.conf / "via_known_hosts"
-        alias = "mlbox-rendezvous"
-        files.write_whole(known, place.known_hosts(alias).encode())
+        files.write_whole(known, place.known_hosts().encode())
         forwards = [
             f"{place.folder}/{reverse.fresh(job.id, token, name)}:{job.sockets / name}.sock" for name in self._services
         ]
         argv = (
-            *place.dial(str(_key()), str(known), alias), *(word for one in forwards for word in ("-R", one)),
+            *place.dial(str(_key()), str(known)), *(word for one in forwards for word in ("-R", one)),
             "--", place.address, reverse.request(job.id, token, self._services),
         )  # fmt: skip
         with self._lock:

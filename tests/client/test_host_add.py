@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mlbox.client import state
 from mlbox.client.commands import host
 from mlbox.client.remote import Host
 from mlbox.client.transports import fabric, openssh
+from mlbox.core.reverse import Meeting
+from tests.client.kit import SSHD, Sshd
 
 KEY, OTHER = "ssh-ed25519 " + "A" * 68, "ssh-ed25519 " + "B" * 68
 
@@ -25,7 +28,8 @@ def via(folder: Path, config: str, known: str) -> Host:
 def test_it_is_dialled_as_ssh_does_here(tmp_path: Path) -> None:
     known = f"10.0.0.1 {KEY}\n10.0.0.2 {OTHER}\n@revoked 10.0.0.1 {OTHER}\n"
     found = host._address(via(tmp_path, "Host gate\n  HostName 10.0.0.1\n  User ada", known), "")
-    assert found == {"address": "10.0.0.1", "port": 22, "user": "ada", "host_keys": [KEY]}
+    keys = [KEY, f"@revoked {OTHER}"]
+    assert found == {"address": "10.0.0.1", "port": 22, "user": "ada", "name": "10.0.0.1", "host_keys": keys}
 
 
 @pytest.mark.parametrize("config", ["Host gate\n  HostName gate.lab\n  Port 2222", "Host gate\n  HostKeyAlias g"])
@@ -54,9 +58,46 @@ def test_what_is_no_address(said: str) -> None:
         host._split(said)
 
 
-def test_a_host_that_was_never_verified_is_no_rendezvous(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [f"another {KEY}\n", f"@revoked * {KEY}\n"])
+def test_a_host_that_was_never_verified_is_no_rendezvous(tmp_path: Path, known: str) -> None:
     with pytest.raises(errors.Unreachable, match="no host key of gate is known"):
-        host._address(via(tmp_path, "Host gate", f"another {KEY}\n"), "")
+        host._address(via(tmp_path, "Host gate", known), "")
+
+
+@pytest.mark.skipif(SSHD is None, reason="NO SSHD: install openssh-server to test what a certificate is good for")
+@pytest.mark.parametrize(
+    ("settings", "principal", "good"),
+    [
+        ("HostName localhost", "localhost", True),
+        ("HostName 127.0.0.1\n  HostKeyAlias gate.lab", "gate.lab", True),
+        ("HostName 127.0.0.1\n  HostKeyAlias gate.lab", "other.lab", False),
+    ],
+    ids=["address", "alias", "another's"],
+)
+def test_a_host_that_is_known_by_an_authority(tmp_path: Path, settings: str, principal: str, good: bool) -> None:
+    """Its own keys are not: what the laptop tells is enough for who dials it, and for that host only."""
+    key = tmp_path / "certified"
+    _keygen("-t", "ed25519", "-N", "", "-f", str(tmp_path / "ca"))
+    _keygen("-t", "ecdsa", "-N", "", "-f", str(key))
+    _keygen("-s", str(tmp_path / "ca"), "-I", "gate", "-h", "-n", principal, f"{key}.pub")
+    server = Sshd(tmp_path, f"HostKey {key}", f"HostCertificate {key}-cert.pub")
+    try:
+        assert server.ready()
+        authority = " ".join((tmp_path / "ca.pub").read_text().split()[:2])
+        config = f"Host gate\n  {settings}\n  Port {server.port}"
+        told = host._address(via(tmp_path, config, f"@cert-authority *.lab,localhost {authority}\n"), "")
+        place = Meeting.from_wire({**told, "via": "gate", "user": getpass.getuser(), "folder": "/tmp/mlbox-1"})
+        (tmp_path / "carried").write_text(place.known_hosts())
+        argv = (*place.dial(str(tmp_path / "id"), str(tmp_path / "carried")), "--", place.address, "true")
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (done.returncode == 0) == good, done.stderr
+        assert good or "Host key verification failed" in done.stderr
+    finally:
+        server.close()
+
+
+def _keygen(*words: str) -> None:
+    subprocess.run(("ssh-keygen", "-q", *words), check=True, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 def test_nor_is_one_that_openssh_does_not_dial(monkeypatch: pytest.MonkeyPatch) -> None:

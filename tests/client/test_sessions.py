@@ -111,6 +111,30 @@ def test_and_that_person_s_on_every_way(before: str, now: str, at: str) -> None:
     assert sessions.reveal(offered(now, at), "kind-otter").get("owner", "") == now
 
 
+@pytest.mark.parametrize(
+    ("owner", "known", "warned"),
+    [("", "heron", False), ("", "mlbox-heron", True), ("ada", "mlbox-heron", False), ("ada", "mlbox-01", True)],
+)
+def test_a_name_that_is_another_than_to_be_expected_is_said(
+    owner: str, known: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entered: list[object] = []
+
+    def enter(*words: object) -> str:
+        entered.append(words[-1])
+        return known
+
+    monkeypatch.setattr(ssh_config, "enter", enter)
+    transport = SimpleNamespace(way=lambda _: {}, identity_files=tuple, agent=str)
+    session = {**SHARED, "owner": owner, "services": {"ssh": {"socket": "/s"}}, "guest_socket": "/g"}
+    there: Any = SimpleNamespace(name="gpu1", root="", via="", transport=transport)
+    sessions.enter(there, session)
+    assert entered == [owner]
+    assert ("means something else" in capsys.readouterr().err) == warned
+    reach = sessions.reach(there, session)
+    assert reach.owner == reach.to_wire().get("owner", "") == owner
+
+
 # ---- on hosts that can't be dialled ------------------------------------------------------------------------
 
 

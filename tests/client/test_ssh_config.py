@@ -12,7 +12,7 @@ from pathlib import Path
 import homes
 import pytest
 
-from mlbox.client import ssh_config, state
+from mlbox.client import ssh_config, ssh_files, state
 from mlbox.errors import MlboxError
 
 ID = "01ARYZ6S41TSV4RRFFQ69G5FAV"
@@ -30,16 +30,16 @@ OTHER = "01ARYZ6S41TSV4RRFFQ69G5FAW"
 
 def enter(
     name: str = "kind-otter", user: str = "ada", host_key: str = KEY, session: str = ID, socket: str = "/tmp/s.sock",
-    **way: object,
+    owner: str = "", **way: object,
 ) -> str:  # fmt: skip
     facts = {"user": user, "host_key": host_key, "socket": socket}
     return ssh_config.enter(
-        session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/100%"], "/pass words/50%.sock"
+        session, name, facts, {**WAY, **way}, ["/keys/id one", "/keys/100%"], "/pass words/50%.sock", owner
     )
 
 
-def add(port: int = 8022, user: str = "ada", host_key: str = KEY, session: str = ID) -> None:
-    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/100%"], "$PASSWORDS")
+def add(port: int = 8022, user: str = "ada", host_key: str = KEY, session: str = ID, owner: str = "") -> None:
+    ssh_config.add(session, port, user, host_key, ["/keys/id one", "/keys/100%"], "$PASSWORDS", owner)
 
 
 def resolved(*arguments: str) -> dict[str, list[str]]:
@@ -156,6 +156,61 @@ def test_a_host_of_mlboxs_is_not_shadowed(home: Path) -> None:
     assert enter() == "mlbox-kind-otter"
     (home / "lab").write_text("Host calm-owl\n")
     assert enter("calm-owl", ssh=["ssh", "-F", str(home / "lab")]) == "mlbox-calm-owl"
+
+
+def test_a_host_that_is_named_like_a_session_s_longer_name_is_not_shadowed(home: Path) -> None:
+    (home / ".ssh").mkdir()
+    (home / ".ssh/config").write_text("Host mlbox-*\n  ForwardAgent yes\nHost mlbox-1\n")
+    assert enter("1", owner="bob") == f"mlbox-{ID.lower()}"
+    assert enter("2", owner="bob") == "mlbox-2"  # that line is for sessions
+
+
+HASHED = "|1|a2luZCBvdHRlcnMgc2FsdCAyMGI=|EWViODwp6fBnazeMuqWLqD6ohTw="  # kind-otter
+
+
+@pytest.mark.parametrize(
+    ("known", "host"),
+    [
+        (f"kind-otter {KEY}\n", True),
+        (f"10.0.0.9,Kind-Otter {KEY}\n", True),
+        (f"{HASHED} {KEY}\n", True),
+        (f"@cert-authority kind-* {KEY}\n", True),
+        (f"@cert-authority * {KEY}\ncalm-owl {KEY}\n# kind-otter {KEY}\n|1|no|base64 {KEY}\n", False),
+    ],
+    ids=["plain", "several", "hashed", "authority", "others"],
+)
+@pytest.mark.parametrize("file", ["known_hosts", "lab keys"])
+def test_a_host_whose_key_is_known_is_not_shadowed(home: Path, known: str, host: bool, file: str) -> None:
+    (home / ".ssh").mkdir()
+    (home / ".ssh/config").write_text('Host *.lab\n  UserKnownHostsFile /dev/null "~/.ssh/lab keys"\n')
+    (home / ".ssh" / file).write_text(known)
+    assert enter() == ("mlbox-kind-otter" if host else "kind-otter")
+
+
+def test_this_machine_and_a_host_of_config_toml_are_not_shadowed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh_files, "_ADDRESSES", str(home / "hosts"))
+    (home / "hosts").write_text("10.0.0.9\tNAS nas.lab  # calm-owl\n\n")
+    assert (enter("nas"), enter("calm-owl")) == ("mlbox-nas", "calm-owl")
+    (home / "config/mlbox").mkdir(parents=True)
+    (home / "config/mlbox/config.toml").write_text('hosts = ["gpu1", "ada@kind-otter"]\n')
+    assert enter() == "mlbox-kind-otter"
+    assert enter("localhost") == "mlbox-localhost"
+
+
+def test_a_colleague_s_session_takes_no_plain_name_and_gets_no_agent(home: Path) -> None:
+    enter()
+    assert enter("nas", session=OTHER, owner="bob") == "mlbox-nas"
+    own = home / "config"
+    own.write_text(f'Include "{ssh_config.top()}"\nHost *\n  ForwardAgent yes\n  ForwardX11 yes\n')
+    add(8022)
+    add(8023, session=OTHER, owner="bob")
+    for words, given in (
+        (("nas",), "yes"), (("kind-otter",), "yes"), (("-p", "8022", "localhost"), "yes"),
+        (("mlbox-nas",), "no"), (("-p", "8023", "localhost"), "no"), (("-A", "-X", "mlbox-nas"), "yes"),
+    ):  # fmt: skip
+        found = resolved("-F", str(own), *words)
+        assert (found["forwardagent"], found["forwardx11"]) == ([given], [given]), words
+        assert ("proxycommand" in found) == (words[-1] in ("kind-otter", "mlbox-nas"))
 
 
 def test_what_a_host_tells_runs_there_is_what_ssh_knows_of_it() -> None:

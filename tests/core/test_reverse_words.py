@@ -70,16 +70,27 @@ def test_only_the_hosts_own_line_goes() -> None:
 def test_a_meeting_travels() -> None:
     place = Meeting.from_wire(json.loads(json.dumps(PLACE)))
     assert Meeting.from_wire(json.loads(json.dumps(place.to_wire()))) == place
-    assert place.known_hosts("x") == f"x {KEY}\n"
-    words = place.dial("/key", "/a b/known", "x")
+    assert place.known_hosts() == f"mlbox-rendezvous {KEY}\n"  # one that an earlier version wrote has no name
+    words = place.dial("/key", "/a b/known")
     assert 'UserKnownHostsFile="/a b/known"' in words and "StrictHostKeyChecking=yes" in words
+
+
+def test_an_authority_is_one_for_that_name_only() -> None:
+    keys = [KEY, f"@cert-authority {KEY}", f"@revoked {KEY}"]
+    place = Meeting.from_wire({**PLACE, "host_keys": keys, "name": "[gate.lab]:2200"})
+    assert Meeting.from_wire(json.loads(json.dumps(place.to_wire()))) == place
+    lines = [f"[gate.lab]:2200 {KEY}", f"@cert-authority [gate.lab]:2200 {KEY}", f"@revoked [gate.lab]:2200 {KEY}"]
+    assert place.known_hosts().splitlines() == lines
+    assert "HostKeyAlias=[gate.lab]:2200" in place.dial("/key", "/known")
 
 
 @pytest.mark.parametrize(
     "change",
     [{"address": "-oProxyCommand=id"}, {"address": "a b"}, {"port": "22"}, {"port": 0}, {"port": True}, {"user": "-x"},
      {"user": ""}, {"folder": "/tmp/mlbox-1/../x"}, {"folder": "/tmp/x:/y"}, {"host_keys": []}, {"host_keys": ["x"]},
-     {"host_keys": KEY}, {"host_keys": [KEY + "\n*"]}, {"via": 5}],
+     {"host_keys": KEY}, {"host_keys": [KEY + "\n*"]}, {"via": 5},
+     {"host_keys": ["@other " + KEY]}, {"host_keys": ["@cert-authority * " + KEY]}, {"name": "*"}, {"name": "a b"},
+     {"name": 5}],
 )  # fmt: skip
 def test_what_could_mean_more_to_ssh_is_no_meeting(change: dict[str, Any]) -> None:
     with pytest.raises(Usage):

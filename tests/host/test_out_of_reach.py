@@ -118,14 +118,15 @@ def test_where_it_meets(box: Box) -> None:
         reverse.meeting(box.found, "")
     box.call(host, do="meet", name=box.found.host, meeting=PLACE)
     place = reverse.meeting(box.found, "")
-    assert place is not None and place.to_wire() == PLACE
+    assert place == Meeting.from_wire(PLACE)
     assert reverse.meeting_file(box.found, box.found.host).stat().st_mode & 0o777 == 0o600
     box.lab(f"hosts: {{{box.found.host}: {{via: gate}}}}\n")
     assert reverse.meeting(box.found, "") is None
     assert reverse.meeting(box.found, "reverse") == place
     box.lab(f"hosts: {{{box.found.host}: {{via: another, tunnel: reverse}}}}\n")
-    with pytest.raises(errors.HostUnready, match="another have not met"):
+    with pytest.raises(errors.HostUnready, match=r"has met gate, and lab\.yaml has it meet another") as caught:
         reverse.meeting(box.found, "")
+    assert "--via another, on a laptop that knows it by that name (`Host another`" in caught.value.hint
 
 
 def test_add_and_remove(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +138,9 @@ def test_add_and_remove(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     assert box.call(host, do="add", name=name, via="gate", tunnel="reverse") == added
     with pytest.raises(errors.Refused, match="not with forward tunnels"):
         box.call(host, do="add", name=name, via="gate", tunnel="forward")
+    with pytest.raises(errors.Refused, match=r"meet laptops at gate, not at gate\.lab") as caught:  # a colleague's name
+        box.call(host, do="add", name=name, via="gate.lab", tunnel="reverse")
+    assert "--via gate, on a laptop that knows it by that name (`Host gate`" in caught.value.hint
     box.call(host, do="meet", name=name, meeting=PLACE)
     assert box.call(host, do="place", name=name) == {"host": name, "via": "gate"}
     assert box.call(host, do="remove", name=name) == {"host": name, "via": "gate", "others": []}

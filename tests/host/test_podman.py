@@ -14,10 +14,11 @@ import pytest
 from mlbox import errors
 from mlbox.core.session import ENGINES, Spec
 from mlbox.host import engines, store
-from mlbox.host.engines import Run, cdi
+from mlbox.host.engines import Run, cdi, container
 from mlbox.host.engines.docker import Docker
 from mlbox.host.engines.podman import Podman, forgets
 from mlbox.host.handlers import session
+from mlbox.host.run import Cancel, Result
 
 SPEC = Spec(image="x", runtime="podman")
 RUN = Run(
@@ -100,6 +101,37 @@ def test_a_specification_that_is_none_names_nothing(specifications: Path, conten
     (specifications / "nvidia.yaml").write_text(content)
     (specifications / "other.json").write_text(content)
     assert cdi.missing(["GPU-1"]) == ["GPU-1"]
+
+
+NO_REGISTRY = 'Error: short-name "{}" did not resolve to an alias and no unqualified-search registries are defined'
+NOBODY_TO_ASK = "Error: short-name resolution enforced but cannot prompt without a TTY"
+DOCKERS = "docker.io/pytorch/pytorch:2.9"
+
+
+@pytest.mark.parametrize(
+    ("image", "said", "pulled"),
+    [
+        ("pytorch/pytorch:2.9", NO_REGISTRY, ["pytorch/pytorch:2.9", DOCKERS]),
+        ("pytorch/pytorch:2.9", NOBODY_TO_ASK, ["pytorch/pytorch:2.9", DOCKERS]),
+        ("python", NOBODY_TO_ASK, ["python", "docker.io/library/python"]),
+        ("fedora", "", ["fedora"]),  # which podman knows to be elsewhere
+        ("quay.io/short-name", "Error: initializing source docker://quay.io/short-name", ["quay.io/short-name"]),
+    ],
+)
+def test_a_name_without_a_registry_is_the_same_as_docker_s(
+    image: str, said: str, pulled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def stream(argv: tuple[str, ...], *_: object, **__: object) -> Result:
+        tried.append(argv[-1])
+        failed = said and argv[-1] == image
+        return Result(125, (said.format(image),)) if failed else Result(0, ())
+
+    monkeypatch.setattr(container, "stream", stream)
+    done = podman().pull(image, lambda *_: None, Cancel())
+    assert tried == pulled
+    assert (done.code == 0) == (image != "quay.io/short-name")
 
 
 @pytest.mark.parametrize(("version", "good"), [("3.4.4", False), ("4.0.2", False), ("4.1.0", True), ("5.4.2", True)])

@@ -40,12 +40,12 @@ class Notebook:
         self.connect()
         return self
 
-    def connect(self) -> None:
-        """(Again) to the same kernel, as a page does whose connection broke."""
+    def connect(self, patience: float = _PATIENCE) -> None:
+        """(Again) to the same kernel, as a page does whose connection broke. `patience`: s, with each answer."""
         parts = urllib.parse.urlsplit(self._url)
         query = f"session_id={self._session.session}&{parts.query}"
         address = f"ws://{parts.netloc}/api/kernels/{self.kernel}/channels?{query}"
-        self._socket = websocket.create_connection(address, timeout=_PATIENCE)
+        self._socket = websocket.create_connection(address, timeout=patience)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._socket.close()

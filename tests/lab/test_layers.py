@@ -24,9 +24,12 @@ from labkit.inventory import CODE_SERVER
 from notebook import Notebook
 from vsix import extension
 
+from mlbox.core import layer
+
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
 HOST = "gpu2"
+JUPYTERLAB = "4.3.8"
 VSCODE = ("--sources", "/share/sources", "--vscode-version", CODE_SERVER)
 ARCHIVE = f"code-server-{CODE_SERVER}-linux-amd64.tar.gz"
 INIT = """\
@@ -78,6 +81,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     laptop = Laptop(folder / "home")
     arguments = (
         "session", HOST, "--image", PYTHON_IMAGE, "--gpus", "1", *VSCODE, "--packages", "tabulate,six",
+        "--jupyter-version", JUPYTERLAB,
         "--requirements", str(folder / "requirements.txt"), "--init-script", str(folder / "init.sh"),
         "--vscode-extensions", str(extension(folder / "tiny-0.0.7.vsix")),
     )  # fmt: skip
@@ -109,6 +113,13 @@ class TestABuiltLayer:
 
     def test_all_services_are_there(self, built: Built) -> None:
         assert {"jupyter", "vscode", "ssh"} <= set(built.block)
+
+    def test_they_are_of_the_versions_asked_for(self, built: Built) -> None:
+        assert JUPYTERLAB != layer.JUPYTERLAB and CODE_SERVER != layer.CODE_SERVER  # nor what would be taken anyway
+        with Notebook(built.block["jupyter"]) as notebook:
+            assert notebook.run("import jupyterlab; jupyterlab.__version__") == f"'{JUPYTERLAB}'"
+        told = inside(built.laptop, built.block["name"], "/opt/mlbox/code-server/bin/code-server --version")
+        assert told.split()[0] == CODE_SERVER
 
     def test_packages_are_importable(self, built: Built) -> None:
         with Notebook(built.block["jupyter"]) as notebook:

@@ -90,3 +90,8 @@ def test_a_registry_that_is_not_there_is_told_from_one_that_wants_a_login(laptop
     refused = laptop.run(*words("docker", "localhost:5999/none:1"), "--detach")
     assert refused.code == 3 and f"{HOST} does not reach the registry" in refused.err, refused.all
     assert "log in" not in refused.err
+
+
+def test_podman_takes_a_name_without_a_registry_as_docker_does(laptop: Laptop) -> None:
+    refused = laptop.run(*words("podman", "lab-nobody/none:1"), "--detach")
+    assert refused.code == 3 and "docker.io" in refused.err and "short-name" not in refused.err, refused.all

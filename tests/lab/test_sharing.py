@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
 Json = dict[str, Any]
 HOST, NAME = "gpu2", "ours"
+THEIRS = f"mlbox-{NAME}"  # as a colleague's ssh knows it
 OWNER_FOLDER = "/tmp/mlbox-1001.shared"
 # What is heard at a socket: a greeting, or the answer to a question; nothing of a connection that is closed.
 HEAR = """
@@ -260,13 +261,14 @@ def test_a_colleague_works_in_it(shared: Ours, bob: Person) -> None:
         with Notebook(block["jupyter"]) as notebook:
             assert notebook.run("import os; print(os.environ['MLBOX_SESSION'])") == f"{shared.id}\n"
         assert "vscode" in block
-        done = bob.inside(NAME, "id -un; echo $MLBOX_SESSION")
+        done = bob.inside(THEIRS, "id -un; echo $MLBOX_SESSION")
         assert done.stdout.split() == ["ada", shared.id], done.stderr
         known = (bob.laptop.home / f".local/state/mlbox/ssh.d/{shared.id}.known_hosts").read_text().split()
         own = ssh(HOST, f"cat /tmp/mlbox-1001/{shared.id[-8:].lower()}/conf/ssh_host_ed25519_key.pub").split()
         assert known[1:3] == own[:2]
-        settings = subprocess.run(bob.ssh("-G", NAME), env=bob.laptop.env, capture_output=True, text=True, check=True)
+        settings = subprocess.run(bob.ssh("-G", THEIRS), env=bob.laptop.env, capture_output=True, text=True, check=True)
         assert "stricthostkeychecking true" in settings.stdout
+        assert bob.inside(NAME, "true").returncode == 255  # who names a session takes no name of a colleague's machines
         by_port = client.wait_for(r"\(port (\d+)\)")[1]
         assert bob.inside(f"ssh://ada@localhost:{by_port}", "echo in").stdout == "in\n"
         told = bob.laptop.run("session", "info", NAME).out
@@ -304,7 +306,7 @@ def test_unshare_cuts_what_is_open_and_the_owner_goes_on(ours: Ours, bob: Person
         his = Notebook(block["jupyter"])
         his.__enter__()
         assert (his.run("2"), hers.run("3")) == ("2", "3")
-        shells = {person.user: person.shell(NAME) for person in (ada, bob)}
+        shells = {"ada": ada.shell(NAME), "bob": bob.shell(THEIRS)}
         assert all(map(echoes, shells.values()))
 
         said = ours.tell("unshare", "bob")
@@ -316,7 +318,7 @@ def test_unshare_cuts_what_is_open_and_the_owner_goes_on(ours: Ours, bob: Person
         assert client.process.wait(60) == 0
         assert echoes(shells["ada"]) and hers.run("3") == "3"
 
-        assert bob.inside(NAME, "true").returncode == 255
+        assert bob.inside(THEIRS, "true").returncode == 255
         assert bob.key.with_suffix(".pub").read_text().split()[1] not in ssh(
             HOST, f"cat /tmp/mlbox-1001/{ours.id[-8:].lower()}/conf/*_keys"
         )
@@ -332,7 +334,7 @@ def test_a_killed_keeper_s_successor_lets_the_same_colleague_in(shared: Ours, bo
         before = json.loads(ssh(HOST, f"cat {pid}"))["pid"]
         ssh(HOST, f"kill -KILL {before}; while kill -0 {before} 2>/dev/null; do sleep 0.05; done")
         assert shared.shared_with() == ["bob"]  # a call of the owner's: another keeper takes over
-        awaited(lambda: bob.inside(NAME, "echo in").stdout == "in\n")
+        awaited(lambda: bob.inside(THEIRS, "echo in").stdout == "in\n")
         with Notebook(block["jupyter"]) as notebook:
             assert notebook.run("1 + 1") == "2"
         assert client.process.poll() is None  # no keeper for a moment was no end of sharing
@@ -373,7 +375,7 @@ def test_another_s_door_with_its_id_is_not_taken_for_it(ours: Ours, bob: Person,
         ours.tell("unshare", "bob")
         done = bob.laptop.run("attach", ours.id, *at)  # this laptop knows whose it was
         assert done.code == 3 and "was ada's, and now noisy offers one by its id" in done.err, done.all
-        assert bob.inside(NAME, "true").returncode == 255
+        assert bob.inside(THEIRS, "true").returncode == 255
         told = fresh.run("session", "info", ours.id, *at).out  # that one hears whose it is
         assert "user:    noisy" in told and "with you" in told
     finally:

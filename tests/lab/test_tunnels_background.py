@@ -27,6 +27,8 @@ from outage import without_network, without_sshd
 from queuelab import awaited
 from terminal import at_terminal
 
+from mlbox.client.tunnels import Timing
+
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
 HOST = "gpu2"
@@ -36,6 +38,8 @@ SLEEP = float(os.environ.get("MLBOX_SLEEP", "60"))  # s; `make soak` sleeps for 
 SOAK = float(os.environ.get("MLBOX_SOAK", "48"))  # s
 PERIOD = float(os.environ.get("MLBOX_SOAK_PERIOD", "8"))  # s from one cut to the next
 MEMORY = 8 << 20  # bytes that a process may have grown: Python's own allocator is not exact
+# s by which new connections are carried again: the old link's silence is noticed, and the next one has its whole start.
+BACK = Timing.probe_every + Timing.probe_timeout + Timing.backoff_last + Timing.start_limit
 # At most this much of a processor's time, for a minute in which the host can't be reached: a twentieth.
 QUIET = 3.0  # s
 
@@ -270,8 +274,10 @@ class TestOneDesk:
             notebook.run("kept = 'still the same'")
             with without_network(HOST), asleep(desk):
                 time.sleep(SLEEP)  # the sleep is the test
-            notebook.connect()  # as a page does; who connects before the tunnel is back waits for it
+            awake = time.monotonic()
+            notebook.connect(BACK)  # as a page does; who connects before the tunnel is back waits for it
             assert notebook.run("kept") == "'still the same'"
+            print(f"{time.monotonic() - awake:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
         # By a new link, or by the old one where TCP has healed.
         awaited(lambda: [one["state"] for one in owners(desk.laptop)] == ["up"])
         assert desk.family()[0].is_running()

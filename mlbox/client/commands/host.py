@@ -103,9 +103,10 @@ def _address(via: Host, wanted: str) -> Json:
     if not isinstance(via.transport, OpenSsh):
         raise errors.Usage(f"{via.name} can't be a rendezvous: it must be dialled by OpenSSH", "another --via")
     address, port, user = via.transport.address()
+    name, keys = via.transport.host_keys()
     if wanted:
         address, port = _split(wanted)
-    return {"address": address, "port": port, "user": user, "host_keys": list(via.transport.host_keys())}
+    return {"address": address, "port": port, "user": user, "name": name, "host_keys": list(keys)}
 
 
 def _split(wanted: str) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import output, state
-from mlbox.client.transports import keys
+from mlbox.client.transports import keys, known_hosts
 from mlbox.client.transports.child import Child
 from mlbox.client.tunnels import Link, SshLink
 
@@ -106,21 +106,19 @@ class OpenSsh:
         found = {name: values[0] for name, values in self._resolved.items()}
         return found.get("hostname", self.host), int(found.get("port", 22)), found.get("user", "")
 
-    def host_keys(self) -> tuple[str, ...]:
-        """The host keys by which this laptop verifies it: "type base64". Raises Unreachable where it knows none."""
+    def host_keys(self) -> tuple[str, tuple[str, ...]]:
+        """How this laptop verifies it: a name, and what known_hosts has for that, each "type base64" with its marker
+        before it, if it has one. Raises Unreachable where there is no key, its own or an authority's."""
         address, port, _ = self.address()
-        alias = self._resolved.get("hostkeyalias", [address])[0]
-        name = alias if port == 22 or alias != address else f"[{address}]:{port}"
-        files = " ".join(self._resolved.get("userknownhostsfile", []) + self._resolved.get("globalknownhostsfile", []))
-        found: dict[str, None] = {}
-        for file in shlex.split(files):
-            argv = ("ssh-keygen", "-F", name, "-f", os.path.expanduser(file))
-            said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
-            lines = (line.split() for line in said.splitlines() if line[:1] not in ("#", "@", ""))
-            found.update(dict.fromkeys(f"{words[1]} {words[2]}" for words in lines if len(words) >= 3))
-        if not found:
+        alias = self._resolved.get("hostkeyalias", [""])[0]
+        named = " ".join(self._resolved.get("userknownhostsfile", []) + self._resolved.get("globalknownhostsfile", []))
+        files = [os.path.expanduser(file) for file in shlex.split(named)]
+        name = alias or address
+        with_port = name if alias or port == 22 else f"[{address}]:{port}"
+        lines = known_hosts.about(files, with_port) or known_hosts.about(files, name)  # as ssh looks for them
+        if all(line.marker == known_hosts.REVOKED for line in lines):
             raise errors.Unreachable(f"no host key of {self.host} is known on this machine", f"ssh {self.host} once")
-        return tuple(found)
+        return name, tuple(dict.fromkeys(f"{line.marker} {line.kind} {line.key}".strip() for line in lines))
 
     def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
         batch = generation > 1 or not _may_ask()

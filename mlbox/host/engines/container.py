@@ -31,7 +31,7 @@ from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, image, store
 from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal, selinux
-from mlbox.host.run import Cancel, capture, stream
+from mlbox.host.run import Cancel, Result, capture, stream
 
 LAYERS = "mlbox-layer"
 
@@ -82,18 +82,21 @@ class Container:
         raise self.unusable(error)
 
     def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
-        pull = Pull()
-        say(f"pulling {spec.image}")
-
-        def on_line(line: str) -> None:
-            if pull.hear(line, time.monotonic()):
-                say(f"pulling {spec.image}", pull.said(time.monotonic()))
-
-        # On a terminal, for elsewhere neither engine says how much has come.
-        result = stream((self.program, "pull", spec.image), on_line, cancel, terminal=True)
+        result = self.pull(spec.image, say, cancel)
         if result.code != 0:
             raise refusal.of_pull(self.program, spec.image, result.tail, self.login, self._user)
         return self.identify(spec)
+
+    def pull(self, image: str, say: Say, cancel: Cancel) -> Result:
+        pull = Pull()
+        say(f"pulling {image}")
+
+        def on_line(line: str) -> None:
+            if pull.hear(line, time.monotonic()):
+                say(f"pulling {image}", pull.said(time.monotonic()))
+
+        # On a terminal, for elsewhere neither engine says how much has come.
+        return stream((self.program, "pull", image), on_line, cancel, terminal=True)
 
     def facts(self, spec: Spec, identity: str, cancel: Cancel, guest: bool) -> Facts:
         """As the one sees it who will work in it: what is closed to that user is not there."""

@@ -4,6 +4,7 @@
               outside, and without it the container's root is the user, so that files stay the user's either way
     rootful   as Docker: it is what root's podman is
     GPUs      by CDI; there is no other way
+    names     one without a registry is what podman's own settings make of it, else Docker's: the same on all hosts
 
 Assumes: version 4.1 or newer (CDI); for rootless, subordinate ids in /etc/subuid and /etc/subgid, and where systemd
 keeps the user's runtime folder, that it outlives the login (`loginctl enable-linger`): podman forgets its containers
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +24,16 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.session import Spec
 from mlbox.host import store
-from mlbox.host.engines import cdi
+from mlbox.host.engines import Say, cdi
 from mlbox.host.engines.command import is_root
 from mlbox.host.engines.container import Container
+from mlbox.host.run import Cancel, Result
 
 _OLDEST = (4, 1)
 _LIMITS = {"--cpu-shares", "--cpus", "--cpuset-cpus", "--memory", "--memory-reservation", "--memory-swap",
            "--pids-limit"}  # fmt: skip
+_DOCKERS = "docker.io"  # the registry that Docker takes for a name without one
+_SHORT = re.compile(r'short-name ("|resolution enforced)')
 LINGER = Path("/var/lib/systemd/linger")
 
 
@@ -80,6 +85,13 @@ class Podman(Container):
             )
         return super().identify(spec)
 
+    def pull(self, image: str, say: Say, cancel: Cancel) -> Result:
+        """Where no registry is set for short names, or a person would be asked which, podman pulls nothing."""
+        result = super().pull(image, say, cancel)
+        if result.code == 0 or not _SHORT.search(result.tail):
+            return result
+        return super().pull(f"{_DOCKERS}/{image if '/' in image else f'library/{image}'}", say, cancel)
+
     def identity(self, user: str) -> list[str]:
         if is_root(user):
             return ["--user", "0:0"]
@@ -110,7 +122,7 @@ class Podman(Container):
 
     def login(self, registry: str) -> str:
         # Where it is kept by default goes with the login.
-        return f"podman login --authfile ~/.config/containers/auth.json {registry}".strip()
+        return f"podman login --authfile ~/.config/containers/auth.json {registry or _DOCKERS}"
 
 
 def forgets(runtime: str, user: str, linger: Path = LINGER) -> bool:

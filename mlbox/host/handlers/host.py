@@ -94,6 +94,11 @@ def _add(call: Call, found: store.Store, name: str) -> Json:
         line = edit.line
         if not found.dry:
             edit.write()
+    elif entry.via not in ("", via) and entry.reverse == (tunnel == "reverse"):
+        raise errors.Refused(
+            f"lab.yaml has {name} meet laptops at {entry.via}, not at {via}",
+            f"is that the same host? --via {entry.via}, {reverse.alias(entry.via)}; lab.yaml is everybody's",
+        )
     elif (entry.via, entry.reverse) != (via, tunnel == "reverse"):
         hint = f"in {found.root}/lab.yaml, under {name}: tunnel: {tunnel}, via: {via}"
         raise errors.Refused(f"lab.yaml has {name} already, and not with {tunnel} tunnels and via {via}", hint)

@@ -1,17 +1,15 @@
-"""Whether a host's key is known: known_hosts, with its hashes, patterns and @revoked lines."""
+"""Whether a host's key is known, and not revoked."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import hashlib
-import hmac
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlbox import errors
+from mlbox.client.transports import known_hosts
 from mlbox.client.transports.fabric.library import load
 from mlbox.client.transports.fabric.settings import Settings
 
@@ -27,38 +25,14 @@ class _KnownKeys:
 def _known(files: tuple[str, ...], name: str) -> _KnownKeys:
     found: list[tuple[str, bytes]] = []
     revoked = set()
-    for file in files:
-        try:
-            lines = Path(file).read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            marker, *fields = line.split() if line.startswith("@") else ["", *line.split()]
-            with contextlib.suppress(ValueError):  # a line that is no base64 counts for nothing
-                if len(fields) < 3 or fields[0].startswith("#") or not _names(fields[0], name):
-                    continue
-                blob = base64.b64decode(fields[2])
-                if marker == "@revoked":
-                    revoked.add(blob)
-                elif not marker:  # a @cert-authority would vouch for certificates, which paramiko can't read
-                    found.append((fields[1], blob))
+    for line in known_hosts.about(files, name):
+        with contextlib.suppress(ValueError):  # a key that is no base64 counts for nothing
+            blob = base64.b64decode(line.key)
+            if line.marker == known_hosts.REVOKED:
+                revoked.add(blob)
+            elif not line.marker:  # an authority would vouch for certificates, which paramiko can't read
+                found.append((line.kind, blob))
     return _KnownKeys(tuple(found), frozenset(revoked))
-
-
-def _names(field: str, name: str) -> bool:
-    """Whether a line's first field (a hash, or patterns with * ? and !) means this host."""
-    if field.startswith("|1|"):
-        salt, _, digest = field[3:].partition("|")
-        made = hmac.new(base64.b64decode(salt), name.encode(), "sha1").digest()
-        return hmac.compare_digest(base64.b64encode(made).decode(), digest)
-    matched = False
-    for pattern in field.lower().split(","):
-        expression = re.escape(pattern.lstrip("!")).replace(r"\*", ".*").replace(r"\?", ".")
-        if re.fullmatch(expression, name.lower()):
-            if pattern.startswith("!"):
-                return False
-            matched = True
-    return matched
 
 
 class Verifier:

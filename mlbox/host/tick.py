@@ -113,6 +113,8 @@ def _pass(found: store.Store) -> Report:
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
         done = _work_off(found, seen.view, rules.lab)
+    if done.failed:  # ends like any other, for which others may wait
+        found.of_ticks("wanted").touch(mode=0o600)
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
     _publish(found, seen, done.waits or {})

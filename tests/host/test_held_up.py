@@ -58,6 +58,14 @@ def test_what_waited_for_its_end(box: Box, big: Job) -> None:
     assert box.end(behind).name == "finished"
 
 
+def test_what_waited_for_one_that_can_never_run_then(box: Box, big: Job) -> None:
+    doomed = box.submit("true", after=(After(big.id, "ok"),))
+    behind = box.submit("true", after=(After(doomed.id, "any"),))
+    resume(box)
+    assert cli.main(["cancel", "big", "--root", str(box.root)]) == 0
+    assert (box.end(doomed).name, box.end(behind).name) == ("failed", "finished")
+
+
 def test_what_is_cancelled_next_is_not_started_before(box: Box, big: Job) -> None:
     small = box.submit("true", resources={"memory": 1}, name="small")
     resume(box)

@@ -107,7 +107,7 @@ def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:
 
 def test_a_name_of_two_arrays_ends_neither(box: Box) -> None:
     made = [job for _ in range(2) for job in box.submit_all("sleep", "9", array=2, array_limit=1, name="x")]
-    with pytest.raises(errors.NotFound, match="4 jobs are called 'x'"):
+    with pytest.raises(errors.NotFound, match="several jobs are called 'x'"):
         box.call(cancel, job="x")
     assert all(job.state().live for job in made)
 
@@ -126,7 +126,7 @@ def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> N
     box.end(again)
     assert box.call(logs, job="train")["state"] == "cancelled"
     assert box.call(cancel, job="train")["id"] == again.id
-    with pytest.raises(errors.NotFound, match="3 jobs are called"):
+    with pytest.raises(errors.NotFound, match="several jobs are called"):
         box.call(show, job=again.id[:3])
 
 
@@ -134,7 +134,7 @@ def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) ->
     made = box.submit_all("true", array=2, name="sweep")
     for job in made:
         box.end(job)
-    with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
+    with pytest.raises(errors.NotFound, match="several jobs are called 'sweep'"):
         box.call(show, job="sweep")
 
 
@@ -169,7 +169,7 @@ def test_a_job_waits_for_one_that_is_called_by_its_name(box: Box) -> None:
     box.jobs.append(box.found.job(made))
     assert [(one.job, one.end) for one in box.jobs[-1].spec().after] == [(first.id, "any")]
     box.submit("sleep", "600", name="train")
-    for name, said in (("train", "2 jobs are called 'train'"), ("nope", "no job 'nope'")):
+    for name, said in (("train", "several jobs are called 'train'"), ("nope", "no job 'nope'")):
         with pytest.raises(errors.NotFound, match=said):
             box.call(submit, spec=spec, after=[{"job": name, "end": "ok"}])
 

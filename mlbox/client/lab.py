@@ -56,9 +56,8 @@ def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state
     the host that has started it. Why the others wait, a host that could run them knows better than the one that was
     asked first."""
     started: dict[str, str] = {}
-    away = hosts.away() if names else ()
-    near = [name for name in names if name not in away]
-    told = nudge(near, settings, next(iter(waits), "")) if near else {}
+    there = near(names)
+    told = nudge(there, settings, next(iter(waits), "")) if there else {}
     for name, ticked in told.items():
         started.update((job, name) for job in ticked["started"] if job in waits)
         waits.update((job, why) for job, why in ticked["waits"].items() if job in waits)
@@ -67,15 +66,22 @@ def start_elsewhere(waits: dict[str, str], names: Sequence[str], settings: state
     return started
 
 
-def look_again(asked: Host, others: Iterable[str], settings: state.Config) -> None:
-    """After a word by which a host, or several, may start something: what waited for it is not left to their cron. The
-    word is on record, whatever becomes of that."""
-    if not settings.dry_run:
-        try:
-            asked.call("tick", {})
-        except errors.MlboxError as error:
-            output.warn(hosts.told(asked.name, error))
-        nudge(others, settings)
+def near(names: Sequence[str]) -> list[str]:
+    """Without those that were away a moment ago, of which each would cost ssh's whole time-out."""
+    away = hosts.away() if names else ()
+    return [name for name in names if name not in away]
+
+
+def look_again(asked: Host, others: Iterable[str], settings: state.Config, job: str = "") -> dict[str, Json]:
+    """After a word by which a host, or several, may start something: what waited for it (such as `job`) is not left to
+    their cron. The word is on record, whatever becomes of that. What the others answer."""
+    if settings.dry_run:
+        return {}
+    try:
+        asked.call("tick", {})
+    except errors.MlboxError as error:
+        output.warn(hosts.told(asked.name, error))
+    return nudge(others, settings, job)
 
 
 def _knows(reply: Json, job: str) -> bool:

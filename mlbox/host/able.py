@@ -53,6 +53,13 @@ def elsewhere(
     return [ssh for name in others if (ssh := rules.ssh_name(name))]
 
 
+def others(found: store.Store, rules: Lab) -> list[str]:
+    """What laptops call the other hosts that start anything now, whatever it is: told when what left the line may have
+    held up jobs of any queue."""
+    known = view.published(found, rules, view.known_users(found))
+    return lab.others(found, [host.name for host in known if not host.away])
+
+
 def _together(reasons: list[str]) -> str:
     """`it asks for 3 GPUs, and a has 1, b has no GPU`: what is asked for once, and of the first few that lack it."""
     lacking: dict[str, list[str]] = {}

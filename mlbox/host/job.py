@@ -99,6 +99,13 @@ class Job:
         except errors.NotFound:
             return JobSpec()
 
+    def name(self) -> str:
+        """By which it is called; empty where that can't be read. The rest of its spec is not judged, which would cost
+        several times as much: names are looked for among thousands."""
+        document = files.read_json(self.folder / "spec.json")
+        work = document.get("work") if isinstance(document, dict) else None
+        return str(work.get("name", "")) if isinstance(work, dict) else ""
+
     def whole(self) -> JobSpec:
         """The spec, as it is to be run: ours, with its secrets, which only its owner can read. Raises NotFound, also
         where these are gone: it is not run with what stands in their places."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from mlbox import errors
@@ -13,7 +13,9 @@ from mlbox.host.job import Job
 
 _LEAST = 3  # letters of an id that may stand for it
 _ELEMENT = re.compile(r"(.+)[\[_]([0-9]{1,5})\]?")  # `sweep[2]`, as it is shown; `sweep_2`, which no shell reads
-_RECENT = 300  # ended jobs, and waiting ones per queue, that a name or a part of an id is looked for in
+_RECENT = 300  # ended jobs that a name or a part of an id is looked for in
+_OPENED = 3000  # of a user's, whose names are read; of an array's folder in the line one stands for all
+_FEW = 20  # of these, which are looked at when they are meant
 
 
 def job(found: store.Store, wanted: str, whole: bool = False) -> Job:
@@ -27,13 +29,13 @@ def job(found: store.Store, wanted: str, whole: bool = False) -> Job:
             if made.is_there():
                 return made
         raise absent(found, wanted.upper())
-    matching = _matching(found, wanted)
-    own = {id_: made for id_, made in matching.items() if made.owner == found.user}
-    matching = _meant(found, own or matching, wanted, whole)
+    others = [user for user in users if user != found.user]
+    matching = _matching(found, wanted, [found.user]) or _matching(found, wanted, others)
+    matching = _meant(found, matching, wanted, whole)
     if not matching:
-        raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", "mlbox jobs --all shows what there is")
+        raise errors.NotFound(f"there is no job {text.safe(wanted)!r}", _where(found))
     if len(matching) > 1:
-        raise errors.NotFound(f"{len(matching)} jobs are called {text.safe(wanted)!r}", _instead(matching))
+        raise errors.NotFound(f"several jobs are called {text.safe(wanted)!r}", _instead(matching))
     return next(iter(matching.values()))
 
 
@@ -48,6 +50,13 @@ def _meant(found: store.Store, matching: dict[str, Job], wanted: str, whole: boo
     spec = matching[newest].shown()
     meant = is_element(wanted) or (spec.name == wanted and (whole or not spec.array))
     return living or ({newest: matching[newest]} if meant else matching)
+
+
+def _where(found: store.Store) -> str:
+    """To look for one that was not found."""
+    if sum(1 for _ in _known(found, found.user)) > _OPENED:
+        return f"by its id: so many wait that only the first {_OPENED} were looked at by name"
+    return "mlbox jobs --all shows what there is"
 
 
 def _instead(matching: dict[str, Job]) -> str:
@@ -75,18 +84,22 @@ def absent(found: store.Store, id_: str) -> errors.NotFound:
     return errors.NotFound(f"there is no job {id_} in {found.root}", "mlbox jobs --all shows what there is")
 
 
-def _matching(found: store.Store, wanted: str) -> dict[str, Job]:
+def _matching(found: store.Store, wanted: str, users: Iterable[str]) -> dict[str, Job]:
     if element := _ELEMENT.fullmatch(wanted):
         name = element[1].upper() if ids.is_ulid(element[1].upper()) else element[1]
-        return _elements(found, name, int(element[2]))
-    users = view.known_users(found)
-    known = ((id_, made) for user in users for id_, made in _known(found, user))
-    return {id_: made for id_, made in known if _is(made, id_, wanted) and made.is_there()}
+        return _elements(found, name, int(element[2]), users)
+    matching: dict[str, Job] = {}
+    for user in users:
+        for number, those in enumerate(_known(found, user)):
+            named = number < _OPENED and wanted and found.job(those[0], user).name() == wanted
+            meant = [id_ for id_ in those if _is_part(wanted, id_)] + (those[:_FEW] if named else [])
+            matching.update((id_, found.job(id_, user)) for id_ in meant)
+    return {id_: made for id_, made in matching.items() if made.is_there()}
 
 
-def _elements(found: store.Store, name: str, index: int) -> dict[str, Job]:
+def _elements(found: store.Store, name: str, index: int, users: Iterable[str]) -> dict[str, Job]:
     """One of each array of that name, or that id, from its first job on: of a long one few are looked through."""
-    specs = ((made.owner, made.shown()) for made in _matching(found, name).values())
+    specs = ((made.owner, made.shown()) for made in _matching(found, name, users).values())
     firsts = {(spec.array, owner) for owner, spec in specs if spec.array and name in (spec.name, spec.array)}
     those = (found.job(ids.following(first, index), owner) for first, owner in firsts)
     return {made.id: made for made in those if made.is_there()}
@@ -96,7 +109,7 @@ def array(found: store.Store, name: str) -> list[Job]:
     """What has not ended of this user's one array of that name; empty where there is none, or another job too."""
     if ids.is_ulid(name.upper()):
         return []
-    living = [made for made in _matching(found, name).values() if made.owner == found.user and made.state().live]
+    living = [made for made in _matching(found, name, [found.user]).values() if made.state().live]
     firsts = {made.spec().array if made.spec().name == name else "" for made in living}
     if len(firsts) != 1 or firsts == {""}:
         return []
@@ -112,29 +125,27 @@ def of_array(found: store.Store, first: Job) -> Iterator[Job]:
 
 
 def living(found: store.Store, name: str) -> Job | None:
-    """One of this user's that has this name, and runs or waits."""
-    running = (run.id for run in view.running_of(found, found.user))
-    places = ((queue, p) for queue in ready.queues(found, found.user) for p in ready.places(found, found.user, queue))
-    waiting = (job.id for queue, place in places if (job := ready.at(found, found.user, queue, place)))
-    known = (found.job(id_) for id_ in chain(running, waiting))
-    return next((made for made in known if made.shown().name == name and made.state().live), None)
+    """One of this user's that has this name, and runs or waits; of however many."""
+    called = (those for those in chain(*_at_work(found, found.user)) if found.job(those[0]).name() == name)
+    return next((made for those in called for made in map(found.job, those) if made.state().live), None)
 
 
-def _known(found: store.Store, user: str) -> Iterator[tuple[str, Job]]:
-    seen = [run.id for run in view.running_of(found, user)]
-    seen += [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _RECENT)]
+def _at_work(found: store.Store, user: str) -> tuple[Iterator[list[str]], Iterator[list[str]]]:
+    """What runs, and what waits; those that stand together as one."""
+    running = ([run.id] for run in view.running_of(found, user))
+    queues = ready.queues(found, user)
+    return running, chain.from_iterable(ready.together(found, user, queue) for queue in queues)
+
+
+def _known(found: store.Store, user: str) -> Iterator[list[str]]:
+    """What waits last: of that there may be very much."""
+    running, waiting = _at_work(found, user)
     ended = archive.latest(found, user, _RECENT, lambda id_: found.job(id_, user).is_there())
-    seen += [str(row["id"]) for row in ended]
-    yield from ((id_, found.job(id_, user)) for id_ in dict.fromkeys(seen) if ids.is_ulid(id_))
+    return chain(running, ([row["id"]] for row in ended), waiting)
 
 
-def _is(made: Job, id_: str, wanted: str) -> bool:
-    if len(wanted) >= _LEAST and (id_.startswith(wanted.upper()) or id_.endswith(wanted.upper())):
-        return True
-    try:
-        return made.spec().name == wanted
-    except errors.NotFound:
-        return False
+def _is_part(wanted: str, id_: str) -> bool:
+    return len(wanted) >= _LEAST and (id_.startswith(wanted.upper()) or id_.endswith(wanted.upper()))
 
 
 def mine(found: store.Store, wanted: str) -> Job:

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from mlbox import errors
@@ -94,6 +94,12 @@ def heads(found: store.Store, owner: str, queue: str, limit: int) -> list[Waitin
 def places(found: store.Store, owner: str, queue: str, after: Place = ()) -> Iterator[Place]:
     """Where the hints of a line are, in their order; those behind the place `after`."""
     return _names(found.own(owner) / "ready" / queue, 3, after)
+
+
+def together(found: store.Store, owner: str, queue: str) -> Iterator[list[str]]:
+    """Who waits, in their order, by names alone: nothing is opened. Those in one folder of an array are one list."""
+    for _, those in groupby(places(found, owner, queue), lambda place: place[:4]):
+        yield [place[-1] for place in those]
 
 
 def at(found: store.Store, owner: str, queue: str, place: Place) -> Waiting | None:

@@ -113,6 +113,8 @@ def _pass(found: store.Store) -> Report:
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
         done = _work_off(found, seen.view, rules.lab)
+    if done.failed:  # ends like any other, for which others may wait
+        found.of_ticks("wanted").touch(mode=0o600)
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
     _publish(found, seen, done.waits or {})
@@ -231,12 +233,15 @@ def _fail(found: store.Store, job: Waiting, why: str) -> bool:
 
 
 def _preempt(found: store.Store, job: str, for_job: str) -> bool:
-    running = found.job(job)
-    facts = {"at": time.time(), "for": f"it made room for job {for_job}"}
-    if not running.append("preempt_requested", facts, patience=0):
+    """The attempt that runs here, as was decided: by now another host may be at a later one, and makes no room here."""
+    told, facts = found.job(job), {"at": time.time(), "for": f"it made room for job {for_job}"}
+    state = told.state()
+    if not state.running or state.facts.get("host") != found.host:
         return False
-    found.mark_ending(running, found.host)
-    keeping.tell(running)
+    if not told.append("preempt_requested", facts, state.attempt, patience=0):
+        return False
+    found.mark_ending(told, found.host)
+    keeping.tell(told)
     return True
 
 

@@ -21,6 +21,7 @@ ENDED = {
     "already": False,
     "requested": "",
     "more": [],
+    "elsewhere": [],
     "silent": 0.0,
 }
 
@@ -34,6 +35,7 @@ REPLIES: dict[str, Json] = {
     "jobs": {"jobs": [], **TROUBLE},
     "move": {"id": "A", "name": "a", "queue": "default", "priority": 0, "started": False, "elsewhere": [], **TROUBLE},
     "cancel": {**ENDED, **TROUBLE},
+    "tick": {},
     "status": {
         "host": "gpu1",
         "gpus": [],

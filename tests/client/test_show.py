@@ -40,7 +40,8 @@ def log(*events: tuple[str, float]) -> Json:
 
 def test_one_of_an_array_has_its_index(said: Any) -> None:
     assert said(show, log())[0] == "sweep[3]  01K  failed (attempt 2)"
-    reply = {**JOB, "already": True, "requested": "", "nudge": "", "silent": 0.0, "more": [], "trouble": ""}
+    reply = {**JOB, "already": True, "requested": "", "nudge": "", "silent": 0.0, "more": [], "elsewhere": [],
+             "trouble": ""}  # fmt: skip
     assert said(cancel, reply) == ["sweep[3]  01K  had ended already: failed"]
 
 

@@ -28,7 +28,7 @@ class Entry:
         self.heard.append(verb)
         if verb not in self.replies:
             raise errors.HostUnready("its disk is full")
-        return self.replies[verb]
+        return dict(self.replies[verb])
 
 
 def said(patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], **replies: Json) -> str:
@@ -40,7 +40,7 @@ def said(patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: l
 def cancelled(**facts: Any) -> Json:
     return {
         "id": JOB, "name": "otter", "state": "started", "requested": "cancel_requested", "already": False, "why": "",
-        "host": "gpu9", "nudge": "gpu9.lab", "silent": 0.0, "more": [], "trouble": "",
+        "host": "gpu9", "nudge": "gpu9.lab", "silent": 0.0, "more": [], "elsewhere": [], "trouble": "",
         **facts,
     }  # fmt: skip
 
@@ -75,14 +75,17 @@ def test_cancel_on_a_host_that_can_t_be_told(
 
 
 @pytest.mark.parametrize(("dry", "asked"), [(False, ["tick", "gpu9.lab"]), (True, [])])
-@pytest.mark.parametrize("words", [["host", "resume", "gpu9"], ["queue", "resume", "night"]], ids=" ".join)
-def test_what_waited_for_a_resume_does_not_wait_for_cron_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], dry: bool, asked: list[str]
+@pytest.mark.parametrize(
+    "words", ["host resume gpu9", "host fence gpu8 -y", "queue resume night", f"cancel {JOB}", f"cancel {JOB} {JOB}"]
+)
+def test_what_waited_for_a_word_does_not_wait_for_cron_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, dry: bool, asked: list[str]
 ) -> None:
     queue = {"name": "night", "waiting": 1, "running": 0, "max_running": 0, "paused": "", "hosts": ["gpu9"]}
     entry = Entry(
-        host={"host": "gpu9", "drained": False, "running": [], "nudge": ["gpu9.lab"]},
+        host={"host": "gpu9", "drained": False, "running": [], "requeued": [], "nudge": ["gpu9.lab"]},
         queue={"queues": [queue], "nudge": ["gpu9.lab"]},
+        cancel=cancelled(state="cancelled", requested="", nudge="", elsewhere=["gpu9.lab"]),
     )  # fmt: skip
 
     def ask_all(hosts: list[str], *_: Any) -> Json:
@@ -91,9 +94,10 @@ def test_what_waited_for_a_resume_does_not_wait_for_cron_too(
 
     monkeypatch.setattr(lab, "ask_all", ask_all)
     monkeypatch.setattr(lab, "entry", lambda *_: entry)
-    assert cli.main([*words, *(["--dry-run"] if dry else [])]) == 0
+    assert cli.main([*words.split(), *(["--dry-run"] if dry else [])]) == 0
     told = capsys.readouterr()
-    assert entry.heard[1:] == asked and "gpu9" in told.out and ("gpu1: its disk is full" in told.err) is not dry
+    assert entry.heard[words.count(JOB) or 1 :] == asked and told.out
+    assert ("gpu1: its disk is full" in told.err) is not dry
 
 
 def test_jobs_and_show_name_the_host_that_is_silent(

@@ -11,7 +11,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
 from mlbox.host import files, heard
-from mlbox.host.handlers import host, move, retry, submit
+from mlbox.host.handlers import cancel, host, move, queue, retry, submit
 
 LAB = """
 hosts:
@@ -73,6 +73,17 @@ def test_nobody_is_who_starts_nothing_just_now(act: Any, away: str, box: Box, mo
     else:
         monkeypatch.setattr(heard, "silent", lambda *_: {"gpu9": 2 * heard.LONG})
     assert act(box, 3000)["elsewhere"] == []
+
+
+def test_all_are_told_that_one_left_the_line(box: Box) -> None:
+    """Whatever they serve: what it held up may be in any queue."""
+    box.call(queue, do="pause", queue="night")
+    submitted(box, 0)
+    assert box.call(cancel, job=box.jobs[-1].id, dry_run=True)["elsewhere"] == []
+    assert box.cancel(box.jobs[-1])["elsewhere"] == ["gpu7", "gpu8", "lab-nine"]
+    assert box.cancel(box.jobs[-1])["elsewhere"] == []
+    box.call(host, do="drain", name="gpu8")
+    assert box.call(host, do="fence", name="gpu7")["nudge"] == ["lab-nine"]
 
 
 @pytest.mark.parametrize("act", [submitted, retried, moved])

@@ -83,7 +83,7 @@ def test_an_array_is_called_by_its_name_also_when_parts_of_it_have_ended(shut: B
     meant = [(a.job, a.array) for a in behind(shut, *after).spec().after]
     assert meant == [(array[0].id, 3), (array[0].id, 3), (array[1].id, 0), (array[0].id, 3)]
     shut.submit_all("true", array=2, name="sweep", queue="shut")
-    with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
+    with pytest.raises(errors.NotFound, match="several jobs are called 'sweep'"):
         behind(shut, {"job": "sweep"})
 
 

@@ -817,6 +817,34 @@ def test_a_job_that_is_claimed_elsewhere_since_is_left_to_that_host(box: Box) ->
     assert not processes.marked(job.id) and not box.is_live(job) and not job.boot_folder.exists()
 
 
+def test_a_job_that_is_told_to_make_room_waits_again(box: Box) -> None:
+    job = box.sh("sleep 600")
+    box.started(job)
+    assert tick._preempt(box.found, job.id, "another")
+    until(lambda: "preempted" in [event["event"] for event in job.events()])
+    box.cancel(job)
+    assert box.end(job).name == "cancelled"
+
+
+@pytest.mark.parametrize("lost", ["before", "meanwhile"])
+def test_a_job_that_runs_elsewhere_by_now_makes_no_room_here(
+    box: Box, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    job = submit.submit(box.found, TRUE)
+    box.jobs.append(job)
+    claimed = {"at": 1.0, "boot": "x", "gpus": []}
+    assert job.append("claimed", {**claimed, "host": box.found.host, "attempt": 1}) and job.append("started", {}, 1)
+    seen = job.state()
+    assert job.append("lost", {"why": "its runner was killed"}, 1)
+    assert job.append("claimed", {**claimed, "host": "gpu2", "attempt": 2}) and job.append("started", {}, 2)
+    with monkeypatch.context() as then:
+        if lost == "meanwhile":
+            then.setattr(Job, "state", lambda self: seen)
+        assert not tick._preempt(box.found, job.id, "another")
+    assert (job.state().attempt, job.state().requested) == (2, "")
+    assert job.append("finished", {}, 2)
+
+
 def test_a_living_keeper_whose_job_is_claimed_elsewhere_discards_its_end(box: Box) -> None:
     job = box.sh("sleep 60")
     box.started(job)

@@ -12,7 +12,7 @@ from queuebox import Box, Call
 from mlbox import errors
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
-from mlbox.core.session import Spec
+from mlbox.core.session import Mount, Spec
 from mlbox.host import files, processes
 from mlbox.host.handlers import cancel, host, jobs, logs, move, queue, retry, show, status, submit
 from mlbox.host.job import Job
@@ -107,7 +107,7 @@ def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:
 
 def test_a_name_of_two_arrays_ends_neither(box: Box) -> None:
     made = [job for _ in range(2) for job in box.submit_all("sleep", "9", array=2, array_limit=1, name="x")]
-    with pytest.raises(errors.NotFound, match="4 jobs are called 'x'"):
+    with pytest.raises(errors.NotFound, match="several jobs are called 'x'"):
         box.call(cancel, job="x")
     assert all(job.state().live for job in made)
 
@@ -126,15 +126,40 @@ def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> N
     box.end(again)
     assert box.call(logs, job="train")["state"] == "cancelled"
     assert box.call(cancel, job="train")["id"] == again.id
-    with pytest.raises(errors.NotFound, match="3 jobs are called"):
+    with pytest.raises(errors.NotFound, match="several jobs are called"):
         box.call(show, job=again.id[:3])
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_retry_is_refused_what_a_submit_is(box: Box, tmp_path: Path, dry: bool) -> None:
+    box.lab("queues: {default: {}, night: {}}\n")
+    work = Spec(image="x", name="train", mounts=(Mount(str(tmp_path), "/data"),))
+    spec = JobSpec(command=("true",), work=work, resources=Resources(gpus="0", cpus=0), queue="night")
+    job = submit.submit(box.found, spec)
+    box.jobs.append(job)
+    box.cancel(job)
+    narrower = "queues: {default: {}, night: {}}\nallow: {mounts: [/nowhere]}\n"
+    for rules, refusal in ("queues: {default: {}}\n", "no queue night"), (narrower, "may not be mounted"):
+        box.lab(rules)
+        with pytest.raises(errors.MlboxError, match=refusal):
+            box.call(retry, job="train", dry_run=dry)
+    assert box.hints() == []
+
+
+def test_a_retry_says_that_no_host_would_start_it(box: Box) -> None:
+    box.lab(f"hosts: {{{box.found.host}: {{}}, gpu9: {{}}}}\n")
+    job = box.submit("true", resources={"hosts": ("gpu9",)})
+    box.cancel(job)
+    again = box.call(retry, job=job.id)
+    box.jobs.append(box.found.job(again["id"]))
+    assert again["waits"] == "only gpu9 could run it, and it has never been heard of"
 
 
 def test_of_an_array_that_has_ended_none_is_meant_before_the_others(box: Box) -> None:
     made = box.submit_all("true", array=2, name="sweep")
     for job in made:
         box.end(job)
-    with pytest.raises(errors.NotFound, match="2 jobs are called 'sweep'"):
+    with pytest.raises(errors.NotFound, match="several jobs are called 'sweep'"):
         box.call(show, job="sweep")
 
 
@@ -169,7 +194,7 @@ def test_a_job_waits_for_one_that_is_called_by_its_name(box: Box) -> None:
     box.jobs.append(box.found.job(made))
     assert [(one.job, one.end) for one in box.jobs[-1].spec().after] == [(first.id, "any")]
     box.submit("sleep", "600", name="train")
-    for name, said in (("train", "2 jobs are called 'train'"), ("nope", "no job 'nope'")):
+    for name, said in (("train", "several jobs are called 'train'"), ("nope", "no job 'nope'")):
         with pytest.raises(errors.NotFound, match=said):
             box.call(submit, spec=spec, after=[{"job": name, "end": "ok"}])
 

@@ -307,3 +307,16 @@ def test_a_host_is_told_of_what_was_moved(lab: Lab) -> None:
     job = lab.one("--gpus", "0", "--on", "gpu2", "--queue", "night", "--", "true")
     lab.run("move", job, "--queue", "default")
     lab.until(job, "finished")
+
+
+def test_what_room_was_kept_from_starts_when_that_job_is_cancelled(lab: Lab) -> None:
+    """On a host that was not asked, too: no cron is there to find it."""
+    held = lab.submit("--gpus", "1", "--cpus", "0", "--array", "6", "--", "sleep", "1000")
+    awaited(lambda: len(lab.running()) == len(held))
+    lab.run("cancel", next(job["id"] for job in lab.running() if job["host"] == "gpu2"))
+    awaited(lambda: len(lab.running()) == len(held) - 1)
+    big = lab.one("--gpus", "2", "--cpus", "0", "--on", "gpu2", "--", "true")
+    small = lab.one("--gpus", "1", "--cpus", "0", "--on", "gpu2", "--", "sleep", "1000")
+    awaited(lambda: "kept for" in next(job["waits"] for job in lab.jobs() if job["id"] == small))
+    lab.run("cancel", big, "--host", "gpu1")
+    lab.until(small, "started")

@@ -27,17 +27,21 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     host = lab.entry(arguments, settings)
-    replies, troubles, failed = [], [], None
+    replies, troubles, elsewhere, failed = [], [], list[str](), None
     for job in arguments.jobs:
         try:
             reply = host.call("cancel", {"job": job})
             troubles.append({"trouble": reply.pop("trouble")})
+            elsewhere += reply.pop("elsewhere")
             replies += [reply, *reply.pop("more")]
         except (errors.NotFound, errors.Refused, errors.Usage) as error:  # the others are cancelled all the same
             output.failure(error.message, error.hint)
             failed = failed or error
     nudges = [] if arguments.dry_run else [reply["nudge"] for reply in replies if reply["nudge"]]
-    heard = lab.nudge(nudges, settings) if nudges else {}
+    if any(reply["state"] == "cancelled" and not reply["already"] for reply in replies):  # they may have held up others
+        heard = lab.look_again(host, [*nudges, *lab.near(elsewhere)], settings)
+    else:
+        heard = lab.nudge(nudges, settings) if nudges else {}
     for reply in replies:  # one that can't be dialled finds the word by itself
         reply["heard"] = reply["nudge"] in heard if reply["nudge"] in nudges else not reply["silent"]
     if arguments.json:

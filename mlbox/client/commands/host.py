@@ -57,9 +57,11 @@ def main(arguments: argparse.Namespace) -> int:
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
     entry = lab.entry(arguments, settings)
     reply = entry.call("host", args)
-    waiting = reply.pop("nudge", ())
+    waiting = reply.pop("nudge")
     if arguments.do == "resume":
         lab.look_again(entry, waiting, settings)
+    elif arguments.do == "fence":
+        lab.look_again(entry, lab.near(waiting), settings, next(iter(reply["requeued"]), ""))
     if arguments.json:
         output.facts(reply, settings.dry_run)
     elif arguments.do == "fence":

@@ -39,9 +39,15 @@ def main(arguments: argparse.Namespace) -> int:
         output.note("no jobs; mlbox submit -- COMMAND makes one")
         return 0
     owner = ("OWNER",) if arguments.all else ()
-    rows = [((job["owner"],) if owner else ()) + _row(job) for job in reply["jobs"]]
+    rows = [((job["owner"],) if owner else ()) + row for job in reply["jobs"] for row in _rows(job)]
     output.table((*owner, "ID", "NAME", "STATE", "WHERE", "GPUS", "AGE", "WHY"), rows)
     return 0
+
+
+def _rows(job: Json) -> list[tuple[str, ...]]:
+    """Its own, and one for all that wait behind it and are not shown."""
+    rest = ("…", f"and {job.get('more')} more", said("submitted"), f"({job['queue']})", "", "", "")
+    return [_row(job), rest] if job.get("more") else [_row(job)]
 
 
 def _row(job: Json) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     lab.start_elsewhere(reply["waits"], reply["elsewhere"], config)
     if reply["waits"]:
         lab.unattended(reply)
-    found = _await(entry, job)
+    found = _await(entry, job, config)
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
     host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
@@ -53,7 +53,7 @@ def _dry_run(spec: JobSpec, ports: Sequence[Port], as_json: bool) -> int:
     return 0
 
 
-def _await(entry: Host, job: Json) -> Json:
+def _await(entry: Host, job: Json, config: state.Config) -> Json:
     """Where it has started. ^C takes it out of the line again. Raises StartFailed."""
     with output.Progress() as progress:
         progress.keep(f"{job['name']} is in line (job {job['id']})")
@@ -66,6 +66,8 @@ def _await(entry: Host, job: Json) -> Json:
         except KeyboardInterrupt:
             reply = entry.call("cancel", {"job": job["id"], "session": True})
             progress.keep("stopped; it is out of the line" if reply["state"] == "cancelled" else f"{job['name']} ends")
+            if reply["state"] == "cancelled":
+                lab.look_again(entry, lab.near(reply["elsewhere"]), config)
             raise
     if found["state"] != "started":
         raise errors.StartFailed(f"{job['name']} did not start: {text.safe(found['why'])}", f"mlbox show {job['id']}")

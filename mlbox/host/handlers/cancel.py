@@ -1,5 +1,6 @@
 """Cancel a job, or by its name what is left of an array. A waiting one is cancelled on return; of a running one its
-keeper is told, wherever it is."""
+keeper is told, wherever it is. What a waiting one held up starts with the tick that the caller asks for behind all
+that it cancels: with an earlier one, what is to be cancelled next might start."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.log import State
-from mlbox.host import attempts, keeping, lab, lookup, ready, store, view
+from mlbox.host import able, attempts, keeping, lab, lookup, ready, store, view
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -25,7 +26,9 @@ def run(call: Call) -> Json:
     jobs = lookup.array(found, wanted) or [lookup.mine(found, wanted)]
     silent = view.silent(found, rules.lab)
     ended = [_cancel(call, found, rules, job, silent) for job in jobs]
-    return {**ended[0], "more": ended[1:], "trouble": rules.trouble}
+    left = any(one["state"] == "cancelled" and not one["already"] for one in ended)  # the line
+    elsewhere = able.others(found, rules.lab) if left and not found.dry else []
+    return {**ended[0], "more": ended[1:], "elsewhere": elsewhere, "trouble": rules.trouble}
 
 
 def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job, silent: Mapping[str, float]) -> Json:

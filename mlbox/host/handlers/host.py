@@ -16,7 +16,7 @@ from mlbox.core import reverse as reverse_words
 from mlbox.core.hints import waiting
 from mlbox.core.log import State
 from mlbox.core.verdict import Outcome, verdict
-from mlbox.host import attempts, files, lab, marks, ready, reverse, store, view
+from mlbox.host import able, attempts, files, lab, marks, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -72,7 +72,7 @@ def _requeue(call: Call, found: store.Store, name: str) -> Json:
         raise errors.Refused(f"{name} is the host that answers this, so it is not gone", "mlbox host drain")
     with suppress(errors.Refused):  # another has drained, or fenced, it already
         _drain(found, name, True, "fenced")  # first: it starts nothing of what is in line again from here on
-    return {"requeued": _fence(found, name)}
+    return {"requeued": _fence(found, name), "nudge": able.others(found, lab.rules(found).lab)}
 
 
 # ---- reverse tunnels ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import text
+from mlbox.core import ids, text
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import WAITING, State
@@ -18,7 +18,7 @@ from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
-_WAITING, _ENDED = 200, 20
+_WAITING, _OF_ARRAY, _ENDED = 200, 20, 20
 _RENEWED = 3.0  # s
 
 
@@ -46,10 +46,24 @@ def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[J
     for row in reversed(archive.latest(found, user, ended, lambda id_: _is_left(found.job(id_, user)))):
         rows[row["id"]] = row
     running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
-    in_line = [job.id for queue in ready.queues(found, user) for job in ready.heads(found, user, queue, _WAITING)]
-    for job in (*running, *in_line):
-        rows.update(_row(found, job, user, reasons))
+    in_line = (shown for queue in ready.queues(found, user) for shown in _in_line(found, user, queue))
+    for job, more in (*((job, 0) for job in running), *in_line):
+        rows.update(_row(found, job, user, reasons, more))
     return [rows[id_] for id_ in sorted(rows)]
+
+
+def _in_line(found: store.Store, user: str, queue: str) -> list[tuple[str, int]]:
+    """The first of a line, and of each array in it; with how many wait behind each that are not shown."""
+    shown: list[tuple[str, int]] = []
+    of_array, following = 0, ""
+    for those in ready.together(found, user, queue):
+        of_array = of_array if those[0] == following else 0  # an array may fill several folders
+        taken = min(_OF_ARRAY - of_array, _WAITING - len(shown), len(those))
+        of_array += taken
+        shown += [(job, 0) for job in those[:taken]]
+        shown[-1] = (shown[-1][0], shown[-1][1] + len(those[taken:]))
+        following = ids.following(those[-1]) if len(those) > 1 else ""
+    return shown
 
 
 def _is_left(job: Job) -> bool:
@@ -59,12 +73,13 @@ def _is_left(job: Job) -> bool:
     return True
 
 
-def _row(found: store.Store, job: str, user: str, reasons: Reasons) -> dict[str, Json]:
+def _row(found: store.Store, job: str, user: str, reasons: Reasons, more: int) -> dict[str, Json]:
     made = found.job(job, user)
     try:
         spec, state = made.shown(), made.state()
         waits = reasons.of(made, spec, state) if state.waiting else ""
-        return {job: {**archive.summary(made, spec, state), "waits": waits, "silent": reasons.silent(state)}}
+        summary = archive.summary(made, spec, state)
+        return {job: {**summary, "waits": waits, "silent": reasons.silent(state), "more": more}}
     except OSError:
         return {}
 

@@ -9,8 +9,9 @@ from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State, said
+from mlbox.core.schedule import stuck
 from mlbox.host import able, code, cron, lab, lookup, store, tick
-from mlbox.host.handlers.submit import submit
+from mlbox.host.handlers.submit import check, submit
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
@@ -26,19 +27,21 @@ def run(call: Call) -> Json:
         raise errors.Usage(f"{spec.name} is a session", "mlbox session HOST starts another")
     if state.live:
         raise errors.Refused(f"job {spec.name} has not ended: it is {said(state.name)}", f"mlbox cancel {job.id} first")
+    spec, rules = _once_more(job, spec, state), lab.rules(found)
+    hosts = check(found, rules, spec)  # lab.yaml may have changed since
     if found.dry:
         _check_code(found, spec)
         return {"id": "", "name": spec.name, "of": job.id, "started": False, "waits": "", "elsewhere": []}
-    spec = _once_more(job, spec, state)
-    elsewhere = able.elsewhere(found, lab.rules(found).lab, spec.queue, spec.resources)
     with code.keeping(found):
         _check_code(found, spec)
         again = submit(found, spec)
     report = tick.behind(found)
     started = again.id in report.started
+    why = stuck(spec.queue, spec.resources, rules.lab, hosts) or (report.waits or {}).get(again.id, "")
+    elsewhere = able.elsewhere(found, rules.lab, spec.queue, spec.resources, hosts)
     return {
         "id": again.id, "name": spec.name, "of": job.id, "started": started, "host": found.host,
-        "waits": (report.waits or {}).get(again.id, ""), "trouble": report.trouble,
+        "waits": "" if started else why, "trouble": rules.trouble or report.trouble,
         "elsewhere": [] if started else elsewhere, "unattended": "" if started else cron.missing(found),
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ def run(call: Call) -> Json:
     rules = lab.rules(found)
     named = replace(spec.resources, hosts=tuple(map(rules.lab.own_name, spec.resources.hosts)))
     spec = replace(spec, resources=named, on_host_loss=spec.on_host_loss or rules.lab.on_host_loss)
-    hosts = _check(found, rules, spec)
+    hosts = check(found, rules, spec)
     with _unless_there(found, spec.name, bool(call.args.get("if_absent"))) as there:
         if there:
             return {**_NOTHING, "jobs": [{"id": there.id, "name": spec.name}], "there": there.state().name,
@@ -97,7 +97,7 @@ def _named(spec: JobSpec) -> JobSpec:
     return replace(spec, work=replace(work, runtime=runtime, name=name))
 
 
-def _check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
+def check(found: store.Store, rules: lab.Rules, spec: JobSpec) -> list[HostFacts]:
     """Refuses what could never run, and says what could; the hosts of the lab as they are known."""
     hosts = able.check(found, rules, spec.queue, spec.resources, spec.output_limit)
     lab.allowed(rules.lab, spec.work)

@@ -50,6 +50,16 @@ class Job:
         return self.boot_folder / "kernels"
 
     @property
+    def guest(self) -> Path:
+        """What the guest makes for its sshd: the session's host key, its settings."""
+        return self.boot_folder / "guest"
+
+    @property
+    def inside(self) -> tuple[Path, ...]:
+        """What a session's container writes to, of its boot folder. What is in these may be a link to anything."""
+        return self.sockets, self.logs, self.kernels, self.guest
+
+    @property
     def keeper_lock(self) -> Path:
         return self.boot_folder / "keeper.lock"
 

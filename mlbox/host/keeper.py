@@ -120,6 +120,7 @@ class Keeper:
         run = engines.Run(
             self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
             self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
+            self.job.inside,
         )  # fmt: skip
         reachable = services.reachable(plan, str(self.job.sockets), place.to_wire() if place else None)
         self.caller.send({"progress": {"text": "starting", "starting": reachable}})
@@ -158,7 +159,8 @@ class Keeper:
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
-        self.job.kernels.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
+        for folder in (self.job.kernels, self.job.guest):
+            folder.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
         for name, content in {"guest.json": json.dumps(plan.guest), **plan.files}.items():
             files.write_whole(self.job.conf / name, content.encode())
         write_accounts(self.job, ready.facts, paths.home)
@@ -182,7 +184,7 @@ class Keeper:
             for name, state in self.guest.failed().items():
                 raise failure.of_service(name, state["why"], state.get("log", ""))
             if self._child is not None and self._child.poll() is not None:
-                log = (self.job.logs / "guest.log").read_text(errors="replace")
+                log = files.end(self.job.logs / "guest.log").decode(errors="replace")
                 raise failure.ended_at_once(self.spec.runtime, self._child.returncode, log)
             if time.monotonic() > deadline:
                 raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt(1)}/log")

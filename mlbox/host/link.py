@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import descriptors
+from mlbox.host import files
 from mlbox.host.visitors import Visitor, Visitors, message
 
 Json = dict[str, Any]
@@ -112,7 +113,7 @@ def answers(guest: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(5)
-            probe.connect(str(guest))
+            files.connect(probe, guest)
             probe.sendall(b'{"op": "ping"}\n')
             return b'"ok": true' in probe.recv(4096)
     except OSError:

@@ -246,10 +246,13 @@ class Store:
         """Nothing runs for it any more: its logs are kept, its tokens and sockets are not."""
         import shutil
 
-        if job.logs.is_dir() and any(job.logs.iterdir()):
-            with suppress(OSError):  # a log that can't be read or kept (a full disk) doesn't keep it from ending
-                attempt = job.attempt(max(1, job.state().attempt))
-                shutil.copytree(job.logs, attempt / "log", dirs_exist_ok=True)
+        logs = files.logs(job.logs)
+        if logs:
+            with suppress(OSError):  # a log that can't be kept (a full disk) doesn't keep it from ending
+                kept = job.attempt(max(1, job.state().attempt)) / "log"
+                kept.mkdir(parents=True, exist_ok=True)
+                for path in logs:
+                    (kept / path.name).write_bytes(files.end(path))
         clear_shares(job)
         for _ in range(2):  # after an error it goes on with what is left; what a container's root owns stays
             shutil.rmtree(job.boot_folder, ignore_errors=True)

@@ -77,6 +77,11 @@ class Job:
         return self.boot_folder.with_name(f"{self.boot_folder.name}.control")
 
     @property
+    def calls(self) -> Path:
+        """Where its keeper answers as this host: beside the boot folder, for who calls is believed to be the owner."""
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.calls")
+
+    @property
     def door(self) -> Path:
         return Path(f"/tmp/mlbox-{os.getuid()}.shared") / self.id
 

@@ -30,6 +30,7 @@
     /tmp/mlbox-<uid>/tick-<root>.*, *.lock  ticks' words to each other; what is done by one process at a time
     /tmp/mlbox-<uid>/cron.heard            when cron called last (host/cron.py)
     /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py)
+    /tmp/mlbox-<uid>/<id>.calls            where a keeper with a reverse tunnel answers for its host (host/reverse.py)
     /tmp/mlbox-<uid>.shared/<ulid>/        a session's door, and its colleagues' sockets; gone with the last of them
     /tmp/mlbox-leases/<uuid>               one kernel lock per GPU, all users' (host/lease.py)
 
@@ -254,6 +255,7 @@ class Store:
                 for path in logs:
                     (kept / path.name).write_bytes(files.end(path))
         clear_shares(job)
+        job.calls.unlink(missing_ok=True)
         for _ in range(2):  # after an error it goes on with what is left; what a container's root owns stays
             shutil.rmtree(job.boot_folder, ignore_errors=True)
 

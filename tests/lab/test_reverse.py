@@ -23,6 +23,8 @@ from labkit import engine as engines
 from labkit.inventory import HOSTS, RUN
 from outage import without_network, without_sshd
 
+from mlbox.core import wire
+
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
 Json = dict[str, Any]
@@ -178,6 +180,36 @@ def test_a_session_works_and_is_seen(lab: Lab, session: Attached) -> None:
     assert re.search(r"^ws  1 of 2 GPUs free · seen .* ago, by reverse tunnel through gpu1$", told, re.M), told
     assert "session far  running on GPU 1" in told
     assert f"{id_}  on ws" in lab.run("session", "info", "far").out
+
+
+_ASK = """
+import glob, socket, sys
+for path in glob.glob("/run/mlbox/**", recursive=True):
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.settimeout(5)
+            s.connect(path)
+            s.sendall(sys.argv[1].encode() + bytes([10]))
+            print("told" if b"@mlbox" in s.recv(4096) else "asked", path)
+        except OSError:
+            pass
+"""
+
+
+def test_what_works_inside_does_not_speak_for_the_workstation(lab: Lab, session: Attached) -> None:
+    """The laptop's calls come to ws by a socket there, and are answered by a program: neither is the container's."""
+    config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
+
+    def inside(command: str) -> subprocess.CompletedProcess[str]:
+        argv = ("ssh", "-F", config, "-o", "BatchMode=yes", "far", command)
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+
+    request = wire.Request("sessions", {"root": lab.root}, "0123456789abcdef").encode().decode().strip()
+    said = inside(f"python3 -c {shlex.quote(_ASK)} {shlex.quote(request)}")
+    assert "asked /run/mlbox/s/ssh.sock\n" in said.stdout and "told" not in said.stdout, said
+    assert "Read-only file system" in inside("true >>/run/mlbox/mlbox-host.pyz").stderr
+    short = session.block()["id"][-8:].lower()
+    assert on_ws(f"ls -d /tmp/mlbox-1001/{short}.calls").strip().endswith(".calls")
 
 
 def test_nobody_dials_it(lab: Lab) -> None:

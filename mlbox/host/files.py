@@ -112,10 +112,11 @@ def status(path: Path) -> os.stat_result | None:
 
 def keep_young(folder: Path) -> None:
     """Systems that remove old files from /tmp leave these alone."""
-    for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
-        for path in (top, *(os.path.join(top, name) for name in names)):
-            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
-                os.utime(path, follow_symlinks=False)
+    with suppress(RecursionError):  # a container may nest folders in it as deep as it likes
+        for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
+            for path in (top, *(os.path.join(top, name) for name in names)):
+                with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+                    os.utime(path, follow_symlinks=False)
 
 
 def sync_folder(folder: Path) -> None:

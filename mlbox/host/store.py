@@ -256,8 +256,9 @@ class Store:
                     (kept / path.name).write_bytes(files.end(path))
         clear_shares(job)
         job.calls.unlink(missing_ok=True)
-        for _ in range(2):  # after an error it goes on with what is left; what a container's root owns stays
-            shutil.rmtree(job.boot_folder, ignore_errors=True)
+        for folder in (job.conf, job.boot_folder, job.boot_folder):  # after an error it goes on with what is left
+            with suppress(RecursionError):  # folders in folders, and what a container's root owns, stay
+                shutil.rmtree(folder, ignore_errors=True)
 
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""

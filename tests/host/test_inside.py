@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -165,3 +167,25 @@ def test_a_layer_s_key_that_nobody_writes_is_not_waited_for(box: Box) -> None:
     (job.conf / "layer").unlink()
     (job.conf / "layer").write_text("k3y")
     assert stored._running(box.found) == {"k3y"}
+
+
+def test_folders_in_folders_without_end_keep_no_session_from_its_end(box: Box) -> None:
+    job = box.found.job(ids.ulid(1, os.urandom(10)))
+    box.found.create(job, JobSpec(), queued=False)
+    box.found.mark_live(job, {})
+    box.found.reserve(job)
+    (job.conf / "session.json").write_text("t0ken")
+    before = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(job.sockets)
+        for _ in range(2 * sys.getrecursionlimit()):  # no path is as long
+            os.mkdir("x")
+            os.chdir("x")
+        os.chdir(before)
+        files.keep_young(job.boot_folder)
+        box.found.end(job)
+        assert not job.conf.exists() and not box.found.is_live(job)
+    finally:
+        os.chdir(before)
+        os.close(before)
+        subprocess.run(("rm", "-rf", str(job.boot_folder)), check=True)

@@ -166,6 +166,22 @@ def tails(folder: Path) -> dict[str, str]:
     return {path.stem: end(path, _LOG_TAIL).decode(errors="replace") for path in logs(folder)}
 
 
+def keep_socket(path: Path, folder: Path) -> None:
+    """The socket of this name is in `folder`, too: one more link to it, whatever its own is replaced with from then on.
+    Raises OSError where it is none."""
+    made = folder / f".{path.name}"
+    made.unlink(missing_ok=True)
+    inside = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.link(path.name, made, src_dir_fd=inside, follow_symlinks=False)
+    finally:
+        os.close(inside)
+    if not stat.S_ISSOCK(made.lstat().st_mode):
+        made.unlink()
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
+    os.replace(made, folder / path.name)
+
+
 def connect(connection: socket.socket, path: Path) -> None:
     """To the socket of this name. Raises OSError, also where it is a link to one."""
     if not hasattr(os, "O_PATH"):  # macOS, where no container shares a folder of sockets with its host

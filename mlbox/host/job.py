@@ -37,6 +37,11 @@ class Job:
         return self.boot_folder / "s"
 
     @property
+    def dialled(self) -> Path:
+        """The same sockets, for whoever follows links (sshd does): no container puts anything in their places."""
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.s")
+
+    @property
     def conf(self) -> Path:
         return self.boot_folder / "conf"
 

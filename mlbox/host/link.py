@@ -16,6 +16,7 @@ from typing import Any
 
 from mlbox import descriptors
 from mlbox.host import files
+from mlbox.host.job import Job
 from mlbox.host.visitors import Visitor, Visitors, message
 
 Json = dict[str, Any]
@@ -40,6 +41,13 @@ class GuestLink:
 
     def all_ready(self, wanted: Iterable[str]) -> bool:
         return self.connected and all(self.services.get(name, {}).get("state") == "ready" for name in wanted)
+
+    def let_dial(self, job: Job, wanted: Iterable[str]) -> None:
+        """The guest, and what of its services answers by now, can be dialled. Raises OSError."""
+        ready = [name for name in wanted if self.services.get(name, {}).get("state") == "ready"]
+        for name in [*ready, "guest"] if self.connected else ready:
+            if not (job.dialled / f"{name}.sock").exists():
+                files.keep_socket(job.sockets / f"{name}.sock", job.dialled)
 
     def listen(self, path: Path) -> None:
         self._visitors = Visitors(path, self._session)

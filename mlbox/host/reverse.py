@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,11 @@ def meeting(found: store.Store, tunnel: str) -> Meeting | None:
 
 
 class Tunnel:
-    """`services`: those whose sockets <name>.sock are the session's; `call` is added, and answered here."""
+    """`sockets`: the session's, by their services' names; `call` is added, and answered here."""
 
-    def __init__(self, job: Job, place: Meeting, services: Iterable[str]) -> None:
+    def __init__(self, job: Job, place: Meeting, sockets: Mapping[str, str]) -> None:
         self._job, self._place = job, place
-        self._services = (*services, reverse.CALL)
+        self._sockets = {**sockets, reverse.CALL: str(job.calls)}
         self._closing = threading.Event()
         self._ssh: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -199,14 +199,12 @@ class Tunnel:
         known = job.conf / "via_known_hosts"
         alias = "mlbox-rendezvous"
         files.write_whole(known, place.known_hosts(alias).encode())
-        own = {reverse.CALL: job.calls}
         forwards = [
-            f"{place.folder}/{reverse.fresh(job.id, token, name)}:{own.get(name, job.sockets / f'{name}.sock')}"
-            for name in self._services
+            f"{place.folder}/{reverse.fresh(job.id, token, name)}:{path}" for name, path in self._sockets.items()
         ]
         argv = (
             *place.dial(str(_key()), str(known), alias), *(word for one in forwards for word in ("-R", one)),
-            "--", place.address, reverse.request(job.id, token, self._services),
+            "--", place.address, reverse.request(job.id, token, self._sockets),
         )  # fmt: skip
         with self._lock:
             if self._closing.is_set():

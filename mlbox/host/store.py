@@ -30,6 +30,7 @@
     /tmp/mlbox-<uid>/tick-<root>.*, *.lock  ticks' words to each other; what is done by one process at a time
     /tmp/mlbox-<uid>/cron.heard            when cron called last (host/cron.py)
     /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py)
+    /tmp/mlbox-<uid>/<id>.s/               what laptops dial: its sockets by names that no container can take
     /tmp/mlbox-<uid>/<id>.calls            where a keeper with a reverse tunnel answers for its host (host/reverse.py)
     /tmp/mlbox-<uid>.shared/<ulid>/        a session's door, and its colleagues' sockets; gone with the last of them
     /tmp/mlbox-leases/<uuid>               one kernel lock per GPU, all users' (host/lease.py)
@@ -256,6 +257,7 @@ class Store:
                     (kept / path.name).write_bytes(files.end(path))
         clear_shares(job)
         job.calls.unlink(missing_ok=True)
+        shutil.rmtree(job.dialled, ignore_errors=True)
         for folder in (job.conf, job.boot_folder, job.boot_folder):  # after an error it goes on with what is left
             with suppress(RecursionError):  # folders in folders, and what a container's root owns, stay
                 shutil.rmtree(folder, ignore_errors=True)

@@ -103,6 +103,37 @@ def test_no_socket_is_no_service(job: Job) -> None:
     assert carried(job, "jupyter") == b""
 
 
+def test_what_laptops_dial_stays_the_socket_that_it_was(job: Job) -> None:
+    """sshd follows links, and by a page of a session's any program in it can speak to what its owner's laptop dials."""
+    job.dialled.mkdir()
+    with engine(job.sockets / "jupyter.sock"):
+        files.keep_socket(job.sockets / "jupyter.sock", job.dialled)
+        (job.sockets / "jupyter.sock").unlink()
+        (job.sockets / "jupyter.sock").symlink_to(job.boot_folder.parent / "docker.sock")
+        with socket.socket(socket.AF_UNIX) as laptop:
+            laptop.connect(str(job.dialled / "jupyter.sock"))
+            assert laptop.recv(100) == b'the engine\'s "ok": true'
+        for path in (job.sockets / "jupyter.sock", job.logs):
+            with pytest.raises(OSError):
+                files.keep_socket(path, job.dialled)
+        assert os.listdir(job.dialled) == ["jupyter.sock"]
+
+
+def test_what_answers_can_be_dialled_and_nothing_else(job: Job) -> None:
+    """The guest says which services there are, and a container's root may say anything in its place."""
+    job.dialled.mkdir()
+    guest = link.GuestLink({}, job.id)
+    with engine(job.sockets / "jupyter.sock"), engine(job.sockets / "guest.sock"), engine(job.sockets / "ssh.sock"):
+        guest.services = {"jupyter": {"state": "ready"}, "ssh": {"state": "failed"}, "../x": {"state": "ready"}}
+        guest.let_dial(job, {"jupyter", "ssh"})
+        assert os.listdir(job.dialled) == ["jupyter.sock"]
+        guest._guest = socket.socketpair()[0]
+        guest.services["ssh"] = {"state": "ready"}
+        for _ in range(2):
+            guest.let_dial(job, {"jupyter", "ssh"})
+        assert sorted(os.listdir(job.dialled)) == ["guest.sock", "jupyter.sock", "ssh.sock"]
+
+
 def trap(logs: Path, secret: Path) -> None:
     """A log, and what is none."""
     (logs / "a.log").write_text("it began")

@@ -200,7 +200,7 @@ def tunnel(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssh: str) 
     monkeypatch.setattr(reverse, "_FIRST", 0.01)
     job = far_session(box)
     box.found.reserve(job)
-    return reverse.Tunnel(job, Meeting.from_wire(PLACE), ["ssh"]), job
+    return reverse.Tunnel(job, Meeting.from_wire(PLACE), {"ssh": str(job.dialled / "ssh.sock")}), job
 
 
 def dials(tmp_path: Path) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -296,6 +297,9 @@ def test_who_works_inside_does_not_reach_the_owner_s_host(shared: Ours, bob: Per
         swap = "cd s && mv jupyter.sock jupyter.real && ln -s /var/run/docker.sock jupyter.sock"
         with made_inside(bob, swap, "cd s && mv jupyter.real jupyter.sock"):
             assert "heard b''" in heard_by("bob", way, question)
+            hers = shared.block["jupyter"].replace("/lab?", "/api/status?")
+            with urllib.request.urlopen(hers, timeout=60) as answer:  # by sshd, which follows links
+                assert b"kernels" in answer.read()
         assert "heard b'HTTP/1." in heard_by("bob", way, question)
 
         trap = "ln -s /home/ada/.ssh/authorized_keys x.log; mkfifo y.log; ln -s /dev/zero z.log"

@@ -292,7 +292,7 @@ def test_who_works_inside_does_not_reach_the_owner_s_host(shared: Ours, bob: Per
             done = bob.inside(NAME, f"true >>/run/mlbox/{file}")
             assert done.returncode != 0 and "Read-only file system" in done.stderr, (file, done)
         [way] = as_root(HOST, "sh", "-c", f"ls {OWNER_FOLDER}/{shared.id}/*.jupyter").split()
-        question = "GET /version HTTP/1.0\n"
+        question = "GET /version HTTP/1.0\r\n\r"
         assert "heard b'HTTP/1." in heard_by("bob", way, question)
         swap = "cd s && mv jupyter.sock jupyter.real && ln -s /var/run/docker.sock jupyter.sock"
         with made_inside(bob, swap, "cd s && mv jupyter.real jupyter.sock"):

@@ -27,7 +27,7 @@ _BANNER_TIMEOUT = 10.0  # s
 
 _CONFIG = """\
 HostKey {key}
-AuthorizedKeysFile {conf}/authorized_keys {conf}/shared_keys
+AuthorizedKeysFile {run}/conf/authorized_keys {run}/conf/shared_keys
 StrictModes no
 UsePAM no
 AuthenticationMethods publickey
@@ -43,7 +43,7 @@ ClientAliveInterval 60
 ClientAliveCountMax 60
 AcceptEnv LANG LC_* COLORTERM
 {subsystem}
-ForceCommand /bin/sh {conf}/login
+ForceCommand /bin/sh {run}/guest/login
 """
 _LOGIN = """\
 #!/bin/sh
@@ -62,11 +62,11 @@ _OWN = ("TERM", "SHLVL", "PWD", "OLDPWD", "_", "LS_COLORS")
 def serve(
     config: Json, environment: Mapping[str, str], owner: tuple[int, int], say: Callable[[str, Json], None]
 ) -> None:
-    conf, sockets = Path(config["run"]) / "conf", Path(config["run"]) / "s"
+    made, sockets = Path(config["run"]) / "guest", Path(config["run"]) / "s"
     log = Path(config["run"]) / "log/ssh.log"
     try:
-        key = _host_key(conf, owner)
-        _write_files(config, environment, conf)
+        key = _host_key(made, owner)
+        _write_files(config, environment, made)
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
         if config["ssh"].get("unlock"):
@@ -77,7 +77,7 @@ def serve(
     except OSError as error:
         say("ssh", {"state": "failed", "why": str(error), "log": ""})
         return
-    command = [config["ssh"]["sshd"], "-i", "-e", "-f", str(conf / "sshd_config")]
+    command = [config["ssh"]["sshd"], "-i", "-e", "-f", str(made / "sshd_config")]
     threading.Thread(target=_accept, args=(listener, command, log), daemon=True).start()
     why = _check_banner(sockets / "ssh.sock")
     if why:
@@ -99,9 +99,9 @@ def unlock(shadow: Path) -> None:
             shadow.write_text(free)
 
 
-def _host_key(conf: Path, owner: tuple[int, int]) -> str:
+def _host_key(made: Path, owner: tuple[int, int]) -> str:
     """The public half of this session's own key, made on its first start. Raises OSError with what ssh-keygen says."""
-    path = conf / "ssh_host_ed25519_key"
+    path = made / "ssh_host_ed25519_key"
     if not path.exists():
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mlbox session", "-f", str(path)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
@@ -112,7 +112,7 @@ def _host_key(conf: Path, owner: tuple[int, int]) -> str:
     return " ".join(path.with_suffix(".pub").read_text().split()[:2])
 
 
-def _write_files(config: Json, environment: Mapping[str, str], conf: Path) -> None:
+def _write_files(config: Json, environment: Mapping[str, str], made: Path) -> None:
     sftp = config["ssh"]["sftp_server"]
     exports = "\n".join(
         f"export {name}={shlex.quote(value)}"
@@ -123,9 +123,10 @@ def _write_files(config: Json, environment: Mapping[str, str], conf: Path) -> No
     login = _LOGIN.format(
         exports=exports, folder=shlex.quote(config["folder"]), shell=shlex.quote(config["shell"]), sftp=case
     )
-    (conf / "login").write_bytes(os.fsencode(login))  # an environment may hold bytes that are no text
+    (made / "login").write_bytes(os.fsencode(login))  # an environment may hold bytes that are no text
     subsystem = f"Subsystem sftp {sftp}" if sftp else ""
-    (conf / "sshd_config").write_text(_CONFIG.format(key=conf / "ssh_host_ed25519_key", conf=conf, subsystem=subsystem))
+    settings = _CONFIG.format(key=made / "ssh_host_ed25519_key", run=config["run"], subsystem=subsystem)
+    (made / "sshd_config").write_text(settings)
 
 
 def _accept(listener: socket.socket, command: list[str], log: Path) -> None:

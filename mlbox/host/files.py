@@ -7,11 +7,15 @@ import json
 import os
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlbox import errors
+
+if TYPE_CHECKING:
+    import socket
 
 MAX_FILE = 1024 * 1024  # bytes read of any one small file on the share
 STALE = (0.01, 0.05, 0.2, 0.0)  # s until a name that was replaced or removed meanwhile is looked up anew
@@ -20,6 +24,7 @@ STALE = (0.01, 0.05, 0.2, 0.0)  # s until a name that was replaced or removed me
 ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
           errno.EWOULDBLOCK)  # fmt: skip
 _LOG_TAIL = 4096  # bytes of each log
+_LOGS = 32  # of one folder; a session has five or so
 
 
 def private_folder(path: Path, mode: int = 0o700) -> Path:
@@ -107,10 +112,11 @@ def status(path: Path) -> os.stat_result | None:
 
 def keep_young(folder: Path) -> None:
     """Systems that remove old files from /tmp leave these alone."""
-    for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
-        for path in (top, *(os.path.join(top, name) for name in names)):
-            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
-                os.utime(path, follow_symlinks=False)
+    with suppress(RecursionError):  # a container may nest folders in it as deep as it likes
+        for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
+            for path in (top, *(os.path.join(top, name) for name in names)):
+                with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+                    os.utime(path, follow_symlinks=False)
 
 
 def sync_folder(folder: Path) -> None:
@@ -122,15 +128,69 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+# ---- in a folder that a container writes to, too: what is in it may be a link to anything of this host's, or a FIFO
+
+
+@contextmanager
+def _itself(path: Path, flags: int) -> Iterator[int]:
+    """What has this name in this very folder, whatever either is replaced with meanwhile. Raises OSError."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def end(path: Path, most: int = MAX_FILE) -> bytes:
+    """The last `most` bytes of a regular file; of anything else, nothing."""
+    with suppress(OSError), _itself(path, os.O_RDONLY) as descriptor:
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode):
+            return os.pread(descriptor, most, max(0, found.st_size - most))
+    return b""
+
+
+def logs(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".log")][:_LOGS]
+    except OSError:
+        return []
+
+
 def tails(folder: Path) -> dict[str, str]:
     """The ends of its logs, by their names."""
-    return {path.stem: _tail(path) for path in sorted(folder.glob("*.log"))}
+    return {path.stem: end(path, _LOG_TAIL).decode(errors="replace") for path in logs(folder)}
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _LOG_TAIL))
-        return file.read().decode(errors="replace")
+def keep_socket(path: Path, folder: Path) -> None:
+    """The socket of this name is in `folder`, too: one more link to it, whatever its own is replaced with from then on.
+    Raises OSError where it is none."""
+    made = folder / f".{path.name}"
+    made.unlink(missing_ok=True)
+    inside = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.link(path.name, made, src_dir_fd=inside, follow_symlinks=False)
+    finally:
+        os.close(inside)
+    if not stat.S_ISSOCK(made.lstat().st_mode):
+        made.unlink()
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
+    os.replace(made, folder / path.name)
+
+
+def connect(connection: socket.socket, path: Path) -> None:
+    """To the socket of this name. Raises OSError, also where it is a link to one."""
+    if not hasattr(os, "O_PATH"):  # macOS, where no container shares a folder of sockets with its host
+        connection.connect(str(path))
+        return
+    with _itself(path, os.O_PATH) as descriptor:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
+        connection.connect(f"/proc/self/fd/{descriptor}")
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600, by: Path | None = None, lasting: bool = True) -> None:
@@ -157,24 +217,26 @@ def read_json(path: Path, owner: int | None = None) -> Any:
 
     On a shared filesystem another host may replace or remove it between two calls of ours: these then fail with ESTALE
     or ENOENT, even close. Asked again, its name is looked up anew; what is never to be had counts as absent."""
-    content: bytes | None = None
+    found: bytes | None = None
     for pause in STALE:
         try:
-            content = _content(path, owner)
+            found = content(path, owner)
             break
         except OSError as error:
             if error.errno not in (errno.ESTALE, errno.ENOENT):
                 raise
             time.sleep(pause)
-    if content is None or len(content) > MAX_FILE:
+    if found is None or len(found) > MAX_FILE:
         return None
     try:
-        return json.loads(content)
+        return json.loads(found)
     except (ValueError, RecursionError):
         return None
 
 
-def _content(path: Path, owner: int | None) -> bytes | None:
+def content(path: Path, owner: int | None = None) -> bytes | None:
+    """Of a small regular file, at most a byte more than MAX_FILE; None where it is absent, something else, or not
+    `owner`'s (uid). Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -185,10 +247,10 @@ def _content(path: Path, owner: int | None) -> bytes | None:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or owner not in (None, found.st_uid):
             return None
-        content = b""
-        while len(content) <= MAX_FILE and (data := os.read(descriptor, MAX_FILE + 1 - len(content))):
-            content += data
-        return content
+        read = b""
+        while len(read) <= MAX_FILE and (data := os.read(descriptor, MAX_FILE + 1 - len(read))):
+            read += data
+        return read
     finally:
         with suppress(OSError):  # it was only read
             os.close(descriptor)

@@ -37,6 +37,11 @@ class Job:
         return self.boot_folder / "s"
 
     @property
+    def dialled(self) -> Path:
+        """The same sockets, for whoever follows links (sshd does): no container puts anything in their places."""
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.s")
+
+    @property
     def conf(self) -> Path:
         return self.boot_folder / "conf"
 
@@ -48,6 +53,16 @@ class Job:
     def kernels(self) -> Path:
         """The sockets of Jupyter's kernels, as a container's root may make them in it (core/services.py)."""
         return self.boot_folder / "kernels"
+
+    @property
+    def guest(self) -> Path:
+        """What the guest makes for its sshd: the session's host key, its settings."""
+        return self.boot_folder / "guest"
+
+    @property
+    def inside(self) -> tuple[Path, ...]:
+        """What a session's container writes to, of its boot folder. What is in these may be a link to anything."""
+        return self.sockets, self.logs, self.kernels, self.guest
 
     @property
     def keeper_lock(self) -> Path:
@@ -65,6 +80,11 @@ class Job:
     @property
     def control(self) -> Path:
         return self.boot_folder.with_name(f"{self.boot_folder.name}.control")
+
+    @property
+    def calls(self) -> Path:
+        """Where its keeper answers as this host: beside the boot folder, for who calls is believed to be the owner."""
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.calls")
 
     @property
     def door(self) -> Path:

@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,14 +113,15 @@ class Keeper:
         plan = self._plan(ready, paths)
         self._write_conf(plan, ready, paths)
         self.guest.listen(self.job.sockets / "keeper.sock")
+        reachable = services.reachable(plan, str(self.job.dialled), place.to_wire() if place else None)
         if place is not None:
-            self._open_tunnel(place, plan.services)
+            self._open_tunnel(place, reachable)
         argv = (ready.facts.python, "-I", "-S", f"{paths.run}/mlbox-host.pyz", "guest", f"{paths.run}/conf/guest.json")
         run = engines.Run(
             self.job.id, self.spec.name, ready.image, self.spec.user, self.claim.gpus, argv,
             self.job.boot_folder, folder, home, self.spec.mounts, self.spec.engine_args, {"MLBOX_SESSION": self.job.id},
+            self.job.inside,
         )  # fmt: skip
-        reachable = services.reachable(plan, str(self.job.sockets), place.to_wire() if place else None)
         self.caller.send({"progress": {"text": "starting", "starting": reachable}})
         log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._child = self.engine.start(run, log)
@@ -142,9 +142,10 @@ class Keeper:
             shutil.rmtree(folder, ignore_errors=True)
         return replace(self.spec, extension_files=found)
 
-    def _open_tunnel(self, place: Meeting, services: Iterable[str]) -> None:
+    def _open_tunnel(self, place: Meeting, reach: Json) -> None:
         """From here on laptops come by the rendezvous, and words to this keeper by the log."""
-        tunnel = reverse.Tunnel(self.job, place, (*services, "guest"))
+        sockets = {name: facts["socket"] for name, facts in reach["services"].items()}
+        tunnel = reverse.Tunnel(self.job, place, {**sockets, "guest": reach["guest_socket"]})
         tunnel.open()
         self._tunnel = tunnel
         keeping.listen(self.job)
@@ -158,7 +159,8 @@ class Keeper:
         )  # fmt: skip
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
-        self.job.kernels.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
+        for folder in (self.job.kernels, self.job.guest, self.job.dialled):
+            folder.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
         for name, content in {"guest.json": json.dumps(plan.guest), **plan.files}.items():
             files.write_whole(self.job.conf / name, content.encode())
         write_accounts(self.job, ready.facts, paths.home)
@@ -178,11 +180,12 @@ class Keeper:
         deadline = time.monotonic() + self.spec.start_timeout + 30
         while not self.guest.all_ready(wanted):
             self._turn(deadline - time.monotonic())
+            self.guest.let_dial(self.job, wanted)
             self.caller.cancel.check()
             for name, state in self.guest.failed().items():
                 raise failure.of_service(name, state["why"], state.get("log", ""))
             if self._child is not None and self._child.poll() is not None:
-                log = (self.job.logs / "guest.log").read_text(errors="replace")
+                log = files.end(self.job.logs / "guest.log").decode(errors="replace")
                 raise failure.ended_at_once(self.spec.runtime, self._child.returncode, log)
             if time.monotonic() > deadline:
                 raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt(1)}/log")
@@ -268,7 +271,7 @@ class Keeper:
             self.guest.listen(self.job.sockets / "keeper.sock")
             known = files.read_json(self.job.conf / "session.json")
             if isinstance(known, dict) and "via" in known:
-                self._open_tunnel(Meeting.from_wire(known["via"]), known["services"])
+                self._open_tunnel(Meeting.from_wire(known["via"]), known)
             self._sharing = sharing.begin(self.job, known)
             deadline = time.monotonic() + _RETURN
             while not self.guest.connected and time.monotonic() < deadline:

@@ -124,7 +124,8 @@ def stay_young(job: Job, leases: Callable[[], Iterable[str]]) -> None:
     def touch() -> None:
         while True:
             time.sleep(_YOUNG)
-            files.keep_young(job.boot_folder)
+            for folder in (job.boot_folder, job.dialled):
+                files.keep_young(folder)
             lease.keep_young([*leases(), *uses.held()])
 
     threading.Thread(target=touch, name="young", daemon=True).start()

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import descriptors
+from mlbox.host import files
+from mlbox.host.job import Job
 from mlbox.host.visitors import Visitor, Visitors, message
 
 Json = dict[str, Any]
@@ -39,6 +41,13 @@ class GuestLink:
 
     def all_ready(self, wanted: Iterable[str]) -> bool:
         return self.connected and all(self.services.get(name, {}).get("state") == "ready" for name in wanted)
+
+    def let_dial(self, job: Job, wanted: Iterable[str]) -> None:
+        """The guest, and what of its services answers by now, can be dialled. Raises OSError."""
+        ready = [name for name in wanted if self.services.get(name, {}).get("state") == "ready"]
+        for name in [*ready, "guest"] if self.connected else ready:
+            if not (job.dialled / f"{name}.sock").exists():
+                files.keep_socket(job.sockets / f"{name}.sock", job.dialled)
 
     def listen(self, path: Path) -> None:
         self._visitors = Visitors(path, self._session)
@@ -112,7 +121,7 @@ def answers(guest: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(5)
-            probe.connect(str(guest))
+            files.connect(probe, guest)
             probe.sendall(b'{"op": "ping"}\n')
             return b'"ok": true' in probe.recv(4096)
     except OSError:

@@ -18,15 +18,17 @@ import socket
 import stat
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
-from mlbox.core import reverse
-from mlbox.host import files, here, serve, store
+from mlbox.core import ids, reverse
+from mlbox.host import files, here, lab, serve, store
 
 _BEAT = 5.0  # s
 _PATIENCE = 5.0  # s for ROOT
+_UNSEEN = (0.1, 0.3, 0.6, 1.0)  # s until a session that was just made is looked for again
 
 
 def main(host: str, root: str) -> int:
@@ -50,9 +52,9 @@ def main(host: str, root: str) -> int:
             why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
             print(f"{here.host_name()}: {why}", flush=True)
             return 1
-        other = _elsewhere(session, host, root)
-        if other:
-            print(f"{here.host_name()}: session {session} is on {other}, and this key is {host}'s", flush=True)
+        refusal = _refusal(session, host, root)
+        if refusal:
+            print(f"{here.host_name()}: {refusal}", flush=True)
             return 1
         for path, name in names.items():
             held[name] = os.lstat(path).st_ino
@@ -67,19 +69,37 @@ def main(host: str, root: str) -> int:
     return 0
 
 
-def _elsewhere(session: str, host: str, root: str) -> str:
-    """Another host that it is on by its log: who has a key takes over no other host's sessions. A ROOT that is not
-    there, or hangs, keeps no tunnel down."""
+def _refusal(session: str, host: str, root: str) -> str:
+    """Why it gets no names, or nothing: who has a key takes over no other host's sessions. A ROOT that is not there, or
+    hangs, keeps no tunnel down."""
     said: list[str] = []
 
     def look() -> None:
-        with suppress(OSError):
-            said.append(str(store.Store(Path(root)).job(session).state().facts.get("host", "")))
+        with suppress(OSError, errors.MlboxError):
+            said.append(_by_logs(store.Store(Path(root)), session, host))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
-    return said[0] if said and said[0] != host else ""
+    return said[0] if said else ""
+
+
+def _by_logs(found: store.Store, session: str, host: str) -> str:
+    """The same, by the logs of all whose sockets would have these names: they are of an id's end only, and whoever
+    makes an id up can give it any."""
+    job, name = found.job(session), reverse.lasting(session, "")
+    pauses = iter(_UNSEEN)
+    while not job.state().name:
+        lab.identify(found.root)
+        pause = next(pauses, None)
+        if pause is None:
+            return f"there is no session {session} in {found.root}, or it is not seen yet"
+        time.sleep(pause)
+    for one in sorted(filter(ids.is_ulid, os.listdir(job.folder.parent))):
+        on = str(found.job(one).state().facts.get("host", "")) if reverse.lasting(one, "") == name else ""
+        if on not in ("", host):
+            return f"session {one} is on {on}, and this key is {host}'s"
+    return ""
 
 
 def _is_socket(path: Path) -> bool:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,23 +118,23 @@ def alias(via: str) -> str:
 
 
 class Tunnel:
-    """`services`: those whose sockets <name>.sock are the session's; `call` is added, and answered here."""
+    """`sockets`: the session's, by their services' names; `call` is added, and answered here."""
 
-    def __init__(self, job: Job, place: Meeting, services: Iterable[str]) -> None:
+    def __init__(self, job: Job, place: Meeting, sockets: Mapping[str, str]) -> None:
         self._job, self._place = job, place
-        self._services = (*services, reverse.CALL)
+        self._sockets = {**sockets, reverse.CALL: str(job.calls)}
         self._closing = threading.Event()
         self._ssh: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._hold, name="reverse-tunnel", daemon=True)
 
     def open(self) -> None:
-        path = self._job.sockets / f"{reverse.CALL}.sock"
+        path = self._job.calls
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
         listener.listen(16)
-        threading.Thread(target=_answer, args=(listener, self._job), name="reverse-calls", daemon=True).start()
+        threading.Thread(target=_answer, args=(listener,), name="reverse-calls", daemon=True).start()
         self._thread.start()
 
     def close(self) -> None:
@@ -161,23 +161,24 @@ class Tunnel:
 
     def _dial(self) -> str:
         """One connection, to its end; why it ended."""
-        log = self._job.logs / "tunnel.log"
+        from tempfile import TemporaryFile  # it brings shutil with it, and few ticks have a tunnel
+
         try:
-            with log.open("wb") as errors_:
-                process = self._spawn(errors_.fileno())
+            with TemporaryFile(dir=self._job.boot_folder.parent) as log:
+                process = self._spawn(log.fileno())
+                if process is None:
+                    return ""
+                assert process.stdin is not None
+                said = self._hear(process)
+                process.stdin.close()
+                process.wait()
+                if said in ("up", ""):
+                    end = os.pread(log.fileno(), 4096, max(0, os.fstat(log.fileno()).st_size - 4096))
+                    lines = end.decode(errors="replace").strip().splitlines()
+                    said = lines[-1] if lines else "the connection ended"
+                return said
         except OSError as error:
             return str(error)
-        if process is None:
-            return ""
-        assert process.stdin is not None
-        said = self._hear(process)
-        process.stdin.close()
-        process.wait()
-        if said in ("up", ""):
-            with suppress(OSError):
-                lines = log.read_text(errors="replace").strip().splitlines()
-                said = lines[-1] if lines else "the connection ended"
-        return said
 
     def _hear(self, process: subprocess.Popen[bytes]) -> str:
         """The last line that the rendezvous said, until it ended or fell silent. Then ssh is killed: it would stay for
@@ -206,11 +207,11 @@ class Tunnel:
         known = job.conf / "via_known_hosts"
         files.write_whole(known, place.known_hosts().encode())
         forwards = [
-            f"{place.folder}/{reverse.fresh(job.id, token, name)}:{job.sockets / name}.sock" for name in self._services
+            f"{place.folder}/{reverse.fresh(job.id, token, name)}:{path}" for name, path in self._sockets.items()
         ]
         argv = (
             *place.dial(str(_key()), str(known)), *(word for one in forwards for word in ("-R", one)),
-            "--", place.address, reverse.request(job.id, token, self._services),
+            "--", place.address, reverse.request(job.id, token, self._sockets),
         )  # fmt: skip
         with self._lock:
             if self._closing.is_set():
@@ -229,9 +230,10 @@ def _note(job: Job, place: Meeting, up: bool, why: str) -> None:
         files.write_whole(job.attempt(1) / "tunnel.json", json.dumps(said).encode())
 
 
-def _answer(listener: socket.socket, job: Job) -> None:
-    """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py)."""
-    argv = (sys.executable, "-I", "-S", str(job.boot_folder / "mlbox-host.pyz"), "host", "relayed")
+def _answer(listener: socket.socket) -> None:
+    """The laptop's calls to this host: each connection is a call like one over ssh (host/serve.py). What it says
+    besides goes where the keeper's own words go."""
+    argv = (sys.executable, "-I", "-S", sys.argv[0], "host", "relayed")
     while True:
         try:
             connection, _ = listener.accept()
@@ -239,9 +241,5 @@ def _answer(listener: socket.socket, job: Job) -> None:
             time.sleep(_FIRST)
             continue
         with connection, suppress(OSError):
-            log = os.open(job.logs / "calls.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                call = subprocess.Popen(argv, stdin=connection.fileno(), stdout=connection.fileno(), stderr=log)
-            finally:
-                os.close(log)
+            call = subprocess.Popen(argv, stdin=connection.fileno(), stdout=connection.fileno())
             threading.Thread(target=call.wait, daemon=True).start()

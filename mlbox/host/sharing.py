@@ -215,7 +215,7 @@ class Sharing:
         splice = Splice(near, far)
         try:
             far.settimeout(_PATIENCE)
-            far.connect(str(self._job.sockets / f"{service}.sock"))
+            files.connect(far, self._job.sockets / f"{service}.sock")
             far.settimeout(None)
             near.settimeout(None)
             if person.splices.add(splice):

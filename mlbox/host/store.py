@@ -30,6 +30,8 @@
     /tmp/mlbox-<uid>/tick-<root>.*, *.lock  ticks' words to each other; what is done by one process at a time
     /tmp/mlbox-<uid>/cron.heard            when cron called last (host/cron.py)
     /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py)
+    /tmp/mlbox-<uid>/<id>.s/               what laptops dial: its sockets by names that no container can take
+    /tmp/mlbox-<uid>/<id>.calls            where a keeper with a reverse tunnel answers for its host (host/reverse.py)
     /tmp/mlbox-<uid>.shared/<ulid>/        a session's door, and its colleagues' sockets; gone with the last of them
     /tmp/mlbox-leases/<uuid>               one kernel lock per GPU, all users' (host/lease.py)
 
@@ -246,13 +248,19 @@ class Store:
         """Nothing runs for it any more: its logs are kept, its tokens and sockets are not."""
         import shutil
 
-        if job.logs.is_dir() and any(job.logs.iterdir()):
-            with suppress(OSError):  # a log that can't be read or kept (a full disk) doesn't keep it from ending
-                attempt = job.attempt(max(1, job.state().attempt))
-                shutil.copytree(job.logs, attempt / "log", dirs_exist_ok=True)
+        logs = files.logs(job.logs)
+        if logs:
+            with suppress(OSError):  # a log that can't be kept (a full disk) doesn't keep it from ending
+                kept = job.attempt(max(1, job.state().attempt)) / "log"
+                kept.mkdir(parents=True, exist_ok=True)
+                for path in logs:
+                    (kept / path.name).write_bytes(files.end(path))
         clear_shares(job)
-        for _ in range(2):  # after an error it goes on with what is left; what a container's root owns stays
-            shutil.rmtree(job.boot_folder, ignore_errors=True)
+        job.calls.unlink(missing_ok=True)
+        shutil.rmtree(job.dialled, ignore_errors=True)
+        for folder in (job.conf, job.boot_folder, job.boot_folder):  # after an error it goes on with what is left
+            with suppress(RecursionError):  # folders in folders, and what a container's root owns, stay
+                shutil.rmtree(folder, ignore_errors=True)
 
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""

@@ -67,7 +67,8 @@ def _running(found: store.Store) -> set[str]:
     keys = set()
     for job in found.live_jobs():
         with suppress(OSError):
-            keys.add((job.conf / "layer").read_text())
+            if key := files.content(job.conf / "layer"):
+                keys.add(key.decode(errors="replace"))
     return keys
 
 

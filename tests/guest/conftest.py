@@ -19,7 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(home: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="mlbox-test-"))
-    for name in ("s", "conf", "log"):
+    for name in ("s", "conf", "log", "guest"):
         (folder / name).mkdir()
     yield folder
     shutil.rmtree(folder)

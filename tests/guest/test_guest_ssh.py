@@ -179,9 +179,9 @@ def test_a_host_key_that_can_t_be_kept_is_told_with_the_reason(tmp_path: Path) -
 
 
 def test_the_host_key_stays_and_is_private(session: Session) -> None:
-    path = session.run_folder / "conf/ssh_host_ed25519_key"
+    path = session.run_folder / "guest/ssh_host_ed25519_key"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert ssh._host_key(session.run_folder / "conf", (os.getuid(), os.getgid())) == session.said["ssh"]["host_key"]
+    assert ssh._host_key(session.run_folder / "guest", (os.getuid(), os.getgid())) == session.said["ssh"]["host_key"]
 
 
 def test_an_sshd_that_does_not_start_is_said(run: Path) -> None:

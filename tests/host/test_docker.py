@@ -115,8 +115,18 @@ def test_root_inside_by_choice_has_the_image_s_accounts() -> None:
 
 def test_mounts() -> None:
     mounts = values(arguments(RUN), "-v")
-    assert mounts[:2] == ["/tmp/mlbox-1000/q69g5fav:/run/mlbox", "/home/ada/mlbox:/workspace"]
+    assert mounts[:2] == ["/tmp/mlbox-1000/q69g5fav:/run/mlbox:ro", "/home/ada/mlbox:/workspace"]
     assert mounts[-2:] == ["/data:/data:ro", "/scratch:/scratch"]
+
+
+def test_of_its_boot_folder_only_what_a_session_makes_is_writable() -> None:
+    """A lock, a list of keys and a program in it are believed by the host."""
+    job = store.Store().job(RUN.session)
+    mounts = values(arguments(replace(RUN, boot_folder=job.boot_folder, writable=job.inside)), "-v")
+    assert mounts[0] == f"{job.boot_folder}:/run/mlbox:ro"
+    inside = [f"{job.boot_folder}/{name}:/run/mlbox/{name}" for name in ("s", "log", "kernels", "guest")]
+    assert mounts[1:5] == inside
+    assert not {job.conf, job.keeper_lock.parent} & set(job.inside)
 
 
 def test_a_mount_from_the_home(home: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -205,7 +204,7 @@ def tunnel(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssh: str) 
     monkeypatch.setattr(reverse, "_FIRST", 0.01)
     job = far_session(box)
     box.found.reserve(job)
-    return reverse.Tunnel(job, Meeting.from_wire(PLACE), ["ssh"]), job
+    return reverse.Tunnel(job, Meeting.from_wire(PLACE), {"ssh": str(job.dialled / "ssh.sock")}), job
 
 
 def dials(tmp_path: Path) -> int:
@@ -262,15 +261,35 @@ def test_calls_are_answered_again_when_there_are_descriptors_again(
     box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reverse, "_FIRST", 0.01)
-    job = far_session(box)
-    box.found.reserve(job)
-    shutil.copyfile(sys.argv[0], job.boot_folder / "mlbox-host.pyz")
     near, far = socket.socketpair()
-    threading.Thread(target=reverse._answer, args=(_Listener(far), job), daemon=True).start()
+    threading.Thread(target=reverse._answer, args=(_Listener(far),), daemon=True).start()
     with near:
         near.settimeout(20)
         near.sendall(wire.Request("sessions", {"root": str(box.root)}, "0123456789abcdef").encode())
         assert b"0123456789abcdef" in near.recv(4096)
+
+
+def test_nothing_of_it_is_where_a_container_writes(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks there is taken for the owner, and what answers runs on the host."""
+    made, job = tunnel(box, tmp_path, monkeypatch, f"echo $* >{tmp_path}/words; echo no route >&2")
+    (job.boot_folder / "mlbox-host.pyz").write_text(f"open({str(tmp_path / 'evil')!r}, 'w')\n")
+    victim = tmp_path / "mine"
+    victim.write_text("mine")
+    for log in ("tunnel", "calls"):
+        (job.logs / f"{log}.log").symlink_to(victim)
+    made.open()
+    until(lambda: why(job) == "no route")
+    assert f"call:{job.calls} " in (tmp_path / "words").read_text()
+    assert job.calls.parent == job.boot_folder.parent and os.listdir(job.sockets) == []
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(job.calls))
+        connection.sendall(wire.Request("sessions", {"root": str(box.root)}, "0123456789abcdef").encode())
+        assert b"0123456789abcdef" in connection.recv(4096)
+    made.close()
+    assert not (tmp_path / "evil").exists() and victim.read_text() == "mine"
+    box.found.clear(job)
+    assert not job.calls.exists()
 
 
 # ---- what other hosts know and do ----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from queuebox import Call, program
@@ -16,6 +17,7 @@ from queuebox import Call, program
 from mlbox.core import ids, reverse
 from mlbox.core.job import JobSpec
 from mlbox.host import files, store
+from mlbox.host import rendezvous as end
 from mlbox.host.handlers import rendezvous
 
 FOLDER = Path(f"/tmp/mlbox-{os.getuid()}")
@@ -140,22 +142,66 @@ def test_sockets_of_tunnels_that_never_came_up_go(tmp_path: Path, session: str) 
     listener.close()
 
 
-@pytest.mark.parametrize(("host", "heard"), [("gpu2", b"is on gpu2, and this key is ws's"), ("ws", b"up")])
-def test_a_key_takes_over_no_other_hosts_session(tmp_path: Path, session: str, host: str, heard: bytes) -> None:
+def on_record(tmp_path: Path, session: str, host: str) -> None:
+    """In a lab's ROOT, which is there."""
     found = store.Store(tmp_path / "root")
     job = found.job(session)
     found.create(job, JobSpec(), queued=True)
     job.append("submitted", {"at": 1.0, "queue": "default"})
     job.append("claimed", {"at": 1.0, "host": host, "boot": "b", "gpus": [], "attempt": 1})
+    (tmp_path / "root/mlbox.json").write_text('{"format": 1, "id": "lab"}')
+
+
+def takes_over(tmp_path: Path, session: str, asked: str) -> bytes:
+    """What a key is told that asks for the names of `session`, which has a tunnel, as those of `asked`; it has them
+    when it is told `up`, and then only."""
     victim = bound(session, "00000001", "ssh")
     os.rename(FOLDER / reverse.fresh(session, "00000001", "ssh"), FOLDER / reverse.lasting(session, "ssh"))
-    thief = bound(session, "00000002", "ssh")
-    tunnel = dial(tmp_path, reverse.request(session, "00000002", ["ssh"]))
-    assert heard in said(tunnel)
-    assert answers(session, "ssh", victim) == (host == "gpu2")
+    thief = bound(asked, "00000002", "ssh")
+    tunnel = dial(tmp_path, reverse.request(asked, "00000002", ["ssh"]))
+    told = said(tunnel)
+    assert answers(session, "ssh", victim) == (told != b"up\n")
     tunnel.communicate()
     for listener in (victim, thief):
         listener.close()
+    return told
+
+
+@pytest.mark.parametrize(("host", "heard"), [("gpu2", b"is on gpu2, and this key is ws's"), ("ws", b"up\n")])
+def test_a_key_takes_over_no_other_hosts_session(tmp_path: Path, session: str, host: str, heard: bytes) -> None:
+    on_record(tmp_path, session, host)
+    assert heard in takes_over(tmp_path, session, session)
+
+
+def forged(session: str) -> str:
+    """An id whose sockets have the same names."""
+    made = "0" * 18 + session[-8:]
+    assert ids.is_ulid(made) and reverse.lasting(made, "ssh") == reverse.lasting(session, "ssh")
+    return made
+
+
+def test_nor_by_an_id_that_is_made_up(tmp_path: Path, session: str) -> None:
+    on_record(tmp_path, session, "gpu2")
+    made = forged(session)
+    heard = takes_over(tmp_path, session, made)
+    assert f"there is no session {made} in {tmp_path / 'root'}, or it is not seen yet".encode() in heard
+    on_record(tmp_path, made, "ws")
+    assert f"session {session} is on gpu2, and this key is ws's".encode() in takes_over(tmp_path, session, made)
+
+
+def test_a_session_that_the_share_shows_late_is_met(
+    tmp_path: Path, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_record(tmp_path, ids.ulid(2, os.urandom(10)), "gpu2")
+    seen = SimpleNamespace(sleep=lambda pause: on_record(tmp_path, session, "ws"))
+    monkeypatch.setattr(end, "time", seen)
+    assert end._refusal(session, "ws", str(tmp_path / "root")) == ""
+    assert end._refusal(session, "ws2", str(tmp_path / "root")) == f"session {session} is on ws, and this key is ws2's"
+
+
+def test_a_root_that_is_not_there_keeps_no_tunnel_down(tmp_path: Path, session: str) -> None:
+    (tmp_path / "root").mkdir()  # a mount point
+    assert takes_over(tmp_path, session, session) == b"up\n"
 
 
 def test_without_the_sockets_it_says_why_and_leaves_nothing(tmp_path: Path, session: str) -> None:

@@ -138,6 +138,16 @@ class TestTheContract:
         assert {"jupyter", "vscode", "ssh"} <= set(up.block)
         assert up.inside("echo ready") == "ready"
 
+    def test_of_its_boot_folder_it_writes_only_to_its_own(self, up: Up) -> None:
+        """What the host believes is in there too. Without a container all of it is the user's own."""
+        if not up.engine.program:
+            return
+        mine = "for one in . conf s log kernels guest; do touch $one/.mine && echo $one && rm $one/.mine; done"
+        words = f"cd /run/mlbox; {{ {mine}; }} 2>/dev/null; true"
+        assert up.inside(words).split() == ["s", "log", "kernels", "guest"]
+        assert "Read-only file system" in up.inside("{ echo >>/run/mlbox/mlbox-host.pyz; } 2>&1 || true")
+        assert up.run("--", "sh", "-c", words).out == ""
+
     def test_only_the_chosen_gpu_is_there(self, up: Up) -> None:
         with Notebook(up.block["jupyter"]) as notebook:
             if up.engine.program:

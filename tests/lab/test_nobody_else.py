@@ -139,7 +139,7 @@ def test_mlbox_itself_is_no_way_around(mine: Mine) -> None:
 def test_no_file_no_log_no_environment_is_read(mine: Mine) -> None:
     job = f"/home/ada/.local/share/mlbox/users/ada/jobs/*/{mine.block['id']}"
     for path in (
-        f"{mine.boot}/conf/session.json", f"{mine.boot}/conf/ssh_host_ed25519_key", f"{mine.boot}/conf/login",
+        f"{mine.boot}/conf/session.json", f"{mine.boot}/guest/ssh_host_ed25519_key", f"{mine.boot}/guest/login",
         f"{mine.boot}/log/jupyter.log", f"{job}/spec.json", f"{job}/attempts/1/keeper.log",
         "/home/ada/.local/share/mlbox/users/ada/home/.bashrc",
     ):  # fmt: skip

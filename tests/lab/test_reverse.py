@@ -23,6 +23,8 @@ from labkit import engine as engines
 from labkit.inventory import HOSTS, RUN
 from outage import without_network, without_sshd
 
+from mlbox.core import wire
+
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
 Json = dict[str, Any]
@@ -178,6 +180,36 @@ def test_a_session_works_and_is_seen(lab: Lab, session: Attached) -> None:
     assert re.search(r"^ws  1 of 2 GPUs free · seen .* ago, by reverse tunnel through gpu1$", told, re.M), told
     assert "session far  running on GPU 1" in told
     assert f"{id_}  on ws" in lab.run("session", "info", "far").out
+
+
+_ASK = """
+import glob, socket, sys
+for path in glob.glob("/run/mlbox/**", recursive=True):
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.settimeout(5)
+            s.connect(path)
+            s.sendall(sys.argv[1].encode() + bytes([10]))
+            print("told" if b"@mlbox" in s.recv(4096) else "asked", path)
+        except OSError:
+            pass
+"""
+
+
+def test_what_works_inside_does_not_speak_for_the_workstation(lab: Lab, session: Attached) -> None:
+    """The laptop's calls come to ws by a socket there, and are answered by a program: neither is the container's."""
+    config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
+
+    def inside(command: str) -> subprocess.CompletedProcess[str]:
+        argv = ("ssh", "-F", config, "-o", "BatchMode=yes", "far", command)
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+
+    request = wire.Request("sessions", {"root": lab.root}, "0123456789abcdef").encode().decode().strip()
+    said = inside(f"python3 -c {shlex.quote(_ASK)} {shlex.quote(request)}")
+    assert "asked /run/mlbox/s/ssh.sock\n" in said.stdout and "told" not in said.stdout, said
+    assert "Read-only file system" in inside("true >>/run/mlbox/mlbox-host.pyz").stderr
+    short = session.block()["id"][-8:].lower()
+    assert on_ws(f"ls -d /tmp/mlbox-1001/{short}.calls").strip().endswith(".calls")
 
 
 def test_nobody_dials_it(lab: Lab) -> None:
@@ -429,23 +461,34 @@ def said_to(key: Path, host: str, *words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def known(lab: Lab) -> str:
+    """The id of a job that waits in the lab's ROOT: for one that is not there the key gets no names."""
+    lab.run("queue", "create", "held")
+    lab.run("queue", "pause", "held")
+    done: Any = lab.run("submit", "--json", "--no-code", "--gpus", "0", "--queue", "held", "--", "true").json()
+    return str(done["jobs"][0]["id"])
+
+
 @pytest.mark.parametrize("host", ["gpu1", "gpu2", "gpu3"])
 @pytest.mark.hosts("gpu1", "gpu2", "gpu3")
-def test_the_key_forwards_sockets_and_does_nothing_else(lab: Lab, key: Path, tmp_path: Path, host: str) -> None:
+def test_the_key_forwards_sockets_and_does_nothing_else(
+    lab: Lab, key: Path, tmp_path: Path, host: str, known: str
+) -> None:
     """By OpenSSH 8.4, 9.2 and 10.0."""
     [line] = [one for one in keys_there().splitlines() if "mlbox-reverse-ws" in one]
     if host != VIA:
         lab.run("status", host)  # plants the program
         ssh(host, f"echo {shlex.quote(line)} >>~/.ssh/authorized_keys")
     try:
-        _attack(key, host, tmp_path)
+        _attack(key, host, tmp_path, known)
     finally:
         if host != VIA:
             ssh(host, "sed -i '/mlbox-reverse-ws/d' ~/.ssh/authorized_keys")
 
 
-def _attack(key: Path, host: str, tmp_path: Path) -> None:
-    for words in (("",), ("id",), ("-tt", "id"), ("01ARYZ6S41TSV4RRFFQ69G5FAV; id",), ("-s", "sftp")):
+def _attack(key: Path, host: str, tmp_path: Path, id_: str) -> None:
+    for words in (("",), ("id",), ("-tt", "id"), (f"{id_}; id",), ("-s", "sftp")):
         done = said_to(key, host, *words)
         assert done.returncode != 0 and "uid=" not in done.stdout + done.stderr, (words, done)
     # TCP, either way, and by SOCKS
@@ -464,9 +507,12 @@ def _attack(key: Path, host: str, tmp_path: Path) -> None:
                    "/home/ada/.ssh/authorized_keys:127.0.0.1:22", "")  # fmt: skip
     assert "remote port forwarding failed" in done.stderr
     assert ssh(host, "cat ~/.ssh/authorized_keys") == before
+    # No names of a session by an id that only ends as its own does
+    folder, forged = f"/tmp/mlbox-1001/r.{id_[-8:].lower()}", "0" * 18 + id_[-8:]
+    named = ("-R", f"{folder}.00c0ffee.guest:127.0.0.1:1")
+    assert f"there is no session {forged} in " in said_to(key, host, *named, f"{forged} 00c0ffee guest").stdout
     # And what it is for
-    folder, id_ = "/tmp/mlbox-1001/r.q69g5fav", "01ARYZ6S41TSV4RRFFQ69G5FAV"
-    argv = with_key(key, host, "-R", f"{folder}.00c0ffee.guest:127.0.0.1:1", f"{id_} 00c0ffee guest")
+    argv = with_key(key, host, *named, f"{id_} 00c0ffee guest")
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tunnel:
         assert tunnel.stdout is not None and tunnel.stdout.readline() == b"up\n"
         assert ssh(host, "ls /tmp/mlbox-1001/r.*").split() == [f"{folder}.guest"]
@@ -526,9 +572,9 @@ print("SSH-" if b"SSH-" in got else "refused")
 """
 
 
-def test_the_workstation_itself_gets_nothing_more_by_it(lab: Lab) -> None:
+def test_the_workstation_itself_gets_nothing_more_by_it(lab: Lab, known: str) -> None:
     """All that ssh can be asked for, with the key where it lies, while the request itself is a good one too."""
-    address, good = f"ada@{HOSTS[VIA].address}", "01ARYZ6S41TSV4RRFFQ69G5FAV 00c0ffee guest"
+    address, good = f"ada@{HOSTS[VIA].address}", f"{known} 00c0ffee guest"
     [known] = re.findall(
         rf"^{HOSTS[VIA].address} (ssh-ed25519 \S+)", (SSH_CONFIG.parent / "known_hosts").read_text(), re.M
     )

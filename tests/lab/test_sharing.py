@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -264,7 +265,7 @@ def test_a_colleague_works_in_it(shared: Ours, bob: Person) -> None:
         done = bob.inside(THEIRS, "id -un; echo $MLBOX_SESSION")
         assert done.stdout.split() == ["ada", shared.id], done.stderr
         known = (bob.laptop.home / f".local/state/mlbox/ssh.d/{shared.id}.known_hosts").read_text().split()
-        own = ssh(HOST, f"cat /tmp/mlbox-1001/{shared.id[-8:].lower()}/conf/ssh_host_ed25519_key.pub").split()
+        own = ssh(HOST, f"cat /tmp/mlbox-1001/{shared.id[-8:].lower()}/guest/ssh_host_ed25519_key.pub").split()
         assert known[1:3] == own[:2]
         settings = subprocess.run(bob.ssh("-G", THEIRS), env=bob.laptop.env, capture_output=True, text=True, check=True)
         assert "stricthostkeychecking true" in settings.stdout
@@ -273,6 +274,44 @@ def test_a_colleague_works_in_it(shared: Ours, bob: Person) -> None:
         assert bob.inside(f"ssh://ada@localhost:{by_port}", "echo in").stdout == "in\n"
         told = bob.laptop.run("session", "info", NAME).out
         assert "with you" in told and "user:    ada" in told
+
+
+@contextmanager
+def made_inside(person: Person, make: str, undo: str) -> Iterator[None]:
+    """Something in /run/mlbox, by a colleague who works in the session, and is its owner there."""
+    done = person.inside(NAME, f"cd /run/mlbox && {make}")
+    assert done.returncode == 0, done.stderr
+    try:
+        yield
+    finally:
+        assert person.inside(NAME, f"cd /run/mlbox && {undo}").returncode == 0
+
+
+def test_who_works_inside_does_not_reach_the_owner_s_host(shared: Ours, bob: Person) -> None:
+    """Names in /run/mlbox are looked up by the owner's keeper on the host, where a link leads elsewhere."""
+    with joined(bob, shared.id):
+        for file in ("mlbox-host.pyz", "keeper.lock", "conf/authorized_keys", "conf/session.json", "conf/x", "x"):
+            done = bob.inside(NAME, f"true >>/run/mlbox/{file}")
+            assert done.returncode != 0 and "Read-only file system" in done.stderr, (file, done)
+        [way] = as_root(HOST, "sh", "-c", f"ls {OWNER_FOLDER}/{shared.id}/*.jupyter").split()
+        question = "GET /version HTTP/1.0\r\n\r"
+        assert "heard b'HTTP/1." in heard_by("bob", way, question)
+        swap = "cd s && mv jupyter.sock jupyter.real && ln -s /var/run/docker.sock jupyter.sock"
+        with made_inside(bob, swap, "cd s && mv jupyter.real jupyter.sock"):
+            assert "heard b''" in heard_by("bob", way, question)
+            hers = shared.block["jupyter"].replace("/lab?", "/api/status?")
+            with urllib.request.urlopen(hers, timeout=60) as answer:  # by sshd, which follows links
+                assert b"kernels" in answer.read()
+        assert "heard b'HTTP/1." in heard_by("bob", way, question)
+
+        trap = "ln -s /home/ada/.ssh/authorized_keys x.log; mkfifo y.log; ln -s /dev/zero z.log"
+        with made_inside(bob, f"cd log && {{ {trap}; }}", "cd log && rm x.log y.log z.log"):
+            request = wire.Request("sessions", {"session": shared.id, "logs": True}, "0123456789abcdef").encode()
+            program = "timeout 60 python3 -I -S $(ls -t ~/.cache/mlbox/mlbox-*.pyz | head -1) host"
+            for user in (HOST, f"{HOST}-bob"):
+                said = ssh(user, f"echo {shlex.quote(request.decode().strip())} | {program}")
+                logs = json.loads(re.findall(r"\{.*\}", said)[-1])["reply"]["logs"]
+                assert logs["jupyter"] and [logs[name] for name in "xyz"] == ["", "", ""], logs
 
 
 def test_a_colleague_s_menu_has_no_shutdown(shared: Ours, bob: Person) -> None:

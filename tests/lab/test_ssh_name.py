@@ -211,7 +211,7 @@ class TestWithoutAClient:
             assert done.returncode == 255 and "Host key verification failed" in done.stderr
         finally:
             known.write_text(kept)
-        inside = one.shell.said("ssh", one.name, "cat /run/mlbox/conf/ssh_host_ed25519_key.pub")
+        inside = one.shell.said("ssh", one.name, "cat /run/mlbox/guest/ssh_host_ed25519_key.pub")
         assert kept.split()[1:] == inside.split()[:2]
 
     def test_after_its_client_was_killed(self, one: One) -> None:

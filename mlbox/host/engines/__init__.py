@@ -49,6 +49,7 @@ class Run:
     mounts: tuple[Mount, ...]
     engine_args: tuple[str, ...]
     env: Mapping[str, str]
+    writable: tuple[Path, ...] = ()  # folders in boot_folder, of which all else is read-only inside
 
 
 @dataclass(frozen=True)

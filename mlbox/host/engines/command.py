@@ -57,7 +57,10 @@ def is_root(user: str) -> bool:
 
 
 def _mounts(run: Run) -> Sequence[Mount]:
-    mounts = [Mount(str(run.boot_folder), RUN), Mount(str(run.folder), "/workspace")]
+    # Host-side code believes names in the boot folder: who works inside replaces none of them, whoever that is.
+    mounts = [Mount(str(run.boot_folder), RUN, True)]
+    mounts += [Mount(str(folder), f"{RUN}/{folder.name}") for folder in run.writable]
+    mounts.append(Mount(str(run.folder), "/workspace"))
     if not is_root(run.user):
         mounts.append(Mount(str(run.home), f"/home/{here.user_name()}"))
         mounts += [Mount(str(run.boot_folder / f"conf/{n}"), f"/etc/{n}", True) for n in ("passwd", "group")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.host import door, store
+from mlbox.host import door, files, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -30,7 +30,7 @@ def run(call: Call) -> Json:
         raise errors.Usage(f"{path} is not a session's socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.connect(str(path))
+            files.connect(connection, path)
         except OSError as error:
             raise errors.NotFound(f"{path.name} does not answer: {error}") from None
         try:

@@ -78,9 +78,10 @@ def _tunnel_trouble(job: Job) -> Json:
 def _let_in(job: Job, keys: list[str]) -> None:
     """Its owner comes from another laptop: that one's keys open the session too."""
     path = job.conf / "authorized_keys"
-    if not path.exists():
+    content = files.content(path)
+    if content is None:
         return
-    known = path.read_text().splitlines()
+    known = content.decode(errors="replace").splitlines()
     new = [key for key in keys if key not in known and "\n" not in key]
     if new:
         files.write_whole(path, "".join(f"{key}\n" for key in [*known, *new]).encode())

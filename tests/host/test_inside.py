@@ -1,0 +1,222 @@
+"""What works in a session's container writes to some of its folders: the host follows no link from there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from queuebox import Box
+
+from mlbox.core import ids
+from mlbox.core.job import JobSpec
+from mlbox.host import files, link, stored
+from mlbox.host.colleague import Colleague
+from mlbox.host.handlers import sessions
+from mlbox.host.job import Job
+from mlbox.host.sharing import Sharing
+
+KEY = "ssh-ed25519 " + "A" * 68
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    """In a folder whose sockets' names are short enough."""
+    root = Path(tempfile.mkdtemp(prefix="mt"))
+    id_ = ids.ulid(1, os.urandom(10))
+    made = Job(id_, "ada", root / "job", root / id_[-8:].lower())
+    for folder in (made.sockets, made.conf, made.logs):
+        folder.mkdir(parents=True)
+    yield made
+    shutil.rmtree(root)
+
+
+def engine(path: Path) -> socket.socket:
+    """A socket of the host's, which says to each who it is."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(b'the engine\'s "ok": true')
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+def carried(job: Job, service: str) -> bytes:
+    """What a colleague hears at a service."""
+    near, far = socket.socketpair()
+    keeper = Sharing(job, {"services": {service: {}}})
+
+    def carry() -> None:
+        with far, suppress(OSError):
+            keeper._carry(service, Colleague(4242), far)
+
+    thread = threading.Thread(target=carry)
+    thread.start()
+    with near:
+        near.settimeout(20)
+        heard = near.recv(100)
+        near.shutdown(socket.SHUT_WR)
+        thread.join(20)
+    return heard
+
+
+def test_a_service_s_socket_is_carried_to(job: Job) -> None:
+    with engine(job.sockets / "jupyter.sock"):
+        assert carried(job, "jupyter") == b'the engine\'s "ok": true'
+
+
+@pytest.mark.parametrize("what", ["the socket", "its folder"])
+def test_a_link_is_no_service(job: Job, what: str) -> None:
+    """To the container engine, by which a colleague would be root on the host."""
+    outside = job.boot_folder.parent / "outside"
+    outside.mkdir()
+    with engine(outside / "jupyter.sock"), engine(outside / "guest.sock"):
+        if what == "the socket":
+            for name in ("jupyter", "guest"):
+                (job.sockets / f"{name}.sock").symlink_to(outside / f"{name}.sock")
+        else:
+            job.sockets.rename(job.boot_folder / "away")
+            job.sockets.symlink_to(outside)
+        assert carried(job, "jupyter") == b""
+        assert not link.answers(job.sockets / "guest.sock")
+
+
+def test_no_socket_is_no_service(job: Job) -> None:
+    (job.sockets / "jupyter.sock").touch()
+    assert carried(job, "jupyter") == b""
+
+
+def test_what_laptops_dial_stays_the_socket_that_it_was(job: Job) -> None:
+    """sshd follows links, and by a page of a session's any program in it can speak to what its owner's laptop dials."""
+    job.dialled.mkdir()
+    with engine(job.sockets / "jupyter.sock"):
+        files.keep_socket(job.sockets / "jupyter.sock", job.dialled)
+        (job.sockets / "jupyter.sock").unlink()
+        (job.sockets / "jupyter.sock").symlink_to(job.boot_folder.parent / "docker.sock")
+        with socket.socket(socket.AF_UNIX) as laptop:
+            laptop.connect(str(job.dialled / "jupyter.sock"))
+            assert laptop.recv(100) == b'the engine\'s "ok": true'
+        for path in (job.sockets / "jupyter.sock", job.logs):
+            with pytest.raises(OSError):
+                files.keep_socket(path, job.dialled)
+        assert os.listdir(job.dialled) == ["jupyter.sock"]
+
+
+def test_what_answers_can_be_dialled_and_nothing_else(job: Job) -> None:
+    """The guest says which services there are, and a container's root may say anything in its place."""
+    job.dialled.mkdir()
+    guest = link.GuestLink({}, job.id)
+    with engine(job.sockets / "jupyter.sock"), engine(job.sockets / "guest.sock"), engine(job.sockets / "ssh.sock"):
+        guest.services = {"jupyter": {"state": "ready"}, "ssh": {"state": "failed"}, "../x": {"state": "ready"}}
+        guest.let_dial(job, {"jupyter", "ssh"})
+        assert os.listdir(job.dialled) == ["jupyter.sock"]
+        guest._guest = socket.socketpair()[0]
+        guest.services["ssh"] = {"state": "ready"}
+        for _ in range(2):
+            guest.let_dial(job, {"jupyter", "ssh"})
+        assert sorted(os.listdir(job.dialled)) == ["guest.sock", "jupyter.sock", "ssh.sock"]
+
+
+def trap(logs: Path, secret: Path) -> None:
+    """A log, and what is none."""
+    (logs / "a.log").write_text("it began")
+    (logs / "b.log").symlink_to(secret)
+    os.mkfifo(logs / "c.log")  # whoever opens it waits for a writer
+    (logs / "d.log").mkdir()
+    (logs / "e.log").symlink_to("/dev/zero")  # and has no end
+
+
+def test_of_the_logs_only_files_are_shown(job: Job, tmp_path: Path) -> None:
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("PRIVATE")
+    trap(job.logs, secret)
+    told = files.tails(job.logs)
+    assert told.pop("a") == "it began" and set(told.values()) == {""}
+    (tmp_path / "x.log").write_text("PRIVATE")
+    shutil.rmtree(job.logs)
+    job.logs.symlink_to(tmp_path)
+    assert "PRIVATE" not in files.tails(job.logs).values()
+
+
+def test_of_a_log_the_end_is_shown_and_of_many_some(job: Job) -> None:
+    (job.logs / "00.log").write_text("x" * 10_000 + "the end")
+    for number in range(1, 1000):
+        (job.logs / f"{number:02}.log").touch()
+    told = files.tails(job.logs)
+    assert len(told["00"]) == 4096 and told["00"].endswith("the end") and len(told) == 32
+
+
+def test_of_the_logs_only_files_are_kept(box: Box, tmp_path: Path) -> None:
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("PRIVATE")
+    job = box.found.job(ids.ulid(1, os.urandom(10)))
+    box.found.create(job, JobSpec(), queued=False)
+    box.found.reserve(job)
+    trap(job.logs, secret)
+    box.found.clear(job)
+    kept = {path.name: path.read_text() for path in (job.attempt(1) / "log").iterdir()}
+    assert kept.pop("a.log") == "it began" and set(kept.values()) <= {""}
+    assert not job.boot_folder.exists() and secret.read_text() == "PRIVATE"
+
+
+def test_a_link_is_no_list_of_keys(job: Job, tmp_path: Path) -> None:
+    secret, path = tmp_path / "id_ed25519", job.conf / "authorized_keys"
+    secret.write_text("PRIVATE\n")
+    path.symlink_to(secret)
+    sessions._let_in(job, [KEY])
+    assert path.is_symlink() and secret.read_text() == "PRIVATE\n"
+    path.unlink()
+    path.write_text(f"{KEY}1\n")
+    sessions._let_in(job, [KEY])
+    assert path.read_text() == f"{KEY}1\n{KEY}\n"
+
+
+def test_a_layer_s_key_that_nobody_writes_is_not_waited_for(box: Box) -> None:
+    job = box.found.job(ids.ulid(1, os.urandom(10)))
+    box.found.create(job, JobSpec(), queued=False)
+    box.found.mark_live(job, {})
+    box.found.reserve(job)
+    os.mkfifo(job.conf / "layer")
+    assert stored._running(box.found) == set()
+    (job.conf / "layer").unlink()
+    (job.conf / "layer").write_text("k3y")
+    assert stored._running(box.found) == {"k3y"}
+
+
+def test_folders_in_folders_without_end_keep_no_session_from_its_end(box: Box) -> None:
+    job = box.found.job(ids.ulid(1, os.urandom(10)))
+    box.found.create(job, JobSpec(), queued=False)
+    box.found.mark_live(job, {})
+    box.found.reserve(job)
+    (job.conf / "session.json").write_text("t0ken")
+    before = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(job.sockets)
+        for _ in range(2 * sys.getrecursionlimit()):  # no path is as long
+            os.mkdir("x")
+            os.chdir("x")
+        os.chdir(before)
+        files.keep_young(job.boot_folder)
+        box.found.end(job)
+        assert not job.conf.exists() and not box.found.is_live(job)
+    finally:
+        os.chdir(before)
+        os.close(before)
+        subprocess.run(("rm", "-rf", str(job.boot_folder)), check=True)

@@ -101,8 +101,8 @@ class Engine(Protocol):
         `run.env` gets to the job by a file of its boot folder, or by the command's own environment."""
 
     def ending(self, session: str) -> tuple[int | None, bool]:
-        """What the engine itself saw of its end: the exit code (None: nothing), and whether it was for want of memory.
-        Before `remove`. Raises HostUnready where the engine does not say."""
+        """What the engine itself saw of its end: the exit code (None: it never ran), and whether it was for want of
+        memory. Before `remove`. Raises HostUnready where the engine does not say."""
 
     def remove(self, session: str, grace: float) -> None:
         """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return.

@@ -34,6 +34,7 @@ from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal,
 from mlbox.host.run import Cancel, capture, stream
 
 LAYERS = "mlbox-layer"
+_NEVER_RAN = ("created", "configured", "initialized")
 
 
 class Container:
@@ -112,8 +113,10 @@ class Container:
     def _probe(self, spec: Spec, identity: str, user: str, cancel: Cancel) -> Facts | None:
         argv = (self.program, "run", "--rm", "--network", "none", *self.identity(user), "--entrypoint", "/bin/sh")
         result = stream((*argv, identity, "-c", image.PROBE), lambda line: None, cancel)
-        if result.code == 125:  # not the image's fault: the engine did not start it
-            raise errors.HostUnready(f"{self.title} can't start a container here:\n{result.tail}", "its log says more")
+        if result.code == 125:  # the engine did not start it
+            from mlbox.host import failure
+
+            raise failure.not_started(self.program, result.tail)
         return image.parse(identity, result.lines) if result.code == 0 else None
 
     # ---- layers
@@ -229,7 +232,7 @@ class Container:
         for container in self._containers(session):
             _, out, _ = self.ask("inspect", "--format", seen, container)
             status, code, oom = (out.split() or ["", "", ""])[:3]
-            return (int(code) if status == "exited" else None), oom == "true"
+            return (int(code) if code and status not in _NEVER_RAN else None), oom == "true"
         return None, False
 
     def remove(self, session: str, grace: float) -> None:

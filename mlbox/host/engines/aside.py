@@ -1,0 +1,53 @@
+"""Engines that this user's ticks leave alone for a while, as they could start nothing, or did not answer: what would
+start here may start on another host meanwhile.
+
+    /tmp/mlbox-<uid>/tick-<root>.<engine>.aside        {"boot": …, "until": this host's uptime (s), "why": …}
+    /tmp/mlbox-<uid>/tick-<root>.<engine>-gpus.aside   the same, for what has GPUs only
+
+A file, because each of cron's ticks is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from mlbox import errors
+from mlbox.core import text
+from mlbox.host import files, processes, store
+
+REST = 300.0  # s
+
+
+def put(found: store.Store, engine: str, gpus: bool, why: str) -> None:
+    """`gpus`: what has none may start all the same."""
+    note = {"boot": processes.boot_id(), "until": processes.uptime() + REST, "why": why}
+    with suppress(OSError):  # it is found out anew
+        files.write_whole(_path(found, engine, gpus), json.dumps(note).encode(), lasting=False)
+
+
+def check(found: store.Store, engine: str, gpus: bool) -> None:
+    """Raises HostUnready while it is left alone."""
+    for path in {_path(found, engine, False), _path(found, engine, gpus)}:
+        why = _why(path)
+        if why:
+            raise errors.HostUnready(why)
+
+
+def words(found: store.Store) -> list[str]:
+    """Why engines are left alone now, and for how long still."""
+    notes = sorted(found.boot_folder().glob(found.of_ticks("*.aside").name))
+    return [why for why in map(_why, notes) if why]
+
+
+def _path(found: store.Store, engine: str, gpus: bool) -> Path:
+    return found.of_ticks(f"{engine}-gpus.aside" if gpus else f"{engine}.aside")
+
+
+def _why(path: Path) -> str:
+    note = files.read_json(path)
+    if not isinstance(note, dict) or note.get("boot") != processes.boot_id():
+        return ""
+    left = note["until"] - processes.uptime()
+    return f"{note['why']}; tried again in {text.duration(left)}" if left > 0 else ""

@@ -87,9 +87,10 @@ def not_started(attempt: Attempt, error: errors.HostUnready) -> Outcome:
     """Nothing of it ran. Where that is the host's trouble, it is spared what else waits for the same."""
     from mlbox.host import failure  # few starts fail
 
-    if isinstance(error, failure.NotStarted):
+    runtime = attempt.spec.work.runtime
+    if isinstance(error, failure.NotStarted) or runtime == "process":  # which has no engine
         return Outcome(unstarted=error.message)
-    aside.put(attempt.found, attempt.spec.work.runtime, bool(attempt.gpus), error.message)
+    aside.put(attempt.found, runtime, bool(attempt.gpus), error.message)
     return Outcome(unready=error.message)
 
 

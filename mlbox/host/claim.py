@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -134,8 +135,7 @@ def _claim(
     why = elsewhere(state, found.host, time.time())
     if why:
         raise errors.HostUnready(why)
-    engine = engines.choose(spec.work, found)
-    aside.check(found, engine.name, bool(chosen.gpus))
+    engine = engines.choose(spec.work, found, partial(aside.identify, bool(chosen.gpus)))
     output_limit = (rules or Lab()).output_limit(job.queue, spec.output_limit)
     spec = replace(spec.with_runtime(engine.name), output_limit=output_limit)
     number = state.attempt + 1

@@ -483,7 +483,7 @@ def test_a_job_for_an_engine_that_this_host_has_not_waits_for_one_that_has(
 
 def test_an_engine_that_goes_away_before_the_start_is_no_loss(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(Process):
-        def identify(self, spec: Spec) -> str:
+        def identify(self, spec: Spec, patience: float = 0) -> str:
             raise errors.HostUnready("Docker is installed, but its daemon does not answer")
 
     monkeypatch.setattr(engines, "choose", lambda spec, found, *_: engines.Choice("docker", ""))

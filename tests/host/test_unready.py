@@ -18,10 +18,11 @@ from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
 from mlbox.host import files, keeping, nvml, processes
-from mlbox.host.engines import aside
+from mlbox.host.engines import aside, container
 from mlbox.host.engines.docker import Docker
 from mlbox.host.handlers import status, submit
 from mlbox.host.job import Job
+from mlbox.host.run import NO_ANSWER
 
 # `run` of a job ends as the file `says` beside it tells; a probe finds a shell and no more.
 _DOCKER = """#!/bin/sh
@@ -157,3 +158,31 @@ def test_a_broken_job_ends_and_takes_no_host_out(
     later(box, monkeypatch)
     facts = box.end(job).facts
     assert (job.state().name, box.claims(job)) == ("failed", [1, 2]) and why in facts["why"]
+
+
+@pytest.mark.parametrize("program", ["docker", "podman"])
+def test_other_users_wait_for_a_silent_engine_once_and_not_for_long(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """Under the lock by which all users' ticks choose. Each tick is a process of its own, as cron's are."""
+    asked = tmp_path / "asked"
+
+    def silent(argv: tuple[str, ...], timeout: float) -> tuple[int, str, str]:
+        with asked.open("a") as file:
+            file.write(f"{timeout:.0f} ")
+        return NO_ANSWER, "", f"{argv[0]} did not answer within {timeout:.0f} s"
+
+    monkeypatch.setattr(container, "capture", silent)
+    work, resources = Spec(image="alpine", runtime=program), Resources(gpus="0", cpus=0)
+    box.jobs += [submit.submit(box.found, JobSpec(("true",), work=work, resources=resources)) for _ in range(3)]
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            try:
+                box.tick()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert asked.read_text() == "10 "
+        for job in box.jobs:
+            waits(box, job, f"{program} did not answer within 10 s")

@@ -4,7 +4,8 @@ start here may start on another host meanwhile.
     /tmp/mlbox-<uid>/tick-<root>.<engine>.aside        {"boot": …, "until": this host's uptime (s), "why": …}
     /tmp/mlbox-<uid>/tick-<root>.<engine>-gpus.aside   the same, for what has GPUs only
 
-A file, because each of cron's ticks is a process of its own.
+A file, because each of cron's ticks is a process of its own. One that did not answer would hold every tick up anew, and
+with it other users' (host/lease.py, `choosing`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import text
-from mlbox.host import files, processes, store
+from mlbox.core.session import Spec
+from mlbox.host import engines, files, processes, store
 
 REST = 300.0  # s
+_PATIENCE = 10.0  # s that an answer may take
 
 
 def put(found: store.Store, engine: str, gpus: bool, why: str) -> None:
@@ -27,12 +30,18 @@ def put(found: store.Store, engine: str, gpus: bool, why: str) -> None:
         files.write_whole(_path(found, engine, gpus), json.dumps(note).encode(), lasting=False)
 
 
-def check(found: store.Store, engine: str, gpus: bool) -> None:
-    """Raises HostUnready while it is left alone."""
+def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:
+    """As engines.identify, for a tick, which other users wait for. Raises HostUnready while the engine is left alone,
+    too."""
     for path in {_path(found, engine, False), _path(found, engine, gpus)}:
         why = _why(path)
         if why:
             raise errors.HostUnready(why)
+    try:
+        return engines.by_name(engine, found).identify(spec, _PATIENCE)
+    except engines.Silent as silent:
+        put(found, engine, False, silent.message)
+        raise
 
 
 def words(found: store.Store) -> list[str]:

@@ -1139,10 +1139,10 @@ def test_jobs_that_can_t_be_started_take_nobody_s_room(box: Box, monkeypatch: py
         (job.folder / "spec.json").write_text("{")
     real = engines.choose
 
-    def choose(spec: Spec, found: store.Store) -> Any:
+    def choose(spec: Spec, *arguments: Any) -> Any:
         if spec.name == "homeless":
             raise errors.HostUnready("no engine here")
-        return real(spec, found)
+        return real(spec, *arguments)
 
     monkeypatch.setattr(engines, "choose", choose)
     (box.root / "paused/default").unlink()

@@ -50,6 +50,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
     (folder / "docker").write_text(_DOCKER.format(folder=folder))
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(aside, "REST", 3600.0)  # however slow this machine is
     monkeypatch.setattr(nvml, "is_there", lambda: True)
     monkeypatch.setattr(nvml, "gpus", lambda: ([Gpu(0, "GPU-1", "A100", 40960)], "550"))
 
@@ -172,6 +173,7 @@ def test_other_users_wait_for_a_silent_engine_once_and_not_for_long(
             file.write(f"{timeout:.0f} ")
         return NO_ANSWER, "", f"{argv[0]} did not answer within {timeout:.0f} s"
 
+    monkeypatch.setattr(aside, "REST", 3600.0)
     monkeypatch.setattr(container, "capture", silent)
     work, resources = Spec(image="alpine", runtime=program), Resources(gpus="0", cpus=0)
     box.jobs += [submit.submit(box.found, JobSpec(("true",), work=work, resources=resources)) for _ in range(3)]
@@ -186,3 +188,20 @@ def test_other_users_wait_for_a_silent_engine_once_and_not_for_long(
         assert asked.read_text() == "10 "
         for job in box.jobs:
             waits(box, job, f"{program} did not answer within 10 s")
+
+
+def test_it_is_left_alone_for_longer_while_it_fails_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, rests = 1000.0, []
+    monkeypatch.setattr(processes, "uptime", lambda: now)
+    for _ in range(7):
+        began = now
+        for _ in range(3):  # that were started at once
+            aside.put(box.found, "docker", True, "no GPUs")
+            now += 1
+        ends = json.loads(box.found.of_ticks("docker-gpus.aside").read_text())["until"]
+        rests.append(ends - began)
+        now = ends + 50
+    assert rests == [60, 120, 240, 480, 960, 960, 960]
+    now += aside.LONGEST
+    aside.put(box.found, "docker", True, "no GPUs")
+    assert aside.words(box.found) == ["no GPUs; tried again in 1m"]

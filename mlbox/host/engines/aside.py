@@ -1,7 +1,7 @@
 """Engines that this user's ticks leave alone for a while, as they could start nothing, or did not answer: what would
 start here may start on another host meanwhile.
 
-    /tmp/mlbox-<uid>/tick-<root>.<engine>.aside        {"boot": …, "until": this host's uptime (s), "why": …}
+    /tmp/mlbox-<uid>/tick-<root>.<engine>.aside        {"boot": …, "until": this host's uptime (s), …}
     /tmp/mlbox-<uid>/tick-<root>.<engine>-gpus.aside   the same, for what has GPUs only
 
 A file, because each of cron's ticks is a process of its own. One that did not answer would hold every tick up anew, and
@@ -13,21 +13,29 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mlbox import errors
 from mlbox.core import text
 from mlbox.core.session import Spec
 from mlbox.host import engines, files, processes, store
 
-REST = 300.0  # s
+Json = dict[str, Any]
+REST, LONGEST = 60.0, 960.0  # s for which it is left alone at first, and when it fails again and again
 _PATIENCE = 10.0  # s that an answer may take
 
 
 def put(found: store.Store, engine: str, gpus: bool, why: str) -> None:
     """`gpus`: what has none may start all the same."""
-    note = {"boot": processes.boot_id(), "until": processes.uptime() + REST, "why": why}
+    path, now = _path(found, engine, gpus), processes.uptime()
+    last = _note(path)
+    if last and now < last["until"]:  # it failed several at once
+        return
+    again = last and now < last["until"] + LONGEST
+    rest = min(2 * last["rest"], LONGEST) if again else REST
+    note = {"boot": processes.boot_id(), "until": now + rest, "rest": rest, "why": why}
     with suppress(OSError):  # it is found out anew
-        files.write_whole(_path(found, engine, gpus), json.dumps(note).encode(), lasting=False)
+        files.write_whole(path, json.dumps(note).encode(), lasting=False)
 
 
 def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:
@@ -54,9 +62,13 @@ def _path(found: store.Store, engine: str, gpus: bool) -> Path:
     return found.of_ticks(f"{engine}-gpus.aside" if gpus else f"{engine}.aside")
 
 
-def _why(path: Path) -> str:
+def _note(path: Path) -> Json:
+    """Of this boot; empty where there is none."""
     note = files.read_json(path)
-    if not isinstance(note, dict) or note.get("boot") != processes.boot_id():
-        return ""
-    left = note["until"] - processes.uptime()
+    return note if isinstance(note, dict) and note.get("boot") == processes.boot_id() else {}
+
+
+def _why(path: Path) -> str:
+    note = _note(path)
+    left = note["until"] - processes.uptime() if note else 0
     return f"{note['why']}; tried again in {text.duration(left)}" if left > 0 else ""

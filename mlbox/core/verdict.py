@@ -11,8 +11,8 @@ from mlbox.core.log import State, number
 from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
 
 Json = dict[str, Any]
-UNSTARTED = "start"  # the reason of an end before anything ran
-_ELSEWHERE = 300.0  # s for which what could not be started here is left to other hosts
+# For how long what could not be started is left to other hosts, by the reason (s). An unready host knows that it is.
+_ELSEWHERE = {"unready": 60.0, "start": 300.0}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
         return {**event, "event": "preempted", "why": str(state.facts.get("for", "it made room for another job"))}
     if event["reason"] == "":
         return {**event, "event": "finished"}
-    if outcome.unready:
+    if event["reason"] == "unready":
         return {**event, "event": "lost", "not_before": now, "why": f"{outcome.unready}; this counts as no loss"}
     if outcome.unstarted or (event["reason"] == "lost" and spec.on_host_loss != "hold"):
         return {**event, **_lost(spec, state, str(event["why"]), now)}
@@ -52,8 +52,10 @@ _BY_A_SHELL = {126: " (can't be executed)", 127: " (no such command)"}  # what t
 
 
 def _why(outcome: Outcome) -> Json:
-    if outcome.error or outcome.unready or outcome.unstarted:
-        return {"reason": UNSTARTED, "why": outcome.error or outcome.unready or outcome.unstarted}
+    if outcome.error or outcome.unstarted:
+        return {"reason": "start", "why": outcome.error or outcome.unstarted}
+    if outcome.unready:
+        return {"reason": "unready", "why": outcome.unready}
     if outcome.lost:
         return {"reason": "lost", "why": outcome.lost}
     end = {"exit": outcome.exit, "signal": outcome.signal}
@@ -76,10 +78,11 @@ def elsewhere(state: State, host: str, now: float) -> str:
     """Why this host leaves a waiting job to others: it could not start it a moment ago. `now`: by this host's clock, as
     it dated that end."""
     facts = state.facts
-    if state.name != "lost" or facts.get("reason") != UNSTARTED or facts.get("host") != host:
+    if state.name != "lost" or facts.get("host") != host:
         return ""
-    left = float(facts.get("at", 0)) + _ELSEWHERE - now
-    return f"{facts.get('why')}; tried here again in {text.duration(left)}" if 0 < left <= _ELSEWHERE else ""
+    time = _ELSEWHERE.get(str(facts.get("reason")), 0.0)
+    left = float(facts.get("at", 0)) + time - now
+    return f"{facts.get('why')}; tried here again in {text.duration(left)}" if 0 < left <= time else ""
 
 
 def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:

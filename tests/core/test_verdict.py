@@ -39,9 +39,9 @@ HOLD, REQUEUE = replace(TRUE, on_host_loss="hold"), replace(TRUE, on_host_loss="
         (TRUE, FIRST, OOM, "failed", "oom"),
         (TRUE, FIRST, LATE, "failed", "timeout"),
         (TRUE, FIRST, Outcome(error="no image"), "failed", "start"),
-        (TRUE, FIRST, UNREADY, "lost", "start"),
-        (replace(HOLD, max_losses=1), State("claimed", {"attempt": 7, "losses": 9}), UNREADY, "lost", "start"),
-        (TRUE, CANCELLED, UNREADY, "cancelled", "start"),
+        (TRUE, FIRST, UNREADY, "lost", "unready"),
+        (replace(HOLD, max_losses=1), State("claimed", {"attempt": 7, "losses": 9}), UNREADY, "lost", "unready"),
+        (TRUE, CANCELLED, UNREADY, "cancelled", "unready"),
         (HOLD, FIRST, UNSTARTED, "lost", "start"),
         (THRICE, State("started", {"attempt": 7, "losses": 2}), UNSTARTED, "failed", "start"),
         (TRUE, FIRST, LOST, "lost", "lost"),
@@ -126,14 +126,14 @@ def test_losses_are_counted_back_off_and_end() -> None:
 
 def test_what_did_not_start_is_left_to_other_hosts_for_a_while() -> None:
     claimed = State("claimed", {"attempt": 1, "host": "gpu1"})
-    for outcome, losses in ((UNREADY, ""), (UNSTARTED, "; loss 1 of at most 3")):
+    for outcome, losses, left in ((UNREADY, "", 60), (UNSTARTED, "; loss 1 of at most 3", 300)):
         log: list[dict[str, Any]] = [{"event": "submitted"}, {"event": "claimed", **claimed.facts}]
         lost = fold([*log, verdict(TRUE, claimed, outcome, NOW)])
         assert number(lost.facts.get("losses")) == bool(losses) and str(lost.facts["why"]).endswith(losses)
-        assert elsewhere(lost, "gpu1", NOW + 60).endswith("; tried here again in 4m")
-        assert not elsewhere(lost, "gpu2", NOW + 60)
-        assert not elsewhere(lost, "gpu1", NOW + 300) and not elsewhere(lost, "gpu1", NOW - 86400)
-    assert not elsewhere(fold([*log, verdict(TRUE, claimed, LOST, NOW)]), "gpu1", NOW + 60)
+        assert elsewhere(lost, "gpu1", NOW + left - 9).endswith("; tried here again in 9s")
+        assert not elsewhere(lost, "gpu2", NOW + left - 9)
+        assert not elsewhere(lost, "gpu1", NOW + left) and not elsewhere(lost, "gpu1", NOW - 86400)
+    assert not elsewhere(fold([*log, verdict(TRUE, claimed, LOST, NOW)]), "gpu1", NOW + 1)
 
 
 def test_neither_who_made_room_nor_who_was_lost_has_used_up_a_retry() -> None:

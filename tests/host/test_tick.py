@@ -491,7 +491,7 @@ def test_an_engine_that_goes_away_before_the_start_is_no_loss(box: Box, monkeypa
     job = in_docker(box, max_losses=1)
     box.tick()
     facts = box.wait(job, "lost").facts
-    assert (facts["reason"], facts.get("losses")) == ("start", None)
+    assert (facts["reason"], facts.get("losses")) == ("unready", None)
     assert facts["why"] == "Docker is installed, but its daemon does not answer; this counts as no loss"
 
 

@@ -79,7 +79,7 @@ def later(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: not keeping.is_held(box.found.of_ticks("lock")))
     now = processes.uptime
     monkeypatch.setattr(processes, "uptime", lambda: now() + aside.REST)
-    monkeypatch.setattr(verdict, "_ELSEWHERE", 0.0)
+    monkeypatch.setattr(verdict, "_ELSEWHERE", {})
     box.tick()
 
 

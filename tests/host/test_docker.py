@@ -11,7 +11,7 @@ import pytest
 from mlbox import errors
 from mlbox.core.session import Mount
 from mlbox.host import here, store
-from mlbox.host.engines import Run, selinux
+from mlbox.host.engines import Run, container, selinux
 from mlbox.host.engines.docker import Docker
 
 RUN = Run(
@@ -153,3 +153,21 @@ def test_those_of_the_lab_go_along(tmp_path: Path) -> None:
         Docker(found).arguments(given)
     (tmp_path / "lab.yaml").write_text("allow: {engine_args: [--ipc]}\n")
     assert "--ipc=host" in Docker(found).arguments(given)
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ("created 127 false", (None, False)),  # the engine could not start it
+        ("exited 137 true", (137, True)),
+        ("exited 125 false", (125, False)),
+        ("running 0 false", (0, False)),  # its client was cut off
+        ("", (None, False)),
+    ],
+)
+def test_what_ended_is_told_from_what_never_ran(
+    monkeypatch: pytest.MonkeyPatch, said: str, seen: tuple[int | None, bool]
+) -> None:
+    answers = {"ps": "c0ffee\n", "inspect": f"{said}\n"}
+    monkeypatch.setattr(container, "capture", lambda argv, timeout: (0, answers[argv[1]], ""))
+    assert Docker(store.Store()).ending("01ARYZ6S41TSV4RRFFQ69G5FAV") == seen

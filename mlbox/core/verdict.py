@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mlbox.core import text
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State, number
 from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
 
 Json = dict[str, Any]
+# For how long what could not be started is left to other hosts, by the reason (s). An unready host knows that it is.
+_ELSEWHERE = {"unready": 60.0, "start": 300.0}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of an attempt's end. `lost`: nobody saw it end, and why."""
+    """What is known of an attempt's end. `lost`: nobody saw it end, and why. Where nothing of it ran, why: `unready`
+    is the host's trouble; `unstarted` may be the host's or its own; `error` is its own."""
 
     exit: int = 0
     signal: int = 0
@@ -22,7 +26,9 @@ class Outcome:
     timeout: bool = False
     stopped: bool = False  # by SIGTERM to its runner
     lost: str = ""
-    error: str = ""  # it could not be started at all
+    unready: str = ""
+    unstarted: str = ""
+    error: str = ""
 
 
 def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
@@ -34,7 +40,9 @@ def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
         return {**event, "event": "preempted", "why": str(state.facts.get("for", "it made room for another job"))}
     if event["reason"] == "":
         return {**event, "event": "finished"}
-    if event["reason"] == "lost" and spec.on_host_loss != "hold":
+    if event["reason"] == "unready":
+        return {**event, "event": "lost", "not_before": now, "why": f"{outcome.unready}; this counts as no loss"}
+    if outcome.unstarted or (event["reason"] == "lost" and spec.on_host_loss != "hold"):
         return {**event, **_lost(spec, state, str(event["why"]), now)}
     again = _again(spec, number(state.facts.get("retried")), str(event["reason"]), now)
     return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
@@ -44,8 +52,10 @@ _BY_A_SHELL = {126: " (can't be executed)", 127: " (no such command)"}  # what t
 
 
 def _why(outcome: Outcome) -> Json:
-    if outcome.error:
-        return {"reason": "start", "why": outcome.error}
+    if outcome.error or outcome.unstarted:
+        return {"reason": "start", "why": outcome.error or outcome.unstarted}
+    if outcome.unready:
+        return {"reason": "unready", "why": outcome.unready}
     if outcome.lost:
         return {"reason": "lost", "why": outcome.lost}
     end = {"exit": outcome.exit, "signal": outcome.signal}
@@ -62,6 +72,17 @@ def _why(outcome: Outcome) -> Json:
         "reason": "exit" if outcome.exit else "",
         "why": f"exit code {outcome.exit}{_BY_A_SHELL.get(outcome.exit, '')}",
     }
+
+
+def elsewhere(state: State, host: str, now: float) -> str:
+    """Why this host leaves a waiting job to others: it could not start it a moment ago. `now`: by this host's clock, as
+    it dated that end."""
+    facts = state.facts
+    if state.name != "lost" or facts.get("host") != host:
+        return ""
+    time = _ELSEWHERE.get(str(facts.get("reason")), 0.0)
+    left = float(facts.get("at", 0)) + time - now
+    return f"{facts.get('why')}; tried here again in {text.duration(left)}" if 0 < left <= time else ""
 
 
 def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlbox import errors
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.verdict import Outcome, verdict
 from mlbox.host import archive, engines, files, keeping, ready, runner, slots, store, usage
+from mlbox.host.engines import aside
 from mlbox.host.job import Job
 
 _PATIENCE = 3600.0  # s that an end waits for a log that can't be written (a hung or full share)
 _PAUSE = 5.0
+_END = 1 << 14  # bytes of an output
 _ENGINE_FAILED = 125  # how `docker run` and `podman run` end of themselves: no such command, no answer, killed under it
 
 
@@ -67,10 +72,34 @@ def outcome(attempt: Attempt, engine: engines.Engine) -> Outcome:
     if attempt.spec.work.runtime != "process":
         seen, for_memory = engine.ending(attempt.job.id) if code_ in (_ENGINE_FAILED, 137) else (code_, False)
         if code_ == _ENGINE_FAILED != seen and not stopped:  # the job's own 125 is the container's, too
-            return Outcome(lost=f"{attempt.spec.work.runtime} did not start it, or failed while it ran (its output)")
+            runtime = attempt.spec.work.runtime
+            if seen is not None:
+                return Outcome(lost=f"{runtime} failed while it ran (its output)")
+            from mlbox.host import failure
+
+            return not_started(attempt, failure.not_started(runtime, _said(attempt)))
         oom = oom or for_memory
         number = number or (code_ - 128 if 128 < code_ < 160 else 0)
     return Outcome(code_, number, oom, stopped=stopped)
+
+
+def not_started(attempt: Attempt, error: errors.HostUnready) -> Outcome:
+    """Nothing of it ran. Where that is the host's trouble, it is spared what else waits for the same."""
+    from mlbox.host import failure  # few starts fail
+
+    runtime = attempt.spec.work.runtime
+    if isinstance(error, failure.NotStarted) or runtime == "process":  # which has no engine
+        return Outcome(unstarted=error.message)
+    aside.put(attempt.found, runtime, bool(attempt.gpus), error.message)
+    return Outcome(unready=error.message)
+
+
+def _said(attempt: Attempt) -> str:
+    """The end of its output: the engine's own words, where nothing ran."""
+    with suppress(OSError), (attempt.folder / "output.log").open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+        return file.read(_END).decode(errors="replace")
+    return ""
 
 
 def finish(attempt: Attempt, outcome: Outcome) -> None:

@@ -56,8 +56,8 @@ class Batch:
         except Cancelled:
             self._end(Outcome(stopped=True))
             return
-        except errors.HostUnready as error:  # the host's trouble, and not the job's
-            self._end(Outcome(lost=error.message))
+        except errors.HostUnready as error:
+            self._end(attempts.not_started(self.attempt, error))
             return
         except Exception as error:  # a bug, too: without an end the job would be tried for ever
             import traceback

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -23,8 +24,10 @@ from mlbox.core.hints import waiting
 from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
+from mlbox.core.verdict import elsewhere
 from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, runner, store
 from mlbox.host.attempts import Attempt
+from mlbox.host.engines import aside
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -129,7 +132,10 @@ def _claim(
     if ready.folder(found, place) != ready.folder(found, job):
         _mend(found, place, job)
         return None
-    engine = engines.choose(spec.work, found)
+    why = elsewhere(state, found.host, time.time())
+    if why:
+        raise errors.HostUnready(why)
+    engine = engines.choose(spec.work, found, partial(aside.identify, bool(chosen.gpus)))
     output_limit = (rules or Lab()).output_limit(job.queue, spec.output_limit)
     spec = replace(spec.with_runtime(engine.name), output_limit=output_limit)
     number = state.attempt + 1

@@ -2,8 +2,9 @@
 
 mlbox.json   {"format": 1, "id": …}, written once; without it this is no ROOT (an unmounted mount point is an
              empty folder, and nothing may be made in it)
-lab.yaml     core/lab.py; read again whenever it has changed. While it can't be read, the last one that could
-             be goes on holding, and everybody is told. Where none is known, nothing is started
+lab.yaml     core/lab.py; read again whenever it has changed. While it can't be read, is empty or gone, the last one
+             that could be goes on holding, and everybody is told. Where none is known, nothing is started, or there are
+             no rules yet
 users/<user>/on/<host>/lab.json      the last good document, as this user's calls on that host saw it: it outlives
              a reboot, and a tick parses no YAML
 """
@@ -30,6 +31,7 @@ from mlbox.host import edit, files, here, store
 Json = dict[str, Any]
 FORMAT = 1
 _VIEW = 1.1  # s; GlusterFS's mounts go on showing the old file for one more after another host replaced it
+_NO_RULES = "`{}` in it is a lab without rules"
 _HEAD = "# The lab's hosts, queues and rules; conf/lab.yaml in mlbox's sources shows every key. Read at every tick.\n"
 
 
@@ -82,18 +84,20 @@ class Rules:
 def rules(found_: store.Store) -> Rules:
     path = found_.root / "lab.yaml"
     seen = files.status(path)
-    if seen is None:
-        return Rules(lab.Lab())
-    memo = _memo(found_)
-    known = files.read_json(memo)
+    known = files.read_json(_memo(found_))
     known = known if isinstance(known, dict) else {}
-    mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
     good, trouble = _still_good(known.get("document")), str(known.get("trouble", ""))
+    had_rules = good is not None and bool(known["document"])
+    if seen is None:
+        return _holding(good, f"{path} is gone: {_NO_RULES}") if had_rules else Rules(lab.Lab())
+    mark = [seen.st_ino, seen.st_mtime_ns, seen.st_size]
     program = Path(sys.argv[0]).name
     if known.get("mark") == mark and (known.get("by") == program if trouble else good is not None):
         return _holding(good, trouble)
     try:
         content = _content(path)
+        if had_rules and not content.strip():  # as an editor, cp or GlusterFS leave it for a moment
+            return _holding(good, f"{path} is empty: {_NO_RULES}")
         document = _document(content, str(path))
         checked = lab.from_document(document, str(path), lambda keys: _place(content, keys))
     except OSError as error:  # of the share, perhaps, and gone the next time: not remembered

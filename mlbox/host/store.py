@@ -28,6 +28,7 @@
       users/<user>/home/, environments/    $HOME inside containers; layers of the process runtime
     /tmp/mlbox-<uid>/<id>/                 this boot's: sockets, tokens, keys, keeper.lock; gone with the job
     /tmp/mlbox-<uid>/tick-<root>.*, *.lock  ticks' words to each other; what is done by one process at a time
+    /tmp/mlbox-<uid>/tick-<root>.*.aside   engines that are left alone for a while (host/engines/aside.py)
     /tmp/mlbox-<uid>/cron.heard            when cron called last (host/cron.py)
     /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py)
     /tmp/mlbox-<uid>/<id>.s/               what laptops dial: its sockets by names that no container can take

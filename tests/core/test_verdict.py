@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlbox.core import job as jobs
 from mlbox.core.job import JobSpec
-from mlbox.core.log import State, fold
-from mlbox.core.verdict import Outcome, verdict
+from mlbox.core.log import State, fold, number
+from mlbox.core.verdict import Outcome, elsewhere, verdict
 
 ID, OTHER = "01ARYZ6S41TSV4RRFFQ69G5FAV", "01ARYZ6S41TSV4RRFFQ69G5FAW"
 TRUE = JobSpec(command=("true",))
@@ -25,6 +25,7 @@ CANCELLED = State("started", {"attempt": 1, "by": "ada"}, "cancel_requested")
 PREEMPTED = State("started", {"attempt": 1, "for": "it made room"}, "preempt_requested")
 OK, BAD, TERM = Outcome(), Outcome(exit=3), Outcome(signal=15, stopped=True)
 OOM, LATE, LOST = Outcome(signal=9, oom=True), Outcome(signal=15, stopped=True, timeout=True), Outcome(lost="rebooted")
+UNREADY, UNSTARTED = Outcome(unready="no GPUs there"), Outcome(unstarted="no such flag")
 THRICE = replace(TRUE, retries=2)
 HOLD, REQUEUE = replace(TRUE, on_host_loss="hold"), replace(TRUE, on_host_loss="requeue")
 
@@ -38,6 +39,11 @@ HOLD, REQUEUE = replace(TRUE, on_host_loss="hold"), replace(TRUE, on_host_loss="
         (TRUE, FIRST, OOM, "failed", "oom"),
         (TRUE, FIRST, LATE, "failed", "timeout"),
         (TRUE, FIRST, Outcome(error="no image"), "failed", "start"),
+        (TRUE, FIRST, UNREADY, "lost", "unready"),
+        (replace(HOLD, max_losses=1), State("claimed", {"attempt": 7, "losses": 9}), UNREADY, "lost", "unready"),
+        (TRUE, CANCELLED, UNREADY, "cancelled", "unready"),
+        (HOLD, FIRST, UNSTARTED, "lost", "start"),
+        (THRICE, State("started", {"attempt": 7, "losses": 2}), UNSTARTED, "failed", "start"),
         (TRUE, FIRST, LOST, "lost", "lost"),
         (REQUEUE, FIRST, LOST, "lost", "lost"),
         (HOLD, FIRST, LOST, "failed", "lost"),
@@ -118,6 +124,18 @@ def test_losses_are_counted_back_off_and_end() -> None:
     assert log[-1]["why"] == "rebooted; loss 5 of at most 5" and fold(log).facts["reason"] == "lost"
 
 
+def test_what_did_not_start_is_left_to_other_hosts_for_a_while() -> None:
+    claimed = State("claimed", {"attempt": 1, "host": "gpu1"})
+    for outcome, losses, left in ((UNREADY, "", 60), (UNSTARTED, "; loss 1 of at most 3", 300)):
+        log: list[dict[str, Any]] = [{"event": "submitted"}, {"event": "claimed", **claimed.facts}]
+        lost = fold([*log, verdict(TRUE, claimed, outcome, NOW)])
+        assert number(lost.facts.get("losses")) == bool(losses) and str(lost.facts["why"]).endswith(losses)
+        assert elsewhere(lost, "gpu1", NOW + left - 9).endswith("; tried here again in 9s")
+        assert not elsewhere(lost, "gpu2", NOW + left - 9)
+        assert not elsewhere(lost, "gpu1", NOW + left) and not elsewhere(lost, "gpu1", NOW - 86400)
+    assert not elsewhere(fold([*log, verdict(TRUE, claimed, LOST, NOW)]), "gpu1", NOW + 1)
+
+
 def test_neither_who_made_room_nor_who_was_lost_has_used_up_a_retry() -> None:
     log: list[dict[str, Any]] = [{"event": "submitted"}]
     for attempt, end in enumerate(("preempted", "lost", "", "preempted", ""), 1):
@@ -129,7 +147,8 @@ def test_neither_who_made_room_nor_who_was_lost_has_used_up_a_retry() -> None:
 @given(
     st.builds(
         Outcome, exit=st.integers(0, 255), signal=st.integers(0, 64), oom=st.booleans(), timeout=st.booleans(),
-        stopped=st.booleans(), lost=st.sampled_from(["", "x"]), error=st.sampled_from(["", "y"]),
+        stopped=st.booleans(), lost=st.sampled_from(["", "x"]), unready=st.sampled_from(["", "z"]),
+        unstarted=st.sampled_from(["", "u"]), error=st.sampled_from(["", "y"]),
     ),
     st.sampled_from([TRUE, THRICE, HOLD, REQUEUE]), st.sampled_from(["", "cancel_requested", "preempt_requested"]),
     st.sampled_from(["claimed", "started"]),

@@ -16,7 +16,7 @@ from mlbox.core.gpu import Gpu
 from mlbox.core.verdict import Outcome
 from mlbox.host import attempts, nvml, usage
 
-LOST = Outcome(lost="docker did not start it, or failed while it ran (its output)")
+LOST = Outcome(lost="docker failed while it ran (its output)")
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ LOST = Outcome(lost="docker did not start it, or failed while it ran (its output
     [
         ({"exit": 125}, (125, False), Outcome(125)),  # the job's own
         ({"exit": 125}, (137, False), LOST),  # the daemon was killed, and the container with it
-        ({"exit": 125}, (None, False), LOST),  # it never ran, or its engine knows nothing of it any more
+        ({"exit": 125}, (None, False), Outcome(unstarted="docker did not start it: no such flag")),  # it never ran
         ({"exit": 125, "stopped": True}, (137, False), Outcome(125, stopped=True)),
         ({"exit": 137}, (137, True), Outcome(137, 9, oom=True)),
         ({"exit": 137}, (137, False), Outcome(137, 9)),
@@ -35,8 +35,10 @@ def test_docker_run_s_own_failure_is_not_the_job_s(
     tmp_path: Path, record: dict[str, Any], seen: tuple[int | None, bool] | None, outcome: Outcome
 ) -> None:
     (tmp_path / "exit.json").write_text(json.dumps({"signal": 0, **record}))
+    (tmp_path / "output.log").write_text("no such flag\n")
     job = SimpleNamespace(boot_folder=tmp_path, id="01ARYZ6S41TSV4RRFFQ69G5FAV")
-    attempt: Any = SimpleNamespace(job=job, spec=SimpleNamespace(work=SimpleNamespace(runtime="docker")))
+    work = SimpleNamespace(runtime="docker")
+    attempt: Any = SimpleNamespace(job=job, spec=SimpleNamespace(work=work), folder=tmp_path)
 
     def ending(session: str) -> tuple[int | None, bool]:
         assert seen is not None and session == job.id

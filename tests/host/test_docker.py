@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlbox import errors
-from mlbox.core.session import Mount, Spec
+from mlbox.core.session import Mount
 from mlbox.host import here, store
-from mlbox.host.engines import Run, asking, container, selinux
+from mlbox.host.engines import Run, container, selinux
 from mlbox.host.engines.docker import Docker
-from mlbox.host.run import NO_ANSWER
 
 RUN = Run(
     session="01ARYZ6S41TSV4RRFFQ69G5FAV", name="kind-otter", image="pytorch/pytorch:2.9", user="uid",
@@ -167,22 +165,19 @@ def test_those_of_the_lab_go_along(tmp_path: Path) -> None:
     assert "--ipc=host" in Docker(found).arguments(given)
 
 
-def test_an_engine_that_does_not_answer_is_asked_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tick with many jobs would wait for it as often, and other users for that tick."""
-    asked, now = [], [1000.0]
-
-    def silent(argv: tuple[str, ...], timeout: float) -> tuple[int, str, str]:
-        asked.append(argv)
-        return NO_ANSWER, "", "docker did not answer within 60 s"
-
-    monkeypatch.setattr(asking, "_silent", {})
-    monkeypatch.setattr(container, "capture", silent)
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for expected in (1, 1, 2):
-        with pytest.raises(errors.HostUnready, match="docker did not answer within 60 s"):
-            Docker(store.Store()).identify(Spec(image="alpine"))
-        assert len(asked) == expected
-        now[0] += 50
-    monkeypatch.setattr(container, "capture", lambda argv, timeout: (0, "sha256:1\n", ""))
-    now[0] += 50
-    assert [Docker(store.Store()).identify(Spec(image="alpine")) for _ in range(2)] == ["sha256:1"] * 2
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ("created 127 false", (None, False)),  # the engine could not start it
+        ("exited 137 true", (137, True)),
+        ("exited 125 false", (125, False)),
+        ("running 0 false", (0, False)),  # its client was cut off
+        ("", (None, False)),
+    ],
+)
+def test_what_ended_is_told_from_what_never_ran(
+    monkeypatch: pytest.MonkeyPatch, said: str, seen: tuple[int | None, bool]
+) -> None:
+    answers = {"ps": "c0ffee\n", "inspect": f"{said}\n"}
+    monkeypatch.setattr(container, "capture", lambda argv, timeout: (0, answers[argv[1]], ""))
+    assert Docker(store.Store()).ending("01ARYZ6S41TSV4RRFFQ69G5FAV") == seen

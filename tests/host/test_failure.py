@@ -33,3 +33,20 @@ def test_what_keeps_a_container_from_the_users_files_is_told(log: str, what: str
 def test_what_is_not_known_is_shown_as_it_is() -> None:
     found = failure.ended_at_once("docker", 4, "python: permission denied\n")
     assert isinstance(found, errors.StartFailed) and found.message.endswith("  python: permission denied")
+
+
+@pytest.mark.parametrize(
+    ("log", "what", "hosts_own"),
+    [
+        ('could not select device driver "" with capabilities: [[gpu]].', "can't give GPUs", True),
+        ("nvidia-container-cli: initialization error: nvml error: driver/library version mismatch", "GPUs", True),
+        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0", "newer NVIDIA driver", False),
+        ("mkdir /var/lib/docker/overlay2/x: no space left on device", "no space left", True),
+        ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "does not answer", True),
+        (f"{MKDIR}: permission denied.", "root may not reach", False),
+        ("unknown flag: --x\nSee 'docker run --help'.", "docker did not start it: unknown flag: --x See", False),
+    ],
+)
+def test_a_host_s_own_trouble_is_told_from_what_may_be_the_job_s(log: str, what: str, hosts_own: bool) -> None:
+    found = failure.not_started("docker", log)
+    assert what in found.message and isinstance(found, failure.NotStarted) != hosts_own

@@ -228,8 +228,35 @@ def test_while_another_host_replaces_it_a_lab_is_not_one_without_rules(
         with pytest.raises(FileNotFoundError):
             lab.rules(found)
     monkeypatch.undo()
-    (root / "lab.yaml").unlink()
-    assert lab.rules(found).lab == Lab()
+    assert lab.rules(found) == lab.Rules(good)
+
+
+@pytest.mark.parametrize(("how", "words"), [("empty", "is empty: `{}` in it"), ("gone", "is gone: `{}` in it")])
+def test_one_that_is_empty_or_gone_is_about_to_be_written(root: Path, found: Store, how: str, words: str) -> None:
+    path = root / "lab.yaml"
+
+    def vanish() -> None:
+        path.write_text("") if how == "empty" else path.unlink()
+
+    write(root, GOOD)
+    good = lab.rules(found).lab
+    for _ in range(2):
+        vanish()
+        rules = lab.rules(Store(root))
+        assert (rules.lab, rules.usable) == (good, True)
+        assert words in rules.trouble and "the last good lab.yaml holds" in rules.trouble
+        write(root, "queues: [")  # half of it
+        assert lab.rules(found).lab == good
+    write(root, "{}\n")
+    assert lab.rules(found) == lab.Rules(Lab())
+    vanish()
+    assert lab.rules(found) == lab.Rules(Lab())
+
+
+def test_what_was_always_empty_has_no_rules(root: Path, found: Store) -> None:
+    for text in ("", "# nothing yet\n", ""):
+        write(root, text)
+        assert lab.rules(found) == lab.Rules(Lab())
 
 
 def test_a_bomb_of_aliases_is_refused_in_no_time(root: Path, found: Store) -> None:

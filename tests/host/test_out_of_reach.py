@@ -75,7 +75,7 @@ def test_a_tick_makes_the_key_and_shows_it_and_takes_it_away(box: Box) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     box.tick()
     assert files.read_json(shown)["public_key"] == public
-    box.lab("")
+    box.lab("{}")
     box.tick()
     assert not any(path.exists() for path in (shown, key, Path(f"{key}.pub")))
 
@@ -303,7 +303,7 @@ def test_its_sessions_are_listed_by_the_others(box: Box) -> None:
     assert listed["trouble"] == {}
     (job.attempt(1) / "tunnel.json").write_text('{"up": false, "why": "no route"}')
     assert box.call(sessions)["sessions"][0]["trouble"] == {"tunnel": "no route"}
-    for another in ("", "hosts: {ws: {via: gate}}"):  # which answers for itself
+    for another in ("{}", "hosts: {ws: {via: gate}}"):  # which answers for itself
         box.lab(another)
         assert box.call(sessions)["sessions"] == []
 

@@ -167,7 +167,7 @@ class Fake:
     def __init__(self, error: str) -> None:
         self._error = error
 
-    def identify(self, spec: Spec) -> str:
+    def identify(self, spec: Spec, patience: float = 0) -> str:
         if self._error:
             raise errors.HostUnready(self._error)
         return "abc"
@@ -209,7 +209,7 @@ def test_the_image_is_asked_once_at_a_start(monkeypatch: pytest.MonkeyPatch, tmp
     asked: list[str] = []
 
     class Counted(Fake):
-        def identify(self, spec: Spec) -> str:
+        def identify(self, spec: Spec, patience: float = 0) -> str:
             asked.append(spec.image)
             return ""  # it is not here: asking again would not help
 

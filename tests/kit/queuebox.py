@@ -112,8 +112,8 @@ class Box:
 
     def tick(self) -> tick.Report:
         """One whole pass: where another is at work (a job has ended), behind it."""
-        while (report := tick.run(self.found)).busy:
-            time.sleep(0.01)
+        while (report := tick.run(self.found)).busy:  # each of these leaves it word to look once more
+            until(lambda: not keeping.is_held(self.found.of_ticks("lock")))
         return report
 
     def lab(self, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -63,11 +63,18 @@ class Build:
     sources: Path
 
 
+PATIENCE = 60.0  # s
+
+
+class Silent(errors.HostUnready):
+    """An engine did not answer in time."""
+
+
 class Engine(Protocol):
-    def identify(self, spec: Spec) -> str:
+    def identify(self, spec: Spec, patience: float = PATIENCE) -> str:
         """The content id of what the session will run in; empty where it must be fetched first.
 
-        Raises HostUnready where the engine can't be used."""
+        Raises HostUnready where the engine can't be used, Silent where it takes longer than `patience` (s)."""
 
     def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
         """Bring the image here; its id. Raises Refused where there is no such image to be had."""
@@ -102,8 +109,8 @@ class Engine(Protocol):
         `run.env` gets to the job by a file of its boot folder, or by the command's own environment."""
 
     def ending(self, session: str) -> tuple[int | None, bool]:
-        """What the engine itself saw of its end: the exit code (None: nothing), and whether it was for want of memory.
-        Before `remove`. Raises HostUnready where the engine does not say."""
+        """What the engine itself saw of its end: the exit code (None: it never ran), and whether it was for want of
+        memory. Before `remove`. Raises HostUnready where the engine does not say."""
 
     def remove(self, session: str, grace: float) -> None:
         """End whatever runs for this session: asked, then forced after `grace` seconds; gone on return.
@@ -144,11 +151,15 @@ class Choice:
     identity: str | None = None
 
 
-def choose(spec: Spec, found: store.Store) -> Choice:
+def identify(name: str, spec: Spec, found: store.Store) -> str:
+    return by_name(name, found).identify(spec)
+
+
+def choose(spec: Spec, found: store.Store, ask: Callable[[str, Spec, store.Store], str] = identify) -> Choice:
     """The engine that is named; for a spec that leaves it open Docker if its user may use it, or podman; without an
-    image none is needed. Raises HostUnready where an image has nothing to run in."""
+    image none is needed. Raises HostUnready where an image has nothing to run in. `ask`: as `identify`."""
     if spec.runtime in ENGINES:
-        return Choice(spec.runtime, by_name(spec.runtime, found).identify(spec))
+        return Choice(spec.runtime, ask(spec.runtime, spec, found))
     if spec.runtime == "process":
         return Choice("process")
     if not spec.image:
@@ -156,7 +167,7 @@ def choose(spec: Spec, found: store.Store) -> Choice:
     problems = []
     for name in (name for name in ENGINES if name in present()):
         try:
-            return Choice(name, by_name(name, found).identify(spec))
+            return Choice(name, ask(name, spec, found))
         except errors.HostUnready as error:
             problems.append(error)
     if problems:

@@ -30,10 +30,11 @@ from mlbox.core.pull import Pull
 from mlbox.core.session import Spec, check_engine_args
 from mlbox.core.stored import Stored
 from mlbox.host import files, image, store
-from mlbox.host.engines import Build, Paths, Run, Say, asking, command, refusal, selinux
-from mlbox.host.run import Cancel, Result, capture, stream
+from mlbox.host.engines import PATIENCE, Build, Paths, Run, Say, Silent, command, refusal, selinux
+from mlbox.host.run import NO_ANSWER, Cancel, Result, capture, stream
 
 LAYERS = "mlbox-layer"
+_NEVER_RAN = ("created", "configured", "initialized")
 
 
 class Container:
@@ -65,21 +66,24 @@ class Container:
 
     # ---- images
 
-    def ask(self, *arguments: str, timeout: float = 60) -> tuple[int, str, str]:
+    def ask(self, *arguments: str, timeout: float = PATIENCE) -> tuple[int, str, str]:
         try:
             return capture((self.program, *arguments), timeout)
         except FileNotFoundError:
             hint = f"install {self.title}, or use --runtime process (no container)"
             raise errors.HostUnready(f"there is no {self.program} on this host", hint) from None
 
-    def identify(self, spec: Spec) -> str:
-        question = ("image", "inspect", "--format", "{{.Id}}", spec.image)
-        code, out, error = asking.once_in_a_while(self.program, lambda: self.ask(*question))
+    def failed(self, code: int, error: str) -> errors.MlboxError:
+        """As `unusable`; Silent where it said nothing."""
+        return Silent(error, f"`{self.program} info` on the host") if code == NO_ANSWER else self.unusable(error)
+
+    def identify(self, spec: Spec, patience: float = PATIENCE) -> str:
+        code, out, error = self.ask("image", "inspect", "--format", "{{.Id}}", spec.image, timeout=patience)
         if code == 0:
             return out.strip()
         if re.search("no such image|image not known", error, re.I):
             return ""
-        raise self.unusable(error)
+        raise self.failed(code, error)
 
     def fetch(self, spec: Spec, say: Say, cancel: Cancel) -> str:
         result = self.pull(spec.image, say, cancel)
@@ -115,8 +119,10 @@ class Container:
     def _probe(self, spec: Spec, identity: str, user: str, cancel: Cancel) -> Facts | None:
         argv = (self.program, "run", "--rm", "--network", "none", *self.identity(user), "--entrypoint", "/bin/sh")
         result = stream((*argv, identity, "-c", image.PROBE), lambda line: None, cancel)
-        if result.code == 125:  # not the image's fault: the engine did not start it
-            raise errors.HostUnready(f"{self.title} can't start a container here:\n{result.tail}", "its log says more")
+        if result.code == 125:  # the engine did not start it
+            from mlbox.host import failure
+
+            raise failure.not_started(self.program, result.tail)
         return image.parse(identity, result.lines) if result.code == 0 else None
 
     # ---- layers
@@ -232,7 +238,7 @@ class Container:
         for container in self._containers(session):
             _, out, _ = self.ask("inspect", "--format", seen, container)
             status, code, oom = (out.split() or ["", "", ""])[:3]
-            return (int(code) if status == "exited" else None), oom == "true"
+            return (int(code) if code and status not in _NEVER_RAN else None), oom == "true"
         return None, False
 
     def remove(self, session: str, grace: float) -> None:

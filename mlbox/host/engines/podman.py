@@ -24,7 +24,7 @@ from typing import Any
 from mlbox import errors
 from mlbox.core.session import Spec
 from mlbox.host import store
-from mlbox.host.engines import Say, cdi
+from mlbox.host.engines import PATIENCE, Say, cdi
 from mlbox.host.engines.command import is_root
 from mlbox.host.engines.container import Container
 from mlbox.host.run import Cancel, Result
@@ -51,10 +51,13 @@ class Podman(Container):
 
     @cached_property
     def _info(self) -> dict[str, Any]:
-        """What it says of itself. Raises HostUnready where it does not work, or not well enough."""
-        code, out, error = self.ask("info", "--format", "json")
+        return self._of_itself(PATIENCE)
+
+    def _of_itself(self, patience: float) -> dict[str, Any]:
+        """What it says. Raises HostUnready where it does not work, or not well enough."""
+        code, out, error = self.ask("info", "--format", "json", timeout=patience)
         if code != 0:
-            raise self.unusable(error)
+            raise self.failed(code, error)
         info: dict[str, Any] = json.loads(out)
         version = str(info["version"]["Version"])
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
@@ -75,15 +78,15 @@ class Podman(Container):
             return errors.HostUnready(f"{self._user} has no subordinate ids here, without which podman can't run", hint)
         return errors.HostUnready(f"podman does not work here: {error[-400:]}", "`podman info` on the host")
 
-    def identify(self, spec: Spec) -> str:
-        info = self._info
+    def identify(self, spec: Spec, patience: float = PATIENCE) -> str:
+        self._info = info = self._of_itself(patience)
         limits = sorted({argument.split("=")[0] for argument in spec.engine_args} & _LIMITS)
         if limits and self._rootless(info) and info["host"].get("cgroupVersion") == "v1":
             raise errors.Refused(
                 f"podman without root can't limit anything on this host (cgroups v1): {', '.join(limits)}",
                 "leave it out, or use Docker",
             )
-        return super().identify(spec)
+        return super().identify(spec, patience)
 
     def pull(self, image: str, say: Say, cancel: Cancel) -> Result:
         """Where no registry is set for short names, or a person would be asked which, podman pulls nothing."""

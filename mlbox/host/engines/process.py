@@ -25,7 +25,7 @@ from mlbox.core.layer import Layer
 from mlbox.core.session import Spec
 from mlbox.core.stored import Stored
 from mlbox.host import files, here, image, processes, store
-from mlbox.host.engines import Build, Paths, Run, Say
+from mlbox.host.engines import PATIENCE, Build, Paths, Run, Say
 from mlbox.host.run import Cancel, stream
 
 _COMPLETE, _HOST = ".complete", ".host"
@@ -37,7 +37,7 @@ class Process:
     def __init__(self, found: store.Store) -> None:
         self._environments = found.environments
 
-    def identify(self, spec: Spec) -> str:
+    def identify(self, spec: Spec, patience: float = PATIENCE) -> str:
         if spec.user == "root":
             raise errors.Refused("--user root needs a container", "add --image")
         if spec.mounts or spec.engine_args:

@@ -10,6 +10,7 @@ from typing import Any
 from mlbox.core.lab import Lab
 from mlbox.core.schedule import Running
 from mlbox.host import inventory, lab, ready, store, view
+from mlbox.host.engines import aside
 from mlbox.host.handlers.sessions import describe, is_session, out_of_reach
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
@@ -27,7 +28,8 @@ def run(call: Call) -> Json:
     }  # fmt: skip
     if (found.root / "mlbox.json").exists():
         rules = lab.rules(found)
-        reply.update(_queue(found, rules.lab), trouble=rules.trouble)
+        left_alone = [f"{found.host}: {why}" for why in aside.words(found)]
+        reply.update(_queue(found, rules.lab), trouble="\n".join(filter(None, (rules.trouble, *left_alone))))
     elif call.root is not None and not (found.root / "users").exists():  # it was named, and is empty, or not there
         reply["trouble"] = f"nothing of mlbox's is in {found.root} on {found.host}: is its filesystem mounted?"
     return reply

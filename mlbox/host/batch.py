@@ -136,8 +136,9 @@ class Batch:
             self.job.id, work.name, made.image, work.user, self.attempt.gpus, spec.command, self.job.boot_folder,
             folder, home, work.mounts, work.engine_args, inside,
         )  # fmt: skip
-        outside = {name: value for name, value in os.environ.items() if name != processes.APART}
-        return self.engine.batch(run), {**outside, **inside}
+        argv, added = self.engine.batch(run)
+        environment = {name: value for name, value in os.environ.items() if name != processes.APART}
+        return argv, {**environment, **added}
 
     # ---- to the end --------------------------------------------------------------------------------------
 

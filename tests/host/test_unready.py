@@ -31,6 +31,7 @@ case "$1" in
 image) echo sha256:aa ;;
 run)
     case "$*" in *"--network none"*) for last; do :; done; exec sh -c "$last" ;; esac
+    env >{folder}/environment
     [ -e {folder}/says ] || exit 0
     cat {folder}/says >&2
     exit 125 ;;
@@ -205,3 +206,16 @@ def test_it_is_left_alone_for_longer_while_it_fails_again(box: Box, monkeypatch:
     now += aside.LONGEST
     aside.put(box.found, "docker", True, "no GPUs")
     assert aside.words(box.found) == ["no GPUs; tried again in 1m"]
+
+
+def test_what_a_job_has_in_its_environment_is_not_in_its_engine_s(box: Box, broken: Broken, tmp_path: Path) -> None:
+    """The image's PATH may not lead to docker, and its HOME is nowhere on the host, where podman would make one."""
+    own = {"PATH": "/nowhere", "HOME": "/neither", "TOKEN": "s3cret"}
+    work = Spec(image="alpine", runtime="docker", env=own)
+    reply = box.call(submit, spec=JobSpec(("true",), work=work, resources=Resources(gpus="0", cpus=0)).to_wire())
+    box.jobs.append(box.found.job(reply["jobs"][0]["id"]))
+    assert box.end(box.jobs[-1]).name == "finished"
+    engines = dict(
+        line.split("=", 1) for line in (tmp_path / "bin/environment").read_text().splitlines() if "=" in line
+    )
+    assert (engines["PATH"], engines["HOME"]) == (os.environ["PATH"], os.environ["HOME"]) and "TOKEN" not in engines

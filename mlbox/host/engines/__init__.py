@@ -104,9 +104,9 @@ class Engine(Protocol):
     def start(self, run: Run, log: int) -> Popen[bytes]:
         """Start the guest; the process returned ends when it ends. Its output goes to the descriptor `log`."""
 
-    def batch(self, run: Run) -> tuple[str, ...]:
-        """The command whose process is the job's: it ends with the job's exit code, and passes SIGTERM on. What is in
-        `run.env` gets to the job by a file of its boot folder, or by the command's own environment."""
+    def batch(self, run: Run) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        """The command whose process is the job's: it ends with the job's exit code, and passes SIGTERM on. And what is
+        to be in that command's own environment: `run.env`, where it gets to the job by no file of its boot folder."""
 
     def ending(self, session: str) -> tuple[int | None, bool]:
         """What the engine itself saw of its end: the exit code (None: it never ran), and whether it was for want of

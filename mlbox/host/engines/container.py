@@ -218,12 +218,12 @@ class Container:
     def start(self, run: Run, log: int) -> Popen[bytes]:
         return Popen(self.arguments(run), stdin=DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
-    def batch(self, run: Run) -> tuple[str, ...]:
+    def batch(self, run: Run) -> tuple[tuple[str, ...], Mapping[str, str]]:
         """Its environment is in a file that only its user reads: `inspect` and ps show none of it, and the engine's
         own command is not disturbed by a HOME or a PATH that is the container's."""
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in run.env.items())
         files.write_whole(run.boot_folder / "conf/environment", exports.encode())
-        return self.arguments(replace(run, argv=command.in_shell(run.argv), env={}))
+        return self.arguments(replace(run, argv=command.in_shell(run.argv), env={})), {}
 
     def arguments(self, run: Run) -> tuple[str, ...]:
         if run.engine_args:

@@ -127,8 +127,8 @@ class Process:
             run.argv, stdin=DEVNULL, stdout=log, stderr=log, env=environment, cwd=run.folder, start_new_session=True
         )
 
-    def batch(self, run: Run) -> tuple[str, ...]:
-        return run.argv
+    def batch(self, run: Run) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        return run.argv, run.env
 
     def ending(self, session: str) -> tuple[int | None, bool]:
         return None, False  # its runner sees the end, and looks at the kernel's counter (host/runner.py)

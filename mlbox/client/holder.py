@@ -2,12 +2,14 @@
 
     start   by the first client (client/attached.py runs hold.py), in its terminal, where ssh may ask for a passphrase
     up      the first link answers: away from the terminal. It serves the client that started it and any other one
+    anew    the session was started anew under its id (its host was rebooted): the same ports lead there
     end     its last client has left and nobody said `stay`; `mlbox tunnels stop`; or the session has ended
 
 A client says one JSON line for each question, over the pair of sockets that it started us with or over `control` in
-our folder, and hears the reply; in between it hears what happens: {"say": …}, {"up": …}, {"ended" or "stopped": why}.
-The end of a client's connection is its leaving, however it died. Nothing here waits by asking again and again: each
-thread sleeps until something happens, and a lost link is dialled with the supervisor's back-off.
+our folder, and hears the reply; in between it hears what happens: {"say": …}, {"up": …}, {"reach": …} of a new start,
+{"ended" or "stopped": why}. The end of a client's connection is its leaving, however it died. Nothing here waits by
+asking again and again: each thread sleeps until something happens, and a lost link is dialled with the supervisor's
+back-off.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from types import FrameType
 from mlbox import errors
 from mlbox.client import journal, owners, ssh_config, state
 from mlbox.client.reach import GUEST, PORTS, Reach
-from mlbox.client.remote import of_session
 from mlbox.client.talk import Json, Talk
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
+from mlbox.client.whereabouts import Place
 from mlbox.core import wire
 
 ANSWER = 3.0  # s that the end waits for a host that was asked something just now
@@ -36,13 +38,11 @@ ANSWER = 3.0  # s that the end waits for a host that was asked something just no
 
 class Holder:
     def __init__(self, reach: Reach, config: state.Config, folder: Path) -> None:
-        self._reach, self._folder = reach, folder
-        place = {"id": reach.id, "host": reach.host, "root": reach.root, "via": reach.via}
-        self._host = of_session(place, config)
+        self._place, self._folder = Place.of(reach, config), folder
         ports = {**PORTS, **config.ports}
         self._tunnels = Tunnels(
             [Service(name, ports[name], gated=name == "vscode") for name in reach.services],
-            lambda generation: self._host.transport.link(reach.forwards(), folder, generation),
+            lambda generation: self._place.link(folder, generation),
             self._on_event,
             Key(reach.id, reach.gate_token()),
             probe=self._probe,
@@ -60,6 +60,10 @@ class Holder:
         self._over: tuple[str, str] | None = None  # ended or stopped, and why
         self._wake_r, self._wake_w = os.pipe()
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    @property
+    def _reach(self) -> Reach:
+        return self._place.reach
 
     def run(self, first: Talk) -> None:
         """From the first client to the end. Raises MlboxError where there is no free port."""
@@ -157,7 +161,7 @@ class Holder:
             self._clients.append(talk)
             owner, moved = self._owner, self._tunnels.moved
             told = {"ports": owner.ports, "extra": owner.extra, "barred": owner.barred, "moved": dict(moved)}
-            talk.send({"reply": {**told, "background": owner.background}})
+            talk.send({"reply": {**told, "background": owner.background, "start": self._reach.start()}})
             if self._up:
                 talk.send({"up": True})
 
@@ -205,8 +209,7 @@ class Holder:
 
     def _expect(self, reach: Reach) -> None:
         """The guest is there by now, and all is known about it."""
-        with self._lock:
-            self._reach = reach
+        self._place = replace(self._place, reach=reach)
         self._guest_expected.set()
         self._tunnels.hurry()
 
@@ -248,24 +251,36 @@ class Holder:
         journal.note(self._reach.name, f"up: {self._owner.ports}")
 
     def _announce_ssh(self) -> None:
-        """Let `ssh -p PORT` know the session's own host key."""
-        facts = self._reach.services.get("ssh")
-        if facts and facts.get("host_key"):
-            port, user, transport = self._tunnels.port("ssh"), str(facts["user"]), self._host.transport
-            keys, agent = transport.identity_files(), transport.agent()
+        if (self._reach.services.get("ssh") or {}).get("host_key"):
+            port = self._tunnels.port("ssh")
             try:
-                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), keys, agent)
+                self._place.announce_port(port)
             except (errors.MlboxError, OSError) as error:
                 self._say(f"`ssh -p {port}` does not know the session: {error}")
 
     def _ask_host(self) -> None:
-        """ssh works and nobody is behind it: has the session ended?"""
+        """ssh works and nobody, or somebody else, is behind it: has the session ended, or was it started anew?"""
         try:
-            self._host.call("sessions", {"session": self._reach.id})
+            self._follow(self._place.as_now())
         except errors.NotFound as error:
             self._finish("ended", error.message)
         except errors.MlboxError:
             return  # the host is not to be asked just now; the next refusal asks again
+
+    def _follow(self, place: Place) -> None:
+        if place is self._place:
+            return
+        reach, was = place.reach, self._reach
+        what = f"the session was started anew on {reach.host}"
+        if reach.services.keys() != was.services.keys():  # a port leads to one service
+            self._finish("stopped", f"{what}, with other services")
+            return
+        self._place = place
+        self._set(host=reach.host, why=what)
+        self._tunnels.anew(Key(reach.id, reach.gate_token()), what)
+        self._announce_ssh()
+        self._say(f"{what}; its ports here stay, and its addresses are new")
+        self._tell({"reach": reach.to_wire()})
 
 
 def _leave_terminal() -> None:

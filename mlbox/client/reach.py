@@ -46,6 +46,10 @@ class Reach:
         soon as all of them are bound, and the last one may not listen yet."""
         return {GUEST: self.guest_socket, **{name: str(facts["socket"]) for name, facts in self.services.items()}}
 
+    def start(self) -> list[Any]:
+        """What is of one start of the session, at one place: another one has other keys, and perhaps other sockets."""
+        return [self.guest_key, self.forwards(), self.urls(PORTS)]
+
     def gate_token(self) -> str:
         """What opens the services that have no password of their own."""
         return str(self.services.get("vscode", {}).get("token", ""))

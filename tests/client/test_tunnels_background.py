@@ -58,6 +58,7 @@ class Inside:
     """A session whose guest is real; its Jupyter is an echo."""
 
     def __init__(self, sshd: Sshd, folder: Path) -> None:
+        self.folder = folder
         self.config = state.Config(ssh_config=str(sshd.config), ports={"jupyter": 0})
         control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()), "k3y")
         jupyter = {"socket": str(folder / "echo.sock"), "token": "t0ken"}
@@ -220,6 +221,33 @@ def test_the_end_of_the_terminal_is_not_the_end(inside: Inside) -> None:
     assert (only().pid, ssh_of(owner).pid) == (owner.pid, ssh.pid)
     for number in (0, 1, 2):
         assert os.readlink(f"/proc/{owner.pid}/fd/{number}") == os.devnull
+
+
+def test_who_knows_of_a_new_start_takes_over_the_ports(inside: Inside) -> None:
+    """The process in the background has not heard of it yet."""
+    first = inside.attach(Port(0, 6006))
+    first.stay()
+    before = only()
+    folder = inside.folder / "anew"
+    folder.mkdir()
+    control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()), "k3y-2")
+    inside.reach = replace(inside.reach, guest_socket=str(folder / "g.sock"), guest_key="k3y-2")
+    again = inside.attach()
+    assert first.ended.wait(_LONG) and "dialled anew" in first.why
+    after = only()
+    assert after.pid != before.pid and after.background
+    assert (after.ports, after.extra) == (before.ports, before.extra)
+    assert answers(again.ports["jupyter"])
+    again.close()
+
+
+def test_another_name_of_its_host_is_no_new_start(inside: Inside) -> None:
+    first = inside.attach()
+    inside.reach = replace(inside.reach, host="gpu1.lab")
+    second = inside.attach()
+    assert second.ports == first.ports and not first.ended.is_set()
+    first.close()
+    second.close()
 
 
 # ---- what a killed one leaves ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from mlbox.client.reach import GUEST, PORTS, Reach
 from mlbox.client.talk import Json, Talk
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
-from mlbox.client.whereabouts import Place
+from mlbox.client.whereabouts import Found, Looking, Place
 from mlbox.core import wire
 
 ANSWER = 3.0  # s that the end waits for a host that was asked something just now
@@ -52,8 +52,8 @@ class Holder:
             reach.id, reach.name, reach.host, os.getpid(), {}, {}, since=time.time(), folder=str(folder)
         )
         self._guest_expected = threading.Event()
-        self._told = ""  # the reason of the last attempt that failed
-        self._asking = threading.Thread()
+        self._explained: set[str] = set()  # why it is not up
+        self._looking = Looking(config, self._found)
         self._lock = threading.RLock()  # over all that follows
         self._clients: list[Talk] = []
         self._up = False
@@ -94,8 +94,7 @@ class Holder:
         kind, why = self._over or ("stopped", "")
         self._guest_expected.set()
         self._tunnels.close(why)
-        if self._asking.is_alive():
-            self._asking.join(ANSWER)  # its ssh would be left behind
+        self._looking.wait(ANSWER)  # its ssh would be left behind
         ssh_config.remove(self._reach.id)
         journal.note(self._reach.name, f"the end: {why}")
         if kind == "ended":
@@ -222,24 +221,22 @@ class Holder:
         elif event.kind == "lost":
             self._set(state="reconnecting", since=time.time() - event.downtime, why=event.reason)
             self._say(f"tunnel lost ({event.reason}); reconnecting")
-        elif event.kind == "retrying" and event.reason not in ("", self._told):
-            self._told = event.reason
+        elif event.kind == "retrying":
+            if self._reach.moves and not event.barred:
+                self._looking.begin(self._place, away=True)
             hint = f"the login needs somebody who can be asked; at a terminal: mlbox session attach {self._reach.name}"
             why = f"{event.reason}; {hint}" if event.barred else event.reason
-            self._set(why=why, barred=event.barred)
-            self._say(f"still trying{', rarely' if event.barred else ''}: {why}")
+            self._explain(why, f"still trying{', rarely' if event.barred else ''}: {why}", barred=event.barred)
         elif event.kind == "back":
-            self._told = ""
+            self._explained.clear()
+            self._looking.rest()
             self._set(state="up", since=time.time(), why="", barred=False)
             after = f" after {event.downtime:.1f} s" if event.downtime else ""
             self._say(f"tunnel is back{after}; the ports are the same")
         elif event.kind in ("refused", "stranger"):
-            if event.kind == "stranger" and event.reason != self._owner.why:
-                self._set(why=event.reason)
-                self._say(f"{event.reason}; nothing is sent there")
-            if not self._asking.is_alive():
-                self._asking = threading.Thread(target=self._ask_host, daemon=True)
-                self._asking.start()
+            if event.kind == "stranger":
+                self._explain(event.reason, f"{event.reason}; nothing is sent there")
+            self._looking.begin(self._place, away=False)
 
     def _came_up(self) -> None:
         """Nothing will be asked at the terminal any more: ssh reconnects in batch mode."""
@@ -258,14 +255,22 @@ class Holder:
             except (errors.MlboxError, OSError) as error:
                 self._say(f"`ssh -p {port}` does not know the session: {error}")
 
-    def _ask_host(self) -> None:
-        """ssh works and nobody, or somebody else, is behind it: has the session ended, or was it started anew?"""
-        try:
-            self._follow(self._place.as_now())
-        except errors.NotFound as error:
-            self._finish("ended", error.message)
-        except errors.MlboxError:
-            return  # the host is not to be asked just now; the next refusal asks again
+    def _found(self, now: Found, away: bool) -> None:
+        """It is there as it was, was started anew, has ended, waits in line, or nobody could tell."""
+        if isinstance(now, Place):
+            self._follow(now)
+        elif isinstance(now, errors.Ended) or (isinstance(now, errors.NotFound) and not self._reach.moves):
+            self._finish("ended", now.message)
+        elif isinstance(now, errors.NotFound) and not away:
+            self._explain(now.message, f"{now.message}; the tunnels follow it")
+
+    def _explain(self, why: str, words: str, **changes: object) -> None:
+        """Why it is not up: said once, until it is."""
+        if why not in ("", self._owner.why):
+            self._set(why=why, **changes)
+        if why not in {"", *self._explained}:
+            self._explained.add(why)
+            self._say(words)
 
     def _follow(self, place: Place) -> None:
         if place is self._place:

@@ -25,21 +25,21 @@ class Reach:
     guest_socket: str
     guest_key: str = ""  # by which the guest is known (core/proof.py); an older mlbox's session has none
     via: str = ""  # the rendezvous where these sockets are, at the end of a reverse tunnel; empty: they are on `host`
+    moves: bool = False  # it is from a queue: after a loss it waits in line again, and may then run elsewhere
 
     @classmethod
     def of(cls, session: Json, host: str, root: str) -> Reach:
         id_, name, services, place = session["id"], session["name"], session["services"], session.get("via")
-        key = session.get("guest_key", "")
+        key, moves = session.get("guest_key", ""), bool(session.get("queued"))
         if not place:
-            return cls(id_, name, host, root, services, session["guest_socket"], key)
+            return cls(id_, name, host, root, services, session["guest_socket"], key, moves=moves)
         at = {service: f"{place['folder']}/{reverse.lasting(id_, service)}" for service in (*services, GUEST)}
         services = {service: {**facts, "socket": at[service]} for service, facts in services.items()}
-        return cls(id_, name, host, root, services, at[GUEST], key, place["via"])
+        return cls(id_, name, host, root, services, at[GUEST], key, place["via"], moves)
 
     def to_wire(self) -> Json:
-        """Without a key where there is none: an older mlbox that holds the tunnels does not know the word."""
-        wire = asdict(self)
-        return wire if self.guest_key else {name: value for name, value in wire.items() if name != "guest_key"}
+        """Without what is not there: an older mlbox that holds the tunnels does not know the later words."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("guest_key", "moves")}
 
     def forwards(self) -> dict[str, str]:
         """What a link leads to: its name for a socket -> the socket's path there. The guest's is first: it is asked as

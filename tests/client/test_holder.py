@@ -4,14 +4,16 @@ to a session on this machine."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Callable
+from types import SimpleNamespace
+from typing import Any, Callable, cast
 
 import homes
 import pytest
@@ -19,7 +21,11 @@ import pytest
 from mlbox import errors
 from mlbox.client import holder, owners, sessions, ssh_config, state
 from mlbox.client.reach import Reach
+from mlbox.client.remote import connect
 from mlbox.client.talk import Talk
+from mlbox.client.transports.local import Local
+from mlbox.client.tunnels import Link, LocalLink, TunnelEvent
+from mlbox.client.tunnels.events import Kind
 from mlbox.guest import control
 from tests.client.kit import Server
 
@@ -41,12 +47,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Session:
-    """Its starts, each with sockets, a key and tokens of its own; and what its host says of it."""
+    """Its starts, each with sockets, a key and tokens of its own; and what its host says of it, or the lab's others do
+    (`far`). Where it is `away`, no link to its first start can be made."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.servers: list[Server] = []
         self.told: Any = None
+        self.far: Any = errors.NotFound("no other host runs it")
+        self.away = False
         self.asked = threading.Event()
 
     def start(self, name: str, *services: str) -> dict[str, Any]:
@@ -69,9 +78,21 @@ class Session:
 
     def reveal(self, host: Any, wanted: str) -> dict[str, Any]:
         self.asked.set()
-        if isinstance(self.told, errors.MlboxError):
-            raise self.told
-        return dict(self.told)
+        told = self.far if host.name == "gpu2" else self.told
+        if isinstance(told, Exception):
+            raise told
+        return dict(told)
+
+    def elsewhere(self, session: str, than: str, config: state.Config) -> Any:
+        assert (session, than) == (ID, "local")
+        if isinstance(self.far, errors.MlboxError):
+            raise self.far
+        return SimpleNamespace(name="gpu2", root="", via="", transport=Local())
+
+    def link(self, forwards: Mapping[str, str], folder: Path, generation: int) -> Link:
+        if self.away and forwards["guest"] == str(self.folder / "a/g.sock"):
+            raise errors.Unreachable("No route to host")
+        return LocalLink(forwards)
 
 
 @pytest.fixture
@@ -79,6 +100,8 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     folder = Path(tempfile.mkdtemp(prefix="mb", dir="/tmp"))
     made = Session(folder)
     monkeypatch.setattr(sessions, "reveal", made.reveal)
+    monkeypatch.setattr(sessions, "elsewhere", made.elsewhere)
+    monkeypatch.setattr(Local, "link", lambda self, *given: made.link(*given))
     yield made
     for server in made.servers:
         server.close()
@@ -108,6 +131,14 @@ class Client:
         self.ports = self.hear("reply")["ports"]
         self._talk.send({"op": "ready", "reach": self.reach.to_wire()})
         self.hear("up")
+
+    def reconnect(self) -> None:
+        self._talk.send({"op": "reconnect"})
+
+    def lose(self, reach: Reach) -> None:
+        """That start is over; seen at once, for another link asks."""
+        os.unlink(reach.guest_socket)
+        self.reconnect()
 
     def asks(self, cookie: str) -> str:
         """VS Code's port, with that token."""
@@ -187,7 +218,107 @@ def test_other_services_are_other_ports(session: Session) -> None:
 
     def act(client: Client) -> None:
         session.told = session.start("b", "ssh")
-        os.unlink(reach.guest_socket)
+        client.lose(reach)
         assert client.hear("stopped") == "the session was started anew on local, with other services"
 
     held(reach, act)
+
+
+# ---- of a queue: it may wait in line, and run elsewhere -----------------------------------------------------
+
+LOST = errors.NotFound("no session of yours is running on local")
+DOWN = errors.Unreachable("local: no answer")
+
+
+def entered(told: dict[str, Any]) -> Reach:
+    """As whoever attaches leaves it: ssh knows it by its name."""
+    host = connect("local", state.Config())
+    sessions.enter(host, told)
+    return sessions.reach(host, told)
+
+
+def test_one_that_waits_in_line_has_not_ended(session: Session) -> None:
+    """Its host was rebooted: it is in line again, and then starts there."""
+    reach = entered(session.start("a"))
+
+    def act(client: Client) -> None:
+        session.told = session.far = errors.NotFound("the session waits in line", "mlbox show says why")
+        client.lose(reach)
+        assert client.hear("say") == "the session waits in line; the tunnels follow it"
+        assert owners.living()[0].why == "the session waits in line"
+        assert ssh_config.place(ID)["moves"]
+        session.told = session.start("b")
+        client.hear("reach")
+        assert client.asks("t0ken-b") == "b"
+
+    held(reach, act)
+    assert ssh_config.names() == {ID: ["kind-otter", "mlbox-kind-otter", f"mlbox-{ID.lower()}"]}
+
+
+@pytest.mark.parametrize("told", [LOST, DOWN], ids=["gone", "down"])
+def test_one_that_moved_is_followed_to_another_host(session: Session, told: errors.MlboxError) -> None:
+    reach = entered(session.start("a"))
+
+    def act(client: Client) -> None:
+        session.told, session.far = told, session.start("b")
+        client.lose(reach)
+        client.hear("reach")
+        assert "started anew on gpu2" in client.said[-1]
+        assert client.asks("t0ken-b") == "b"
+        [owner] = owners.living()
+        assert (owner.host, owner.ports) == ("gpu2", client.ports)
+
+    held(reach, act)
+    assert state.load("sessions.json")[ID]["host"] == "gpu2"
+
+
+def test_it_is_looked_for_while_no_connection_to_its_host_comes_about(session: Session) -> None:
+    """Which is not asked then."""
+    reach = entered(session.start("a"))
+
+    def act(client: Client) -> None:
+        session.told, session.far, session.away = AssertionError("asked"), session.start("b"), True
+        client.reconnect()
+        client.hear("reach")
+        assert client.asks("t0ken-b") == "b"
+
+    held(reach, act)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_its_end_is_the_tunnels_end_wherever_it_came(session: Session, away: bool) -> None:
+    reach = entered(session.start("a"))
+
+    def act(client: Client) -> None:
+        session.told, session.far = (DOWN if away else LOST), errors.Ended("the session has ended: shut down")
+        session.away = away
+        client.reconnect() if away else client.lose(reach)
+        assert client.hear("ended") == "the session has ended: shut down"
+
+    held(reach, act)
+    assert ssh_config.names() == {}
+
+
+def test_one_of_no_queue_that_is_not_there_has_ended(session: Session) -> None:
+    reach = entered({**session.start("a"), "queued": False})
+
+    def act(client: Client) -> None:
+        session.told, session.far = LOST, session.start("b")
+        client.lose(reach)
+        assert client.hear("ended") == LOST.message
+
+    held(reach, act)
+    assert ssh_config.names() == {}
+
+
+def test_why_it_is_not_up_is_said_once_until_it_is(session: Session, tmp_path: Path) -> None:
+    made = holder.Holder(Reach.of({**session.start("a"), "queued": False}, "local", ""), state.Config(), tmp_path)
+    made._guest_expected.set()
+    said = []
+    for kind, why in (("retrying", "one"), ("retrying", ""), ("retrying", "two"), ("retrying", "one"), ("back", "")):
+        made._on_event(TunnelEvent(cast(Kind, kind), 2, why))
+        said.append(made._owner.why)
+    made._on_event(TunnelEvent("retrying", 2, "one"))
+    assert said == ["one", "one", "two", "one", ""]
+    log = (state.home() / "tunnels.log").read_text()
+    assert re.findall("still trying: (.*)", log) == ["one", "two", "one"]

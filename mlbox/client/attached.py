@@ -119,7 +119,10 @@ class Attached:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             talk.send({"reach": self.reach.to_wire(), "config": asdict(self._config)})
-            found = owners.answer(talk.receive(_BEGIN), self.reach.name)
+            reply = None
+            with contextlib.suppress(TimeoutError):
+                reply = talk.receive(_BEGIN)
+            found = owners.answer(reply, self.reach.name)
         except BaseException:  # ^C too: the process that holds them ends with its last client
             talk.close()
             raise

@@ -516,6 +516,17 @@ def test_a_late_reply_is_not_the_next_question_s(
     assert attached.ended.wait(_LONG)
 
 
+def test_one_that_does_not_begin_in_time_is_said(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbox.client.attached._BEGIN", 0.01)
+    monkeypatch.setattr("mlbox.client.attached._PROGRAM", "import time; time.sleep(600)")
+    attached = Attached(inside.reach, inside.config, (), inside.said.put)
+    with pytest.raises(MlboxError, match="the process that holds the tunnels to kind-otter does not answer"):
+        attached.dial()
+    assert attached._process is not None
+    attached._process.kill()
+    attached._process.wait()
+
+
 def test_a_client_that_reads_nothing_holds_nobody_up() -> None:
     ours, its = socket.socketpair()
     with ours, its:

@@ -267,6 +267,32 @@ def test_a_killed_owner_leaves_nothing_that_confuses(inside: Inside) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("way", ["swept", "taken"])
+def test_a_killed_owner_s_ssh_ends_where_no_system_sees_to_it(home: Path, way: str) -> None:
+    """It is known by the sockets in that folder, not by a pid. Another session's stays, and whatever only names it."""
+    folder = owners.folder_of(ID)
+    folder.mkdir()
+    (folder / "owner.json").write_text("{}")
+    last = (
+        ("-L", f"{folder}/1-guest:/g.sock"), ("-L", f"{folder}x/1-guest:/g.sock"), (f"{folder}/owner.json",),
+    )  # fmt: skip
+    argv = (sys.executable, "-c", "import time; time.sleep(600)", "-N")
+    left, other, named = (subprocess.Popen((*argv, *words)) for words in last)
+    try:
+        if way == "swept":
+            owners.living()
+        else:
+            taken = owners.take(ID)
+            assert taken is not None
+            os.close(taken[1])
+        assert left.wait(20) == -signal.SIGTERM
+        assert other.poll() is named.poll() is None
+    finally:
+        for process in (left, other, named):
+            process.kill()
+            process.wait()
+
+
 def test_its_pid_is_not_believed_when_another_process_has_it(inside: Inside) -> None:
     """A note that a living process has written about itself, in a folder that nobody has locked."""
     folder = owners.folder_of(ID)

@@ -222,7 +222,7 @@ class Holder:
             self._set(state="reconnecting", since=time.time() - event.downtime, why=event.reason)
             self._say(f"tunnel lost ({event.reason}); reconnecting")
         elif event.kind == "retrying":
-            if self._reach.moves and not event.barred:
+            if not event.barred:
                 self._looking.begin(self._place, away=True)
             hint = f"the login needs somebody who can be asked; at a terminal: mlbox session attach {self._reach.name}"
             why = f"{event.reason}; {hint}" if event.barred else event.reason

@@ -15,7 +15,7 @@ from mlbox.client.remote import Host, of_session
 from mlbox.client.tunnels import Link
 from mlbox.client.tunnels.events import Backoff
 
-# s between two looks around the lab while its host is away: a host that does not let us in bans who asks more often.
+# s between two looks around the lab: a host that does not let us in bans who asks more often.
 _FIRST, _LAST = 60.0, 300.0
 
 
@@ -40,19 +40,26 @@ class Place:
         keys, agent = transport.identity_files(), transport.agent()
         ssh_config.add(self.reach.id, port, str(facts["user"]), str(facts["host_key"]), keys, agent)
 
-    def now(self, away: bool, config: state.Config) -> Place:
-        """Where it runs now, this place or another one: its host is asked, unless that is `away`, and of a session that
-        moves then the lab's others. Raises Ended, and what a call raises."""
-        if not (away and self.reach.moves):
+    def now(self, config: state.Config, here: bool, around: bool) -> Place:
+        """Where it runs now, this place or another one. `here`: its host is asked; `around`: and where that does not
+        know, the lab's others. Raises Ended, and what a call raises."""
+        told: errors.MlboxError | None = None
+        if here:
             try:
                 return self._at(self.host)
             except errors.Ended:
                 raise
-            except errors.MlboxError:
-                if not self.reach.moves:
+            except errors.MlboxError as error:
+                if not around:
                     raise
+                told = error
         lab = replace(config, root=self.reach.root)
-        return self._at(sessions.elsewhere(self.reach.id, self.host.transport.host, lab))
+        try:
+            return self._at(sessions.elsewhere(self.reach.id, self.host.transport.host, lab))
+        except errors.Ended:
+            raise
+        except errors.NotFound as error:
+            raise told or error from None  # its own host says best why it is nowhere
 
     def _at(self, host: Host) -> Place:
         session = sessions.reveal(host, self.reach.id)
@@ -77,12 +84,14 @@ class Looking:
         self._thread = threading.Thread()
 
     def begin(self, place: Place, away: bool) -> None:
-        """Nothing, while one is under way, or the next one is not due: without its host none is urgent."""
-        if self._thread.is_alive() or (away and time.monotonic() < self._due):
+        """Nothing, while one is under way. Its host is asked each time, unless it is `away`; the others, where it may
+        have moved to, ever more rarely, for it may be in line for long."""
+        around = place.reach.moves and time.monotonic() >= self._due
+        if self._thread.is_alive() or (away and not around):
             return
-        if away:
+        if around:
             self._due = time.monotonic() + self._backoff.delay()
-        self._thread = threading.Thread(target=self._look, args=(place, away), daemon=True)
+        self._thread = threading.Thread(target=self._look, args=(place, away, around), daemon=True)
         self._thread.start()
 
     def rest(self) -> None:
@@ -95,10 +104,10 @@ class Looking:
         if self._thread.is_alive():
             self._thread.join(patience)
 
-    def _look(self, place: Place, away: bool) -> None:
+    def _look(self, place: Place, away: bool, around: bool) -> None:
         found: Found
         try:
-            found = place.now(away, self._config)
+            found = place.now(self._config, not away, around)
         except errors.MlboxError as error:
             found = error
         self._hear(found, away)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,16 +16,21 @@ from mlbox.client.whereabouts import Found, Looking, Place
 
 REACH = Reach("01ARYZ6S41TSV4RRFFQ69G5FAV", "nomad", "local", "/share/lab", {}, "/g.sock", moves=True)
 PLACE = Place.of(REACH, Config())
-NOWHERE = errors.NotFound("it waits")
+NOWHERE, HERE = errors.NotFound("it runs nowhere"), errors.NotFound("it waits in line")
 
 
 @pytest.fixture(autouse=True)
-def lab(monkeypatch: pytest.MonkeyPatch) -> None:
+def lab(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sessions that its others were asked for."""
+    asked: list[str] = []
+
     def elsewhere(session: str, than: str, config: Config) -> None:
-        assert (session, than, config.root) == (REACH.id, "local", "/share/lab")
+        assert (than, config.root) == ("local", "/share/lab")
+        asked.append(session)
         raise NOWHERE
 
     monkeypatch.setattr(sessions, "elsewhere", elsewhere)
+    return asked
 
 
 def looking() -> tuple[Looking, queue.Queue[Found]]:
@@ -50,25 +56,38 @@ def test_without_its_host_it_is_looked_for_rarely(monkeypatch: pytest.MonkeyPatc
     assert heard.get(timeout=20) is NOWHERE
 
 
-def test_a_host_that_answers_is_asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tunnels tell how often."""
+def test_a_host_that_answers_is_asked_each_time(monkeypatch: pytest.MonkeyPatch, lab: list[str]) -> None:
+    """The tunnels tell how often. The others are asked rarely all the same: it may wait in line for days."""
     asked: list[str] = []
 
     def reveal(host: object, session: str) -> None:
         asked.append(session)
-        raise errors.NotFound("it is not here")
+        raise HERE
 
     monkeypatch.setattr(sessions, "reveal", reveal)
     made, heard = looking()
     for _ in range(3):
         made.begin(PLACE, away=False)
-        assert heard.get(timeout=20) is NOWHERE
+        assert heard.get(timeout=20) is HERE
         made.wait(20)
-    assert asked == [REACH.id] * 3
+    assert (asked, lab) == ([REACH.id] * 3, [REACH.id])
+
+
+def test_only_one_of_a_queue_is_looked_for_elsewhere(monkeypatch: pytest.MonkeyPatch, lab: list[str]) -> None:
+    def reveal(host: object, session: str) -> None:
+        raise HERE
+
+    monkeypatch.setattr(sessions, "reveal", reveal)
+    made, heard = looking()
+    stays = replace(PLACE, reach=replace(REACH, moves=False))
+    made.begin(stays, away=True)
+    made.wait(20)
+    made.begin(stays, away=False)
+    assert heard.get(timeout=20) is HERE and heard.empty() and lab == []
 
 
 def test_a_colleague_s_is_not_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "reveal", lambda *_: {"owner": "eve"})
     monkeypatch.setattr(sessions, "elsewhere", lambda *_: PLACE.host)
     with pytest.raises(errors.NotFound, match="is eve's"):
-        PLACE.now(True, Config())
+        PLACE.now(Config(), here=False, around=True)

@@ -28,9 +28,9 @@ BARE = ("--image", SESSION_IMAGE, "--no-jupyter", "--no-vscode")
 LARGE = int(os.environ.get("MLBOX_LARGE_FILE", "256"))  # MiB; the long form is 1024
 
 
-def awaited(look: Callable[[], Any]) -> Any:
+def awaited(look: Callable[[], Any], patience: float = 120) -> Any:
     """What `look` finds in the end. Another host's work has no event here, so it is looked for."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience
     while not (found := look()):
         assert time.monotonic() < deadline, "never came"
         time.sleep(0.2)
@@ -325,7 +325,7 @@ def test_a_session_that_moved_to_another_host(lab: Laptop) -> None:
         assert known.read_text().split()[0] == first.split()[0] and known.read_text() != first
         assert shell.said("ssh", "nomad", "echo there") == "there"
 
-        awaited(lambda: (tunnels(lab)["host"], tunnels(lab)["state"]) == ("gpu2", "up"))
+        awaited(lambda: (tunnels(lab)["host"], tunnels(lab)["state"]) == ("gpu2", "up"), 360)  # they look around rarely
         now = tunnels(lab)
         assert (now["pid"], now["ports"], now["background"]) == (before["pid"], before["ports"], True)
         joined = lab.run("session", "attach", "nomad", "--detach", "--json").json()

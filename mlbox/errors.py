@@ -63,6 +63,12 @@ class NotFound(MlboxError):
     exit_code = 6
 
 
+class Ended(NotFound):
+    """That session is over, by its log. One that is only not found may wait in line, or run elsewhere."""
+
+    kind = "ended"
+
+
 class StartFailed(MlboxError):
     """It was started and did not come up (packages, image layer, a service that never answers)."""
 
@@ -70,7 +76,7 @@ class StartFailed(MlboxError):
     exit_code = 7
 
 
-_BY_KIND = {c.kind: c for c in (MlboxError, Usage, Refused, Unreachable, HostUnready, NotFound, StartFailed)}
+_BY_KIND = {c.kind: c for c in (MlboxError, Usage, Refused, Unreachable, HostUnready, NotFound, Ended, StartFailed)}
 
 
 def from_kind(kind: str, message: str, hint: str = "") -> MlboxError:

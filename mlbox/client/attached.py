@@ -85,7 +85,8 @@ class Attached:
             talk.close()
             return False
         found = owners.answer(reply, self.reach.name)
-        if found.get("barred") and output.may_ask():  # an older mlbox's process does not say
+        elsewhere = found.get("start") != self.reach.start()  # or it is an older mlbox's process, which does not follow
+        if elsewhere or (found["barred"] and output.may_ask()):
             talk.close()
             self._take_over(found)
             return False
@@ -93,7 +94,8 @@ class Attached:
         return True
 
     def _take_over(self, found: Json) -> None:
-        """Its host logs nobody in who can't be asked, and it has no terminal: ours will, on the same ports."""
+        """On the same ports: its host logs nobody in who can't be asked, and it has no terminal; or it has not heard
+        yet that the session was started anew."""
         for owner in owners.living():
             if owner.session == self.reach.id:
                 owners.end(owner, "stopped", "its tunnels are dialled anew, from another terminal")
@@ -117,7 +119,10 @@ class Attached:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             talk.send({"reach": self.reach.to_wire(), "config": asdict(self._config)})
-            found = owners.answer(talk.receive(_BEGIN), self.reach.name)
+            reply = None
+            with contextlib.suppress(TimeoutError):
+                reply = talk.receive(_BEGIN)
+            found = owners.answer(reply, self.reach.name)
         except BaseException:  # ^C too: the process that holds them ends with its last client
             talk.close()
             raise
@@ -137,6 +142,9 @@ class Attached:
         while (message := talk.receive()) is not None:
             if "say" in message:
                 self.say(str(message["say"]))
+            elif "reach" in message:
+                self.reach = Reach(**message["reach"])
+                self.say("\n  ".join(["its addresses from now on:", *addresses(self)]))
             elif "up" in message:
                 self._up.set()
             elif "ended" in message:
@@ -266,9 +274,13 @@ def block(attached: Attached, absent: Mapping[str, str]) -> str:
     lines = [f"Interactive session is running:  {output.bold(reach.name)}  (job {reach.id})"]
     if "ssh" in urls:
         lines.append(f"SSH:        {ssh_config.words(reach.id, attached.ports['ssh'], reach.services['ssh']['user'])}")
-    for name in ("jupyter", "vscode"):
-        if name in urls:
-            lines.append(f"{TITLES[name] + ':':<12}{urls[name]}")
+    lines += addresses(attached)
     lines += [f"{f'Port {inside}:':<12}localhost:{local}" for inside, local in attached.extra.items()]
     lines += [f"{TITLES[name] + ':':<12}not there: {text.safe(why)}" for name, why in absent.items()]
     return "\n".join(lines)
+
+
+def addresses(attached: Attached) -> list[str]:
+    """Of what is a page."""
+    urls = attached.urls()
+    return [f"{TITLES[name] + ':':<12}{urls[name]}" for name in ("jupyter", "vscode") if name in urls]

@@ -2,12 +2,14 @@
 
     start   by the first client (client/attached.py runs hold.py), in its terminal, where ssh may ask for a passphrase
     up      the first link answers: away from the terminal. It serves the client that started it and any other one
+    anew    the session was started anew under its id (its host was rebooted): the same ports lead there
     end     its last client has left and nobody said `stay`; `mlbox tunnels stop`; or the session has ended
 
 A client says one JSON line for each question, over the pair of sockets that it started us with or over `control` in
-our folder, and hears the reply; in between it hears what happens: {"say": …}, {"up": …}, {"ended" or "stopped": why}.
-The end of a client's connection is its leaving, however it died. Nothing here waits by asking again and again: each
-thread sleeps until something happens, and a lost link is dialled with the supervisor's back-off.
+our folder, and hears the reply; in between it hears what happens: {"say": …}, {"up": …}, {"reach": …} of a new start,
+{"ended" or "stopped": why}. The end of a client's connection is its leaving, however it died. Nothing here waits by
+asking again and again: each thread sleeps until something happens, and a lost link is dialled with the supervisor's
+back-off.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from types import FrameType
 from mlbox import errors
 from mlbox.client import journal, owners, ssh_config, state
 from mlbox.client.reach import GUEST, PORTS, Reach
-from mlbox.client.remote import of_session
 from mlbox.client.talk import Json, Talk
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
+from mlbox.client.whereabouts import Found, Looking, Place
 from mlbox.core import wire
 
 ANSWER = 3.0  # s that the end waits for a host that was asked something just now
@@ -36,13 +38,11 @@ ANSWER = 3.0  # s that the end waits for a host that was asked something just no
 
 class Holder:
     def __init__(self, reach: Reach, config: state.Config, folder: Path) -> None:
-        self._reach, self._folder = reach, folder
-        place = {"id": reach.id, "host": reach.host, "root": reach.root, "via": reach.via}
-        self._host = of_session(place, config)
+        self._place, self._folder = Place.of(reach, config), folder
         ports = {**PORTS, **config.ports}
         self._tunnels = Tunnels(
             [Service(name, ports[name], gated=name == "vscode") for name in reach.services],
-            lambda generation: self._host.transport.link(reach.forwards(), folder, generation),
+            lambda generation: self._place.link(folder, generation),
             self._on_event,
             Key(reach.id, reach.gate_token()),
             probe=self._probe,
@@ -52,14 +52,18 @@ class Holder:
             reach.id, reach.name, reach.host, os.getpid(), {}, {}, since=time.time(), folder=str(folder)
         )
         self._guest_expected = threading.Event()
-        self._told = ""  # the reason of the last attempt that failed
-        self._asking = threading.Thread()
+        self._explained: set[str] = set()  # why it is not up
+        self._looking = Looking(config, self._found)
         self._lock = threading.RLock()  # over all that follows
         self._clients: list[Talk] = []
         self._up = False
         self._over: tuple[str, str] | None = None  # ended or stopped, and why
         self._wake_r, self._wake_w = os.pipe()
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    @property
+    def _reach(self) -> Reach:
+        return self._place.reach
 
     def run(self, first: Talk) -> None:
         """From the first client to the end. Raises MlboxError where there is no free port."""
@@ -90,8 +94,7 @@ class Holder:
         kind, why = self._over or ("stopped", "")
         self._guest_expected.set()
         self._tunnels.close(why)
-        if self._asking.is_alive():
-            self._asking.join(ANSWER)  # its ssh would be left behind
+        self._looking.wait(ANSWER)  # its ssh would be left behind
         ssh_config.remove(self._reach.id)
         journal.note(self._reach.name, f"the end: {why}")
         if kind == "ended":
@@ -157,7 +160,7 @@ class Holder:
             self._clients.append(talk)
             owner, moved = self._owner, self._tunnels.moved
             told = {"ports": owner.ports, "extra": owner.extra, "barred": owner.barred, "moved": dict(moved)}
-            talk.send({"reply": {**told, "background": owner.background}})
+            talk.send({"reply": {**told, "background": owner.background, "start": self._reach.start()}})
             if self._up:
                 talk.send({"up": True})
 
@@ -205,8 +208,7 @@ class Holder:
 
     def _expect(self, reach: Reach) -> None:
         """The guest is there by now, and all is known about it."""
-        with self._lock:
-            self._reach = reach
+        self._place = replace(self._place, reach=reach)
         self._guest_expected.set()
         self._tunnels.hurry()
 
@@ -219,24 +221,22 @@ class Holder:
         elif event.kind == "lost":
             self._set(state="reconnecting", since=time.time() - event.downtime, why=event.reason)
             self._say(f"tunnel lost ({event.reason}); reconnecting")
-        elif event.kind == "retrying" and event.reason not in ("", self._told):
-            self._told = event.reason
+        elif event.kind == "retrying":
+            if not event.barred:
+                self._looking.begin(self._place, away=True)
             hint = f"the login needs somebody who can be asked; at a terminal: mlbox session attach {self._reach.name}"
             why = f"{event.reason}; {hint}" if event.barred else event.reason
-            self._set(why=why, barred=event.barred)
-            self._say(f"still trying{', rarely' if event.barred else ''}: {why}")
+            self._explain(why, f"still trying{', rarely' if event.barred else ''}: {why}", barred=event.barred)
         elif event.kind == "back":
-            self._told = ""
+            self._explained.clear()
+            self._looking.rest()
             self._set(state="up", since=time.time(), why="", barred=False)
             after = f" after {event.downtime:.1f} s" if event.downtime else ""
             self._say(f"tunnel is back{after}; the ports are the same")
         elif event.kind in ("refused", "stranger"):
-            if event.kind == "stranger" and event.reason != self._owner.why:
-                self._set(why=event.reason)
-                self._say(f"{event.reason}; nothing is sent there")
-            if not self._asking.is_alive():
-                self._asking = threading.Thread(target=self._ask_host, daemon=True)
-                self._asking.start()
+            if event.kind == "stranger":
+                self._explain(event.reason, f"{event.reason}; nothing is sent there")
+            self._looking.begin(self._place, away=False)
 
     def _came_up(self) -> None:
         """Nothing will be asked at the terminal any more: ssh reconnects in batch mode."""
@@ -248,24 +248,44 @@ class Holder:
         journal.note(self._reach.name, f"up: {self._owner.ports}")
 
     def _announce_ssh(self) -> None:
-        """Let `ssh -p PORT` know the session's own host key."""
-        facts = self._reach.services.get("ssh")
-        if facts and facts.get("host_key"):
-            port, user, transport = self._tunnels.port("ssh"), str(facts["user"]), self._host.transport
-            keys, agent = transport.identity_files(), transport.agent()
+        if (self._reach.services.get("ssh") or {}).get("host_key"):
+            port = self._tunnels.port("ssh")
             try:
-                ssh_config.add(self._reach.id, port, user, str(facts["host_key"]), keys, agent, self._reach.owner)
+                self._place.announce_port(port)
             except (errors.MlboxError, OSError) as error:
                 self._say(f"`ssh -p {port}` does not know the session: {error}")
 
-    def _ask_host(self) -> None:
-        """ssh works and nobody is behind it: has the session ended?"""
-        try:
-            self._host.call("sessions", {"session": self._reach.id})
-        except errors.NotFound as error:
-            self._finish("ended", error.message)
-        except errors.MlboxError:
-            return  # the host is not to be asked just now; the next refusal asks again
+    def _found(self, now: Found, away: bool) -> None:
+        """It is there as it was, was started anew, has ended, waits in line, or nobody could tell."""
+        if isinstance(now, Place):
+            self._follow(now)
+        elif isinstance(now, errors.Ended) or (isinstance(now, errors.NotFound) and not self._reach.moves):
+            self._finish("ended", now.message)
+        elif isinstance(now, errors.NotFound) and not away:
+            self._explain(now.message, f"{now.message}; the tunnels follow it")
+
+    def _explain(self, why: str, words: str, **changes: object) -> None:
+        """Why it is not up: said once, until it is."""
+        if why not in ("", self._owner.why):
+            self._set(why=why, **changes)
+        if why not in {"", *self._explained}:
+            self._explained.add(why)
+            self._say(words)
+
+    def _follow(self, place: Place) -> None:
+        if place is self._place:
+            return
+        reach, was = place.reach, self._reach
+        what = f"the session was started anew on {reach.host}"
+        if reach.services.keys() != was.services.keys():  # a port leads to one service
+            self._finish("stopped", f"{what}, with other services")
+            return
+        self._place = place
+        self._set(host=reach.host, why=what)
+        self._tunnels.anew(Key(reach.id, reach.gate_token()), what)
+        self._announce_ssh()
+        self._say(f"{what}; its ports here stay, and its addresses are new")
+        self._tell({"reach": reach.to_wire()})
 
 
 def _leave_terminal() -> None:

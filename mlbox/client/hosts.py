@@ -39,8 +39,8 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
         except errors.MlboxError as error:
             return error
 
-    if len(hosts) == 1:
-        return {hosts[0]: one(hosts[0])}
+    if len(hosts) < 2:
+        return {name: one(name) for name in hosts}
     from concurrent.futures import ThreadPoolExecutor, as_completed  # a tenth of what most commands would import
 
     with output.Progress(f"asking {', '.join(hosts)}") as progress, ThreadPoolExecutor(min(32, len(hosts))) as pool:

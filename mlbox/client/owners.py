@@ -5,8 +5,9 @@
     control              a unix socket: what the others of this user ask of the owner
     1-jupyter, …         the links' sockets
 
-A folder that nobody has locked is a killed owner's: whoever comes next removes it. The lock is on the folder itself
-because systemd-tmpfiles, which empties /tmp by age, leaves locked folders alone.
+A folder that nobody has locked is a killed owner's: whoever comes next removes it, and ends the ssh that leads there,
+which outlives its owner where no system ends it too (tunnels/link.py). The lock is on the folder itself because
+systemd-tmpfiles, which empties /tmp by age, leaves locked folders alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,7 +74,7 @@ def take(session: str) -> tuple[Path, int] | None:
         if descriptor is None:
             return None
         if _is_at(descriptor, folder):
-            _empty(folder)
+            _clear(folder)
             return folder, descriptor
         os.close(descriptor)
 
@@ -103,6 +105,7 @@ def living() -> list[Owner]:
             found += [owner] if owner else []
             continue
         if _is_at(descriptor, folder):
+            _clear(folder)
             give_up(folder)
         os.close(descriptor)
     return sorted(found, key=lambda owner: owner.session)
@@ -206,6 +209,25 @@ def _is_at(descriptor: int, folder: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(folder))
     except OSError:
         return False
+
+
+def _clear(folder: Path) -> None:
+    """What a killed owner left. We have the lock, so whatever forwards to sockets in there was that one's."""
+    if any(folder.iterdir()):
+        for pid in _forwarding_to(folder):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+        _empty(folder)
+
+
+def _forwarding_to(folder: Path) -> list[int]:
+    """Processes of ours by their arguments, for a pid that was noted might be another's by now."""
+    argv = ("ps", "-ww", "-u", str(os.getuid()), "-o", "pid=", "-o", "args=")
+    try:
+        lines = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True).stdout.splitlines()
+    except OSError:  # a small Linux without ps
+        return []
+    return [int(line.split()[0]) for line in lines if f" -L {folder}/".encode() in line]
 
 
 def _empty(folder: Path) -> None:

@@ -11,6 +11,7 @@ from mlbox.core import reverse
 Json = dict[str, Any]
 PORTS = {"jupyter": 8878, "vscode": 8898, "ssh": 8022}
 GUEST = "guest"  # the link's name for the socket of the guest itself
+_LATER = ("guest_key", "owner", "moves")  # which an older mlbox does not know
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,30 @@ class Reach:
     guest_key: str = ""  # by which the guest is known (core/proof.py); an older mlbox's session has none
     via: str = ""  # the rendezvous where these sockets are, at the end of a reverse tunnel; empty: they are on `host`
     owner: str = ""  # of a colleague's
+    moves: bool = False  # it is from a queue: after a loss it waits in line again, and may then run elsewhere
 
     @classmethod
     def of(cls, session: Json, host: str, root: str) -> Reach:
         id_, name, services, place = session["id"], session["name"], session["services"], session.get("via")
-        key, owner = session.get("guest_key", ""), session.get("owner", "")
+        key, owner, moves = session.get("guest_key", ""), session.get("owner", ""), bool(session.get("queued"))
         if not place:
-            return cls(id_, name, host, root, services, session["guest_socket"], key, owner=owner)
+            return cls(id_, name, host, root, services, session["guest_socket"], key, owner=owner, moves=moves)
         at = {service: f"{place['folder']}/{reverse.lasting(id_, service)}" for service in (*services, GUEST)}
         services = {service: {**facts, "socket": at[service]} for service, facts in services.items()}
-        return cls(id_, name, host, root, services, at[GUEST], key, place["via"])
+        return cls(id_, name, host, root, services, at[GUEST], key, place["via"], owner, moves)
 
     def to_wire(self) -> Json:
-        """Without what is not there: an older mlbox that holds the tunnels does not know the later words."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("guest_key", "owner")}
+        """Without what is not there: an older mlbox may hold the tunnels."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
     def forwards(self) -> dict[str, str]:
         """What a link leads to: its name for a socket -> the socket's path there. The guest's is first: it is asked as
         soon as all of them are bound, and the last one may not listen yet."""
         return {GUEST: self.guest_socket, **{name: str(facts["socket"]) for name, facts in self.services.items()}}
+
+    def start(self) -> list[Any]:
+        """What is of one start of the session, at one place: another one has other keys, and perhaps other sockets."""
+        return [self.guest_key, self.forwards(), self.urls(PORTS)]
 
     def gate_token(self) -> str:
         """What opens the services that have no password of their own."""

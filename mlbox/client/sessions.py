@@ -25,6 +25,8 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
     if place is not None:
         try:
             return act(place)
+        except errors.Ended:
+            raise
         except (errors.NotFound, errors.Unreachable) as error:
             if host or set(known_hosts(config)) <= {place.name}:
                 raise
@@ -98,6 +100,21 @@ def ask_around(wanted: str, config: state.Config) -> Host:
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
     asked = ", ".join([*replies, *sorted(away(replies))])
     raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or "mlbox session HOST starts one")
+
+
+def elsewhere(session: str, than: str, config: state.Config) -> Host:
+    """The host where a session of one's own runs that may be on `than` no more, as the lab's other hosts tell. Raises
+    Ended where they tell that, and NotFound. A colleague's door may offer any id: what is found there is none's own."""
+    replies = ask_all([name for name in known_hosts(config) if name != than], "sessions", {}, config)
+    told = (one for name, reply in replies.items() for one in listed({name: reply}))
+    for one in told:
+        if one["id"] == session and not one.get("owner"):
+            return of_session(one, config)
+    for name, reply in replies.items():
+        if not isinstance(reply, errors.MlboxError):
+            connect(name, config).call("sessions", {"session": session})  # the log tells each of them that it is over
+            break
+    raise errors.NotFound(f"no other host of the lab runs session {session}", "mlbox session list shows what runs")
 
 
 def listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:

@@ -153,9 +153,11 @@ def _is(facts: Json, name: str) -> bool:
 
 
 def found_or(own: Callable[[], Job], wanted: str) -> Job | tuple[Door, Json]:
-    """A session of one's own, or else a colleague's. Raises what `own` raises where it is neither."""
+    """A session of one's own, or else a colleague's. Raises what `own` raises where it is neither, or was one's own."""
     try:
         return own()
+    except errors.Ended:
+        raise
     except errors.NotFound:
         shared = find(wanted)
         if shared is None:

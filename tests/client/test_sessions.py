@@ -212,3 +212,57 @@ def test_info_has_the_words_of_lists(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sessions, "at_session", lambda *_: (SimpleNamespace(name="gpu1"), facts))
     assert info.run("kind-otter", "", CONFIG, False) == 0
     assert "  state:   running\n  runtime: process\n  user:    ada\n" in capsys.readouterr().out
+
+
+# ---- of a queue: elsewhere than it was ----------------------------------------------------------------------
+
+KNOWN = "01ARYZ6S41TSV4RRFFQ69G5FAV"
+
+
+def on(monkeypatch: pytest.MonkeyPatch, raises: errors.MlboxError | None = None) -> None:
+    """What a host says of it by its log."""
+
+    def call(verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        assert (verb, args) == ("sessions", {"session": KNOWN})
+        if raises is not None:
+            raise raises
+        return {"session": there()["sessions"][0]}
+
+    monkeypatch.setattr(sessions, "connect", lambda name, *_: SimpleNamespace(name=name, call=call))
+    monkeypatch.setattr(sessions, "of_session", lambda s, _: SimpleNamespace(name=s["host"]))
+
+
+def test_one_of_a_queue_is_found_on_another_host(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its own host, which may be away, is not asked."""
+    on(monkeypatch)
+    del hosts["gpu1"]
+    hosts["gpu2"] = there()
+    assert sessions.elsewhere(KNOWN, "gpu1", CONFIG).name == "gpu2"
+
+
+def test_a_colleague_s_door_is_not_where_one_s_own_runs(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, errors.NotFound("the session waits in line"))
+    hosts["gpu0"] = {"sessions": [{**SHARED, "id": KNOWN}], "met_at": {}}
+    config = state.Config(hosts=("gpu0", "gpu1", "gpu2"))
+    with pytest.raises(errors.NotFound, match="waits in line"):
+        sessions.elsewhere(KNOWN, "gpu1", config)
+    hosts["gpu2"] = there()
+    assert sessions.elsewhere(KNOWN, "gpu1", config).name == "gpu2"
+
+
+def test_its_end_is_told_by_any_host_that_answers(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, errors.Ended("the session has ended: shut down"))
+    with pytest.raises(errors.Ended):
+        sessions.elsewhere(KNOWN, "gpu1", CONFIG)
+    hosts["gpu2"] = DOWN
+    with pytest.raises(errors.NotFound, match="no other host") as caught:
+        sessions.elsewhere(KNOWN, "gpu1", CONFIG)
+    assert not isinstance(caught.value, errors.Ended)
+
+
+def test_what_has_ended_is_looked_for_nowhere_else(hosts: dict[str, Any]) -> None:
+    hosts["gpu2"] = there()
+    act = Act({"gpu1": errors.Ended("the session has ended: shut down")})
+    with pytest.raises(errors.Ended):
+        sessions.at_session(KNOWN, "", CONFIG, act)
+    assert act.tried == ["gpu1"]

@@ -12,7 +12,9 @@ from pathlib import Path
 import homes
 import pytest
 
-from mlbox.client import ssh_config, ssh_files, state
+from mlbox import errors
+from mlbox.client import sessions, ssh_config, ssh_files, state
+from mlbox.client.commands import ssh_config as command
 from mlbox.errors import MlboxError
 
 ID = "01ARYZ6S41TSV4RRFFQ69G5FAV"
@@ -310,3 +312,35 @@ def test_a_hostile_host_s_words_are_refused(hostile: dict[str, str]) -> None:
         enter(**hostile)
     folder = state.home() / "ssh.d"
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_its_entry_goes_with_its_end_only(monkeypatch: pytest.MonkeyPatch, moves: bool, ended: bool) -> None:
+    """ssh looks for one that is not where it was. What waits in line, or is not heard of just now, may come back."""
+    enter(moves=moves)
+    why = errors.Ended("the session has ended: shut down") if ended else errors.NotFound("the session waits in line")
+
+    def nowhere(*_: object) -> None:
+        raise why
+
+    monkeypatch.setattr(sessions, "at_session", nowhere)
+    monkeypatch.setattr(sessions, "elsewhere", nowhere)
+    with pytest.raises(type(why)):
+        command._proxy(ID, state.Config())
+    assert (ssh_config.names() == {}) == ended
+
+
+def test_what_moved_is_entered_where_it_is_and_its_old_host_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(moves=True)
+    state.remember_session(ID, "kind-otter", "gpu1", "/share/lab")
+
+    def elsewhere(session: str, than: str, config: state.Config) -> str:
+        assert (session, than, config.root) == (ID, "gpu1", "/share/lab")
+        return "gpu2"
+
+    entered: list[tuple[object, str]] = []
+    monkeypatch.setattr(sessions, "elsewhere", elsewhere)
+    monkeypatch.setattr(command, "_enter", lambda *given: entered.append(given))
+    command._look_for(ID, state.Config())
+    assert entered == [("gpu2", ID)]

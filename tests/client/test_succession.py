@@ -348,11 +348,48 @@ def test_both_are_hurried() -> None:
     assert world.hurried == [1, 2]
 
 
+@pytest.mark.parametrize("carries", [False, True])
+def test_where_the_session_was_nothing_is_carried_on(carries: bool) -> None:
+    """Not by the current one, whatever it carries, nor by one that is coming up."""
+    world = up()
+    world.looks(1, idle=not carries)
+    world.take("reconnect")
+    world.wait(0)
+    world.take("anew", detail="it moved")
+    assert (world.route, world.ended) == (None, {1: True, 2: True})
+    assert world.events[-1] == TunnelEvent("lost", 2, "it moved")
+    world.says(1, "answered")
+    world.wait(0)
+    assert (list(world.seen), world.route) == ([3], None)
+    world.says(3, "answered")
+    assert (world.route, world.kinds()) == (3, ["up", "lost", "back"])
+
+
+def test_what_was_lost_is_not_lost_again_when_the_session_starts_anew() -> None:
+    world = up()
+    world.says(1, "stranger")
+    world.take("anew", detail="it moved")
+    world.wait(0)
+    assert (list(world.seen), world.kinds()) == ([2], ["up", "lost"])
+    world.says(2, "answered")
+    assert world.kinds()[-1] == "back"
+
+
+def test_the_host_is_asked_at_once_of_a_new_start() -> None:
+    world = begun()
+    world.says(1, "refused", "refused")
+    assert world.kinds() == ["refused"]
+    world.take("anew")
+    world.wait(0)
+    world.says(2, "refused")
+    assert world.kinds() == ["refused", "refused"]
+
+
 LINKS = ["answered", "silent", "refused", "stranger", "ended", "drained", "busy"]
+ASKED: dict[str, What] = {"reconnect": "reconnect", "hurry": "hurry", "anew": "anew"}
 STEPS = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 4.0, 11.0, 50.0, 700.0])),
-    st.tuples(st.just("reconnect"), st.just(0)),
-    st.tuples(st.just("hurry"), st.just(0)),
+    st.tuples(st.sampled_from([*ASKED]), st.just(0)),
     st.tuples(st.sampled_from(LINKS), st.integers(0, 3)),
 )
 
@@ -366,8 +403,8 @@ def test_laws(steps: list[tuple[str, float]]) -> None:
         links = sorted(world.seen)
         if what == "wait":
             world.wait(number)
-        elif what in ("reconnect", "hurry"):
-            world.take("reconnect" if what == "reconnect" else "hurry")
+        elif what in ASKED:
+            world.take(ASKED[what])
         elif links:
             link = links[int(number) % len(links)]
             if what == "busy":

@@ -58,6 +58,7 @@ class Inside:
     """A session whose guest is real; its Jupyter is an echo."""
 
     def __init__(self, sshd: Sshd, folder: Path) -> None:
+        self.folder = folder
         self.config = state.Config(ssh_config=str(sshd.config), ports={"jupyter": 0})
         control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()), "k3y")
         jupyter = {"socket": str(folder / "echo.sock"), "token": "t0ken"}
@@ -222,6 +223,33 @@ def test_the_end_of_the_terminal_is_not_the_end(inside: Inside) -> None:
         assert os.readlink(f"/proc/{owner.pid}/fd/{number}") == os.devnull
 
 
+def test_who_knows_of_a_new_start_takes_over_the_ports(inside: Inside) -> None:
+    """The process in the background has not heard of it yet."""
+    first = inside.attach(Port(0, 6006))
+    first.stay()
+    before = only()
+    folder = inside.folder / "anew"
+    folder.mkdir()
+    control.serve(folder / "g.sock", lambda: ["jupyter"], (os.getuid(), os.getgid()), "k3y-2")
+    inside.reach = replace(inside.reach, guest_socket=str(folder / "g.sock"), guest_key="k3y-2")
+    again = inside.attach()
+    assert first.ended.wait(_LONG) and "dialled anew" in first.why
+    after = only()
+    assert after.pid != before.pid and after.background
+    assert (after.ports, after.extra) == (before.ports, before.extra)
+    assert answers(again.ports["jupyter"])
+    again.close()
+
+
+def test_another_name_of_its_host_is_no_new_start(inside: Inside) -> None:
+    first = inside.attach()
+    inside.reach = replace(inside.reach, host="gpu1.lab")
+    second = inside.attach()
+    assert second.ports == first.ports and not first.ended.is_set()
+    first.close()
+    second.close()
+
+
 # ---- what a killed one leaves ------------------------------------------------------------------------------
 
 
@@ -237,6 +265,32 @@ def test_a_killed_owner_leaves_nothing_that_confuses(inside: Inside) -> None:
     again = inside.attach()
     assert only().pid != killed.pid
     again.close()
+
+
+@pytest.mark.parametrize("way", ["swept", "taken"])
+def test_a_killed_owner_s_ssh_ends_where_no_system_sees_to_it(home: Path, way: str) -> None:
+    """It is known by the sockets in that folder, not by a pid. Another session's stays, and whatever only names it."""
+    folder = owners.folder_of(ID)
+    folder.mkdir()
+    (folder / "owner.json").write_text("{}")
+    last = (
+        ("-L", f"{folder}/1-guest:/g.sock"), ("-L", f"{folder}x/1-guest:/g.sock"), (f"{folder}/owner.json",),
+    )  # fmt: skip
+    argv = (sys.executable, "-c", "import time; time.sleep(600)", "-N")
+    left, other, named = (subprocess.Popen((*argv, *words)) for words in last)
+    try:
+        if way == "swept":
+            owners.living()
+        else:
+            taken = owners.take(ID)
+            assert taken is not None
+            os.close(taken[1])
+        assert left.wait(20) == -signal.SIGTERM
+        assert other.poll() is named.poll() is None
+    finally:
+        for process in (left, other, named):
+            process.kill()
+            process.wait()
 
 
 def test_its_pid_is_not_believed_when_another_process_has_it(inside: Inside) -> None:
@@ -486,6 +540,17 @@ def test_a_late_reply_is_not_the_next_question_s(
     answering.join()
     holder.close()
     assert attached.ended.wait(_LONG)
+
+
+def test_one_that_does_not_begin_in_time_is_said(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbox.client.attached._BEGIN", 0.01)
+    monkeypatch.setattr("mlbox.client.attached._PROGRAM", "import time; time.sleep(600)")
+    attached = Attached(inside.reach, inside.config, (), inside.said.put)
+    with pytest.raises(MlboxError, match="the process that holds the tunnels to kind-otter does not answer"):
+        attached.dial()
+    assert attached._process is not None
+    attached._process.kill()
+    attached._process.wait()
 
 
 def test_a_client_that_reads_nothing_holds_nobody_up() -> None:

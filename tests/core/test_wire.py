@@ -129,6 +129,7 @@ def test_a_bad_request_is_a_usage_error(line: bytes, words: str) -> None:
         errors.Unreachable("m"),
         errors.HostUnready("m"),
         errors.NotFound("m"),
+        errors.Ended("m"),
         errors.StartFailed("m\nlog"),
     ],
     ids=lambda e: type(e).__name__,

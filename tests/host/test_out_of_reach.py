@@ -391,7 +391,7 @@ def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypat
     with pytest.raises(errors.Unreachable, match=r"tunnel of ws to .* is not up: Permission denied"):
         box.call(relay, session=job.id, verb="sessions", args={})
     job.append("finished", {"why": "shut down"}, 1)
-    with pytest.raises(errors.NotFound, match="has ended: shut down"):
+    with pytest.raises(errors.Ended, match="has ended: shut down"):
         box.call(relay, session=job.id, verb="sessions", args={})
 
 

@@ -14,8 +14,8 @@ from mlbox.core.gpu import Gpu
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import files, keeper, keeping, link, nvml, stored
-from mlbox.host.handlers import sessions, submit
+from mlbox.host import door, files, keeper, keeping, link, nvml, stored
+from mlbox.host.handlers import cancel, sessions, submit
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
 
@@ -113,3 +113,17 @@ def test_when_it_ends_is_told(box: Box, guest: None) -> None:
     assert [session["ends"] for session in box.call(sessions)["sessions"]] == [2e9]
     keeping.tell(limited)
     assert box.wait(limited, "finished").facts["why"] == "shut down"
+
+
+def test_one_that_waits_has_not_ended(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds its tunnels goes by that. What was one's own and has ended no colleague's door offers again."""
+    (box.root / "paused").mkdir()
+    (box.root / "paused/default").write_text("{}")
+    job = in_line(box, {})
+    with pytest.raises(errors.NotFound, match="waits in line") as caught:
+        box.call(sessions, session=job.id)
+    assert not isinstance(caught.value, errors.Ended)
+    box.call(cancel, job=job.id)
+    monkeypatch.setattr(door, "find", lambda wanted: (None, {"id": wanted, "owner": "eve"}))
+    with pytest.raises(errors.Ended, match="has ended"):
+        box.call(sessions, session=job.id)

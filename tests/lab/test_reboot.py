@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from faults import Machine
-from labbox import PYTHON_IMAGE, Laptop, as_root
+from labbox import PYTHON_IMAGE, SESSION_IMAGE, Laptop, as_root
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu1", "gpu2")]
 
@@ -68,3 +69,28 @@ def test_a_host_that_reboots_runs_its_jobs_again(laptop: Laptop) -> None:
         _until(lambda one=one: state(one) == "finished", CRON)  # type: ignore[misc]
         events = [event["event"] for event in _show(laptop, one)["events"]]
         assert events == ["submitted", "claimed", "started", "lost", "claimed", "started", "finished"]
+
+
+def test_a_session_of_a_queue_comes_back_with_its_tunnels(laptop: Laptop) -> None:
+    """The host that reboots starts it anew: the background's tunnels wait for that, and then lead there on the same
+    ports, by its new keys."""
+
+    def tunnels() -> dict[str, Any]:
+        [found] = json.loads(laptop.run("tunnels", "list", "--json").out)
+        return dict(found)
+
+    bare = ("--image", SESSION_IMAGE, "--gpus", "0", "--no-jupyter", "--no-vscode")
+    words = ("--queue", "default", "--on", "gpu2", *bare, "--name", "returns", "--detach", "--json")
+    session, before = json.loads(laptop.run("session", *words).out), tunnels()
+    assert before["state"] == "up"
+    assert Machine("gpu2").make("off", 1, 0)
+    _until(lambda: [e["event"] for e in _show(laptop, session["id"])["events"]].count("started") == 2, CRON)
+    _until(lambda: tunnels()["state"] == "up" and tunnels()["since"] > before["since"], CRON)
+    assert (tunnels()["pid"], tunnels()["ports"]) == (before["pid"], before["ports"])
+    config = str(laptop.home / ".local/state/mlbox/ssh_config")
+    for way in (("returns",), ("-p", str(before["ports"]["ssh"]), "ada@localhost")):
+        argv = ("ssh", "-F", config, "-o", "BatchMode=yes", *way, "hostname")
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        assert done.stdout == "returns\n", done
+    assert laptop.run("session", "shutdown", "returns").code == 0
+    _until(lambda: laptop.run("tunnels", "list", "--json").out == "[]\n", 60)

@@ -28,9 +28,9 @@ BARE = ("--image", SESSION_IMAGE, "--no-jupyter", "--no-vscode")
 LARGE = 1024  # MiB
 
 
-def awaited(look: Callable[[], Any]) -> Any:
+def awaited(look: Callable[[], Any], patience: float = 120) -> Any:
     """What `look` finds in the end. Another host's work has no event here, so it is looked for."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience
     while not (found := look()):
         assert time.monotonic() < deadline, "never came"
         time.sleep(0.2)
@@ -291,9 +291,17 @@ true
 """
 
 
+def tunnels(laptop: Laptop) -> dict[str, Any]:
+    found = laptop.run("tunnels", "list", "--json").json()
+    assert isinstance(found, list)
+    [only] = found
+    return dict(only)
+
+
 @pytest.mark.hosts("gpu1", "gpu2")
 def test_a_session_that_moved_to_another_host(lab: Laptop) -> None:
-    """Its host is lost and fenced; it starts again on another, and the same `ssh NAME` finds it there."""
+    """Its host is lost and fenced; it starts again on another, and the same `ssh NAME` finds it there. Its tunnels in
+    the background follow on the same ports, and who attaches joins them."""
     shell = Shell(lab)
     lab.run("host", "drain", "gpu2")
     words = ("session", "--queue", "default", *BARE, "--gpus", "1", "--name", "nomad", "--detach", "--json")
@@ -302,7 +310,8 @@ def test_a_session_that_moved_to_another_host(lab: Laptop) -> None:
     assert session["host"] == "gpu1" and shell.said("ssh", "nomad", "hostname") == "nomad"
     place = lab.home / f".local/state/mlbox/ssh.d/{session['id']}.json"
     known = place.with_suffix(".known_hosts")
-    first = known.read_text()
+    first, before = known.read_text(), tunnels(lab)
+    assert (before["host"], before["state"], before["background"]) == ("gpu1", "up", True)
     assert json.loads(place.read_text())["host"] == "gpu1"
     lab.run("host", "resume", "gpu2")
     with without_network("gpu1"):
@@ -316,6 +325,18 @@ def test_a_session_that_moved_to_another_host(lab: Laptop) -> None:
         assert json.loads(place.read_text())["host"] == "gpu2"
         assert known.read_text().split()[0] == first.split()[0] and known.read_text() != first
         assert shell.said("ssh", "nomad", "echo there") == "there"
+
+        awaited(lambda: (tunnels(lab)["host"], tunnels(lab)["state"]) == ("gpu2", "up"), 360)  # they look around rarely
+        now = tunnels(lab)
+        assert (now["pid"], now["ports"], now["background"]) == (before["pid"], before["ports"], True)
+        joined = lab.run("session", "attach", "nomad", "--detach", "--json").json()
+        assert isinstance(joined, dict)
+        port = str(now["ports"]["ssh"])
+        assert joined["host"] == "gpu2" and joined["urls"]["ssh"].endswith(f":{port}")
+        assert shell.said("ssh", "-p", port, "ada@localhost", "hostname") == "nomad"
+        assert tunnels(lab)["pid"] == before["pid"]
+    assert lab.run("session", "shutdown", "nomad").code == 0
+    awaited(lambda: lab.run("tunnels", "list", "--json").json() == [])
 
 
 @pytest.mark.hosts("gpu1", "gpu2")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output, proxy, sessions, ssh_config, ssh_include, state
-from mlbox.client.hosts import known_hosts
 from mlbox.client.remote import Host
 
 Json = dict[str, Any]
@@ -70,9 +68,8 @@ def _proxy(session: str, config: state.Config) -> int:
     """It is not where its entry says: find it, mend the entry, and be the connection. stdout is ssh's."""
     try:
         _look_for(session, config)
-    except errors.NotFound as error:
-        if "has ended" in error.message:
-            ssh_config.drop(session)
+    except errors.Ended:
+        ssh_config.drop(session)
         raise
     place = ssh_config.place(session)
     if not place:
@@ -88,11 +85,14 @@ def _look_for(session: str, config: state.Config) -> None:
     """Where it was it is not, or that host is down: the others of its lab first."""
     old = ssh_config.place(session)
     known = state.load("sessions.json").get(session, {})
-    root = str(known.get("root") or config.root)
-    others = tuple(name for name in known_hosts(config) if name != old.get("host"))
-    if old.get("moves") and others:
-        with contextlib.suppress(errors.NotFound):
-            return _enter(sessions.ask_around(session, replace(config, hosts=others, root=root)), session)
+    if old.get("moves"):
+        settings = replace(config, root=str(known.get("root") or config.root))
+        try:
+            return _enter(sessions.elsewhere(session, str(old.get("host")), settings), session)
+        except errors.Ended:
+            raise
+        except errors.NotFound:
+            pass
     where = "" if known.get("via") else str(old.get("host", ""))  # its entry's host is only the rendezvous
     sessions.at_session(session, where, config, lambda host: _enter(host, session))
 

@@ -15,7 +15,7 @@ from typing import Literal, Union
 
 from mlbox.client.tunnels.events import Backoff, Kind, Timing, TunnelEvent
 
-What = Literal["reconnect", "hurry", "ended", "drained", "probe", "failed", "stop"]
+What = Literal["reconnect", "hurry", "anew", "ended", "drained", "probe", "failed", "stop"]
 
 STRANGER = "something else answers in the session's place"
 # In ssh's last words, for after "Load key …: Permission denied" it goes on.
@@ -104,8 +104,9 @@ class Succession:
         return list(self._tick(now, seen))
 
     def take(self, what: What, generation: int, detail: str, now: float, seen: Mapping[int, Seen]) -> list[Action]:
-        """What follows from the user's "reconnect" or "hurry", or from what became of a link: it "ended", a connection
-        over it ended ("drained"), its "probe" said `detail`, or its start "failed" for that reason."""
+        """What follows from the user's "reconnect" or "hurry"; from the session's new start ("anew", as `detail` says);
+        or from what became of a link: it "ended", a connection over it ended ("drained"), its "probe" said `detail`, or
+        its start "failed" for that reason."""
         return list(self._take(what, generation, detail, now, seen))
 
     def _tick(self, now: float, seen: Mapping[int, Seen]) -> Iterator[Action]:
@@ -126,6 +127,8 @@ class Succession:
                 yield Hurry(self._candidate.generation)
         elif what == "hurry":
             yield from (Hurry(link.generation) for link in (self._current, self._candidate) if link is not None)
+        elif what == "anew":
+            yield from self._anew(detail, now)
         elif link is None:
             return
         elif what == "failed":
@@ -180,6 +183,19 @@ class Succession:
             self._retry_at = now + (0.0 if steady else self._backoff.delay())
         self._lost_at = since
         yield TunnelEvent("lost", link.generation, reason)
+
+    def _anew(self, reason: str, now: float) -> Iterator[Action]:
+        """No link leads to the session any more, whatever answers there."""
+        self._current = self._candidate = None
+        yield Route(None)
+        for link in [*self._links.values()]:
+            yield self._drop(link)
+        if self._was_up and self._lost_at is None:
+            self._lost_at = now
+            yield TunnelEvent("lost", self.generation, reason)
+        self._backoff.reset()
+        self._forget_refusals()
+        self._retry_at = now
 
     def _drop(self, link: _Link) -> Action:
         self._links.pop(link.generation, None)

@@ -75,6 +75,11 @@ class Supervisor:
         """Whoever is asked ever less often, for it was not there, is asked now."""
         self._inbox.put(("hurry", 0, ""))
 
+    def anew(self, reason: str) -> None:
+        """The session is another one, or elsewhere: all links and their connections end, and the factory's next one
+        leads there."""
+        self._inbox.put(("anew", 0, reason))
+
     def drained(self, generation: int) -> None:
         """A connection over that link has ended."""
         self._inbox.put(("drained", generation, ""))

@@ -95,6 +95,11 @@ class Tunnels:
         """The guest is there by now, as somebody else knows."""
         self._supervisor.hurry()
 
+    def anew(self, key: Key, reason: str) -> None:
+        """The session was started anew: `key` opens it, and the link factory leads to it. The ports stay."""
+        self._key = key
+        self._supervisor.anew(reason)
+
     def close(self, reason: str = "") -> None:
         """Free the ports, end every connection and process, wait for every thread. Any number of times."""
         self._supervisor.close(reason)

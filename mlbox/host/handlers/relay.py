@@ -34,7 +34,7 @@ def run(call: Call) -> Json:
 
 
 def _connect(found: store.Store, job: Job) -> socket.socket:
-    """Raises NotFound where the session has ended, Unreachable where its tunnel does not come up, HostUnready where
+    """Raises Ended where the session has, Unreachable where its tunnel does not come up, HostUnready where
     the sockets' folder is not the user's."""
     folder = files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))  # in anybody else's, anybody might answer
     path = folder / reverse.lasting(job.id, reverse.CALL)
@@ -42,7 +42,7 @@ def _connect(found: store.Store, job: Job) -> socket.socket:
     while True:
         state = job.state()
         if not state.live:
-            raise errors.NotFound(f"the session has ended: {state.facts.get('why', state.name)}")
+            raise errors.Ended(f"the session has ended: {state.facts.get('why', state.name)}")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(str(path))

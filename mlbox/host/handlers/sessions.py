@@ -119,7 +119,7 @@ def pick(live: list[Job], wanted: str, store_: store.Store) -> Job:
     if ids.is_ulid(wanted):
         ended = store_.job(wanted).state()
         if ended.name and not ended.live:
-            raise errors.NotFound(f"the session has ended: {ended.facts.get('why', ended.name)}")
+            raise errors.Ended(f"the session has ended: {ended.facts.get('why', ended.name)}")
         if ended.waiting:
             raise errors.NotFound("the session waits in line", f"mlbox show {wanted} says why")
     named = {job: describe(job)["name"] for job in live}

@@ -166,7 +166,7 @@ class HostFacts:
     name: str
     gpus: tuple[Gpu, ...] = ()
     cpus: int = 1
-    memory: int = 0  # MiB
+    memory: int = 0  # MiB for jobs
     labels: tuple[str, ...] = ()
     queues: tuple[str, ...] = ("default",)  # that it serves, in their order
     drained: bool = False
@@ -177,6 +177,12 @@ class HostFacts:
         """Why nothing starts there now, whatever is free; empty where something may."""
         silent = [f"has been silent for {text.duration(self.silent)}"] if self.silent else []
         return " and ".join((["is drained"] if self.drained else []) + silent)
+
+
+def for_jobs(memory: int) -> int:
+    """MiB of a host's that may be asked for: 5 % are the system's, and 1 GiB at least. Who was let ask for those waited
+    for ever, and whoever wanted memory behind."""
+    return max(0, memory - max(GIB, memory // 20))
 
 
 def size(card: Gpu) -> int:
@@ -201,7 +207,8 @@ def fits(asked: Resources, host: HostFacts) -> str:
     if asked.cpus > host.cpus:
         return f"it asks for {text.count(asked.cpus, 'CPU')}, and {host.name} has {host.cpus}"
     if asked.memory > host.memory:
-        return f"it asks for {text.mebibytes(asked.memory)} of memory, and {host.name} has {_floor(host.memory)}"
+        has = f"{host.name} has {_floor(host.memory)} for jobs"
+        return f"it asks for {text.mebibytes(asked.memory)} of memory, and {has}"
     return ""
 
 

@@ -131,7 +131,8 @@ def _meminfo() -> Mapping[str, int]:
 
 
 def _memory() -> int:
-    return _meminfo().get("MemTotal", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)
+    total = _meminfo().get("MemTotal", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)
+    return resources.for_jobs(total)
 
 
 def _memory_free() -> int | None:

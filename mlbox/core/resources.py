@@ -90,12 +90,13 @@ class Resources:
     def gpu_words(self, count: int) -> str:
         """`4 A100 GPUs`, `1 GPU of 40 GiB`, `10 GiB of a GPU`, or the UUIDs."""
         request = self.request
-        kind = f"{text.safe(request.name)} " if request.name else ""
         if self.gpu_share:
-            return f"{text.mebibytes(self.gpu_share)} of {', '.join(request.uuids) or f'one {kind}GPU'}"
+            return f"{text.mebibytes(self.gpu_share)} of {', '.join(request.uuids) or f'one {request.kind}GPU'}"
         if request.uuids:
             return ", ".join(request.uuids)
-        return text.count(count, f"{kind}GPU") + (f" of {text.mebibytes(self.gpu_memory)}" if self.gpu_memory else "")
+        return text.count(count, f"{request.kind}GPU") + (
+            f" of {text.mebibytes(self.gpu_memory)}" if self.gpu_memory else ""
+        )
 
     def to_wire(self) -> Json:
         return asdict(self)

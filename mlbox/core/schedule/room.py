@@ -122,10 +122,12 @@ class Room:
         wanted = asked.gpus_on(self._host)
         if found is None or not wanted:
             return None if found is None else ()
+        request = asked.request
         if asked.gpu_share:  # the fullest, so that whole GPUs stay free
+            best = min(gpu.preference(g.name, request.name) for g in found)
+            found = [g for g in found if gpu.preference(g.name, request.name) == best]
             return (min(found, key=lambda g: (not self.on[g.uuid], self.left(g, at), g.index)).uuid,)
         bare = [replace(g, holder=None, processes=()) for g in found]
-        request = asked.request
         return tuple(g.uuid for g in gpu.choose(GpuRequest(wanted, request.name, request.uuids), bare).gpus)
 
     def earliest(self, asked: Resources) -> float | None:

@@ -80,7 +80,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """So many GPUs, of a name perhaps, or exactly these; `count` None is "one if the host has any"."""
+    """So many GPUs, of a name perhaps (or of several, by commas, the first is the best), or exactly these; `count` None
+    is "one if the host has any"."""
 
     count: int | None = None
     name: str = ""
@@ -93,12 +94,18 @@ class GpuRequest:
             return "auto"
         return f"{self.name}:{self.count}" if self.name else str(self.count)
 
+    @property
+    def kind(self) -> str:
+        """`A100 `, `A100 or H100 `, or nothing, to stand before the word GPU."""
+        return f"{text.safe(' or '.join(self.name.split(',')))} " if self.name else ""
 
+
+_MOST_NAMES = 8
 _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}")
 
 
 def parse_request(value: str) -> GpuRequest:
-    """`2`, `A100`, `A100:2`, `GPU-uuid,GPU-uuid`, `auto`. Raises Usage."""
+    """`2`, `A100`, `A100:2`, `A100,H100:2`, `GPU-uuid,GPU-uuid`, `auto`. Raises Usage."""
     value = value.strip()
     if value in ("", "auto"):
         return GpuRequest()
@@ -109,13 +116,24 @@ def parse_request(value: str) -> GpuRequest:
         if len(set(parts)) != len(parts):
             raise Usage(f"--gpus {value}: a GPU is named twice")
         return GpuRequest(len(parts), uuids=tuple(parts))
-    name, _, number = value.partition(":")
-    if "," in value or not _words(name) or name[0] == "-" or not (number or "1").isdecimal() or value.endswith(":"):
+    name, colon, number = value.partition(":")
+    names = [part.strip() for part in name.split(",")]
+    numbers = "," in name and not colon and any(map(str.isdecimal, names))  # 0,1: somebody's indexes
+    if (
+        numbers
+        or not all(map(_can_be_a_name, names))
+        or len(names) > _MOST_NAMES
+        or not (number if colon else "1").isdecimal()
+    ):
         raise Usage(
             f"--gpus {text.safe(value)} can't be read",
-            "give a number (2), a name (A100 or A100:2) or UUIDs (GPU-…,GPU-…)",
+            "give a number (2), a name (A100 or A100:2), names, the best first (A100,H100:2), or UUIDs (GPU-…,GPU-…)",
         )
-    return GpuRequest(_checked(number or "1", value), name=name.strip())
+    return GpuRequest(_checked(number or "1", value), name=",".join(names))
+
+
+def _can_be_a_name(name: str) -> bool:
+    return bool(_words(name)) and name[0] != "-" and not _UUID.fullmatch(name)
 
 
 def _checked(digits: str, value: str) -> int:
@@ -138,10 +156,20 @@ def _words(name: str) -> list[str]:
 
 
 def is_named(name: str, asked: str) -> bool:
-    """Whether a GPU's `name` has the words of `asked` in their order: RTX 4090, rtx4090 and 4090 are all
-    the "NVIDIA GeForce RTX 4090"; A10 is no A100, and L4 no L40S. Nor is a part of one (…A100-SXM4-40GB MIG 1g.5gb)
-    an A100: that is meant by what follows its card's name."""
-    words, at = _words(name), 0
+    """Whether a GPU's `name` has the words of `asked`, or of one of those, in their order: RTX 4090, rtx4090 and 4090
+    are all the "NVIDIA GeForce RTX 4090"; A10 is no A100, and L4 no L40S. Nor is a part of one (…A100-SXM4-40GB MIG
+    1g.5gb) an A100: that is meant by what follows its card's name."""
+    return preference(name, asked) < len(asked.split(","))
+
+
+def preference(name: str, asked: str) -> int:
+    """Which of the names `asked` for a GPU's is: 0 is the best; their number where it is none."""
+    names = asked.split(",")
+    return next((n for n, one in enumerate(names) if _is_one(_words(name), one)), len(names))
+
+
+def _is_one(words: Sequence[str], asked: str) -> bool:
+    at = 0
     for wanted in _words(asked):
         end = next((e for s in range(at, len(words)) for e in range(s + 1, len(words) + 1)
                     if "".join(words[s:e]) == wanted), 0)  # fmt: skip
@@ -154,8 +182,8 @@ def is_named(name: str, asked: str) -> bool:
 def choose(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:
     """Pick free GPUs for a request.
 
-    GPUs of one kind are kept together where they can be; of kinds that fit, the one with the least
-    memory is taken (the large ones stay for those who ask for them by name), then the lowest index.
+    GPUs of one kind are kept together where they can be; of kinds that fit, the one that was named first is taken,
+    then the one with the least memory (the large ones stay for those who ask for them by name), then the lowest index.
     """
     if request.uuids:
         return _choose_exact(request, gpus)
@@ -166,7 +194,7 @@ def choose(request: GpuRequest, gpus: Sequence[Gpu]) -> Choice:
     free = [g for g in fitting if not g.obstacle]
     if len(free) < count:
         return _no_fit(request, gpus, fitting, free)
-    free.sort(key=lambda g: (g.memory, g.name, g.index))
+    free.sort(key=lambda g: (preference(g.name, request.name), g.memory, g.name, g.index))
     for kind in dict.fromkeys(g.name for g in free):
         same = [g for g in free if g.name == kind]
         if len(same) >= count:
@@ -191,8 +219,7 @@ def _state(gpu: Gpu) -> str:
 
 def _no_fit(request: GpuRequest, gpus: Sequence[Gpu], fitting: Sequence[Gpu], free: Sequence[Gpu]) -> Choice:
     count = request.count or 0
-    kind = f"{request.name} " if request.name else ""
-    wanted = text.count(count, f"{kind}GPU")
+    wanted = text.count(count, f"{request.kind}GPU")
     if not gpus:
         return Choice((), f"you asked for {wanted}, and no GPU was found", "--gpus 0 starts without one")
     if len(fitting) < count:

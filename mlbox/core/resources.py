@@ -90,12 +90,13 @@ class Resources:
     def gpu_words(self, count: int) -> str:
         """`4 A100 GPUs`, `1 GPU of 40 GiB`, `10 GiB of a GPU`, or the UUIDs."""
         request = self.request
-        kind = f"{text.safe(request.name)} " if request.name else ""
         if self.gpu_share:
-            return f"{text.mebibytes(self.gpu_share)} of {', '.join(request.uuids) or f'one {kind}GPU'}"
+            return f"{text.mebibytes(self.gpu_share)} of {', '.join(request.uuids) or f'one {request.kind}GPU'}"
         if request.uuids:
             return ", ".join(request.uuids)
-        return text.count(count, f"{kind}GPU") + (f" of {text.mebibytes(self.gpu_memory)}" if self.gpu_memory else "")
+        return text.count(count, f"{request.kind}GPU") + (
+            f" of {text.mebibytes(self.gpu_memory)}" if self.gpu_memory else ""
+        )
 
     def to_wire(self) -> Json:
         return asdict(self)
@@ -166,7 +167,7 @@ class HostFacts:
     name: str
     gpus: tuple[Gpu, ...] = ()
     cpus: int = 1
-    memory: int = 0  # MiB
+    memory: int = 0  # MiB for jobs
     labels: tuple[str, ...] = ()
     queues: tuple[str, ...] = ("default",)  # that it serves, in their order
     drained: bool = False
@@ -177,6 +178,12 @@ class HostFacts:
         """Why nothing starts there now, whatever is free; empty where something may."""
         silent = [f"has been silent for {text.duration(self.silent)}"] if self.silent else []
         return " and ".join((["is drained"] if self.drained else []) + silent)
+
+
+def for_jobs(memory: int) -> int:
+    """MiB of a host's that may be asked for: 5 % are the system's, and 1 GiB at least. Who was let ask for those waited
+    for ever, and whoever wanted memory behind."""
+    return max(0, memory - max(GIB, memory // 20))
 
 
 def size(card: Gpu) -> int:
@@ -201,7 +208,8 @@ def fits(asked: Resources, host: HostFacts) -> str:
     if asked.cpus > host.cpus:
         return f"it asks for {text.count(asked.cpus, 'CPU')}, and {host.name} has {host.cpus}"
     if asked.memory > host.memory:
-        return f"it asks for {text.mebibytes(asked.memory)} of memory, and {host.name} has {_floor(host.memory)}"
+        has = f"{host.name} has {_floor(host.memory)} for jobs"
+        return f"it asks for {text.mebibytes(asked.memory)} of memory, and {has}"
     return ""
 
 

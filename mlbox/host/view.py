@@ -52,14 +52,18 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
     served = [user for user in users if user == found.user or _ticks(found, user, now)]
     served.sort(key=lambda user: user != found.user)  # what others wait for takes nothing of what is read for this one
-    others = [h for h in published(found, rules, users) if h.name != found.host]
+    others = [
+        replace(h, gpus=tuple(_without_the_jobs_own(h.gpus, running, h.name, {})))
+        for h in published(found, rules, users)
+        if h.name != found.host
+    ]
     view = View(
         host, rules, (), running, shares, _memory_free(), usage=_usage(found, users, now, rules.half_life),
         paused=marks(found.root / "paused"), acting=found.user,
     )  # fmt: skip
     awaited = Awaited(found, users, running)
     view, looked, whole = _lines(found, view, awaited, served, now)
-    view = replace(view, reserved_here=reserved_on(found.host, view.waiting, [host, *others]))
+    view = replace(view, reserved_here=reserved_on(view, others))
     return Seen(view, tuple(gpus), driver, (host, *others), looked, whole, awaited.memory)
 
 
@@ -127,7 +131,8 @@ def _meminfo() -> Mapping[str, int]:
 
 
 def _memory() -> int:
-    return _meminfo().get("MemTotal", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)
+    total = _meminfo().get("MemTotal", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)
+    return resources.for_jobs(total)
 
 
 def _memory_free() -> int | None:

@@ -27,6 +27,9 @@ from mlbox.errors import Usage
         ("RTX 4090", GpuRequest(1, "RTX 4090")),
         ("4090:1", GpuRequest(1, "4090")),
         ("A100:0", GpuRequest(0, "A100")),
+        ("A100,H100", GpuRequest(1, "A100,H100")),
+        ("A100, RTX 4090:2", GpuRequest(2, "A100,RTX 4090")),
+        ("4090,3090:1", GpuRequest(1, "4090,3090")),
         ("GPU-1a-2b", GpuRequest(1, uuids=("GPU-1a-2b",))),
         ("GPU-1, GPU-2", GpuRequest(2, uuids=("GPU-1", "GPU-2"))),
         ("MIG-GPU-1/1/0", GpuRequest(1, uuids=("MIG-GPU-1/1/0",))),
@@ -41,7 +44,8 @@ def test_requests(value: str, request_: GpuRequest) -> None:
 @pytest.mark.parametrize(
     "value",
     ["65", "9" * 5000, "4090", "A100:65", "A100:", ":2", ":", ",", "A100:x", "A100:-1", "A100:²", "²", "-1", "-", "*",
-     "A100,H100", "GPU-1,GPU-1", "GPU-1,A100", "GPU-1,", "GPU-\x1b[31m,", "1,2"],
+     "A100,", ",A100", "A100,,H100", "A100:1,H100", "A100,-1", "A100,4090", ",".join(["A100"] * 9),
+     "GPU-1,GPU-1", "GPU-1,A100", "GPU-1,", "GPU-\x1b[31m,", "1,2"],
     ids=lambda v: repr(v[:12]),
 )  # fmt: skip
 def test_bad_requests_are_usage_errors(value: str) -> None:

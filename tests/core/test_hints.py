@@ -56,7 +56,7 @@ def test_a_waiting_hint_comes_back_and_says_nothing_of_who_and_which() -> None:
     [
         {"queue": 5}, {"queue": "../x"}, {"queue": ""}, {"priority": "9"}, {"priority": True}, {"priority": 10**9},
         {"priority": -(10**9)}, {"rank": 10**6}, {"rank": -(10**6)}, {"rank": None}, {"resources": []},
-        {"resources": {"gpus": "a,b"}}, {"resources": {"cpus": -1}}, {"resources": {"cpus": 10**9}}, {"after": "x"},
+        {"resources": {"gpus": "a:b"}}, {"resources": {"cpus": -1}}, {"resources": {"cpus": 10**9}}, {"after": "x"},
         {"after": [{"job": "not-an-id"}]}, {"after": [{"job": ID, "end": "x"}]}, {"after": [{"job": ID}] * 101},
         {"after": [{"job": ID, "array": 10**9}]}, {"after": [{"job": ID, "array": "2"}]},
         {"array": "x"}, {"array_limit": -1}, {"array_limit": 10**6}, {"not_before": math.inf},

@@ -17,6 +17,7 @@ from mlbox.core.resources import (
     HostFacts,
     Resources,
     fits,
+    for_jobs,
     parse_duration,
     parse_memory,
     size,
@@ -239,7 +240,7 @@ def test_how_many_gpus_that_is_there(asked: Resources, host: HostFacts, count: i
         (Resources(cpus=64), BIG, ""),
         (Resources(cpus=65), BIG, "it asks for 65 CPUs, and big has 64"),
         (Resources(memory=65400), MID, ""),
-        (Resources(memory=65536), MID, "it asks for 64 GiB of memory, and mid has 63 GiB"),
+        (Resources(memory=65536), MID, "it asks for 64 GiB of memory, and mid has 63 GiB for jobs"),
         (Resources(hosts=("big",)), BIG, ""),
         (Resources(hosts=("mid", "big")), BIG, ""),
         (Resources(hosts=("mid",)), BIG, "it is only for mid"),
@@ -283,3 +284,8 @@ def test_would_fit(asked: Resources, hosts: list[HostFacts], hint: str) -> None:
 
 def test_requests_read_like_flags() -> None:
     assert Resources("A100:2").request == GpuRequest(2, "A100")
+
+
+@pytest.mark.parametrize(("all_", "given"), [(0, 0), (512, 0), (8192, 7168), (20480, 19456), (40960, 38912)])
+def test_what_of_a_host_s_memory_jobs_may_ask_for(all_: int, given: int) -> None:
+    assert for_jobs(all_) == given

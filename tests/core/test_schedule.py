@@ -28,7 +28,6 @@ from mlbox.core.schedule import (
     in_order,
     limited,
     plan,
-    reservation_host,
     reserved_on,
     short,
     stuck,
@@ -127,6 +126,11 @@ SECOND = "2nd in queue default; "
         case("by name", view(job("a1", "4090:2"), gpus=MIXED), "a1:2,3"),
         case("the small ones first", view(job("a1"), job("a2"), job("a3"), gpus=MIXED), "a1:2 a2:3 a3:0"),
         case("one kind together", view(job("a1", "2"), job("a2", "2"), gpus=MIXED), "a1:2,3 a2:0,1"),
+        case("by names, the first of them", view(job("a1", "A100,4090:2"), gpus=MIXED), "a1:0,1"),
+        case("by names, the next of them", view(job("a1", "H100,4090,A100:1"), gpus=MIXED), "a1:2"),
+        case("by names, one kind together", view(job("a1", "A100,4090:2"), run("b1", "0"), gpus=MIXED), "a1:2,3"),
+        case("by names, none is free", view(job("a1", "A100,4090:3"), run("b1", "0 1"), gpus=MIXED), "",
+             a1=FIRST + "asks for 3 A100 or 4090 GPUs, 2 are free on gpu1 (GPU 0, 1 held by bob's job b1)"),
         case("by memory", view(job("a1", gpu_memory=40960), gpus=MIXED), "a1:0"),
         case("by memory, as the label says", view(job("a1", gpu_memory=24576), gpus=MIXED), "a1:2"),
         case("by memory, all kinds that have it", view(job("a1", "4", gpu_memory=24576), gpus=MIXED), "a1:2,3,0,1"),
@@ -480,6 +484,8 @@ def test_limits(seen: View, start: str, waits: Mapping[str, str]) -> None:
              "a1:0"),
         case("empty: the smallest", view(job("a1", gpu_share=8192), gpus=MIXED), "a1:2"),
         case("by name", view(job("a1", "A100", gpu_share=8192), gpus=MIXED), "a1:0"),
+        case("by names, the first of them", view(job("a1", "A100,4090:1", gpu_share=8192), run("b1", "2", share=1),
+             gpus=MIXED), "a1:0"),
         case("by UUID", view(job("a1", "GPU-3", gpu_share=8192), run("b0", "0", share=1)), "a1:3"),
         case("too large for the small", view(job("a1", gpu_share=40960), gpus=MIXED), "a1:0"),
         case("whole and share never mix", view(job("a1", gpu_share=8192), job("a2", "4")), "a1:0",
@@ -812,13 +818,81 @@ HALF = (*map(used, cards(2)), *cards(2, first=2))
         (job("a1", "4", labels=("x",)), [host("a", cards(4)), host("b", HALF, labels=("x",))], "b"),
         (job("a1", "4090:1"), [host("a", cards(8)), host("b", cards(1, RTX))], "b"),
         (job("a1", "A100:1"), [host("a", (*cards(1), *cards(4, RTX, 1))), host("b", cards(2))], "b"),
-        (job("a1", "0"), [host("b", cards(8)), host("a", ())], "b"),
+        (job("a1", "0"), [host("b", cards(8)), host("a", ())], "a"),
         (job("a1", "1"), [], ""),
     ],
 )  # fmt: skip
 def test_one_host_keeps_room(asked: Waiting, hosts: list[HostFacts], name: str) -> None:
-    assert reservation_host(asked, hosts) == name
-    assert [h for h in "ab" if reserved_on(h, [asked], hosts)] == ([name] if name else [])
+    assert reserving([asked], hosts) == {name: {asked.id} for name in [name] if name}
+
+
+def reserving(jobs: list[Waiting], hosts: list[HostFacts], *running: Running, rules: Lab = NIGHT) -> dict[str, Any]:
+    """Host -> the jobs that by its own tick wait there."""
+    found = {}
+    for here in hosts:
+        others = [h for h in hosts if h is not here]
+        found[here.name] = reserved_on(View(here, rules, jobs, running), others)
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def on(name: str, *runs: Running) -> tuple[HostFacts, list[Running]]:
+    """A host of four GPUs (`GPU-0` of the runs is its first) whose inventory has their leases and processes."""
+    moved = [replace(r, host=name, gpus=tuple(f"{name}-{uuid[4:]}" for uuid in r.gpus)) for r in runs]
+    held = {uuid for r in moved for uuid in r.gpus if not r.share}
+    there = [Gpu(n, f"{name}-{n}", *A100) for n in range(4)]
+    leased = [replace(g, holder=Holder("x"), processes=STRANGER) if g.uuid in held else g for g in there]
+    return host(name, tuple(leased), queues=SERVED), moved
+
+
+@pytest.mark.parametrize(
+    ("_why", "asked", "a", "b"),
+    [
+        ("what may be preempted goes at once", job("a1", "4", queue="urgent"),
+         [run("b1", "0", kind="session")], [run("c1", "0 1 2 3", queue="night")]),
+        ("what ends does", job("a1", "4"), [run("b1", "0", 60)], [run("c1", "0 1 2 3", ending=True)]),
+        ("a time limit is an end", job("a1", "4"), [run("b1", "0")], [run("c1", "0 1 2 3", 9000)]),
+        ("the earliest", job("a1", "4"), [run("b1", "0", 9000)], [run("c1", "0 1 2 3", 8000)]),
+        ("the earliest that is enough", job("a1", "3"),
+         [run("b1", "0", 100), run("b2", "1 2", 9000)], [run("c1", "0 1", 8000), run("c2", "2 3", 8500)]),
+        ("a job without a time limit ends by itself", job("a1", "4"),
+         [run("b1", "0", kind="session")], [run("c1", "0 1 2 3")]),
+        ("who stays is in nobody's way that needs fewer", job("a1", "2"),
+         [run("b1", "0 1 2")], [run("c1", "0 1", kind="session"), run("c2", "2 3", 9000)]),
+        ("of those with no known end the one with most free", job("a1", "4"), [run("b1", "0 1")], [run("c1", "0")]),
+        ("CPUs", job("a1", "0", cpus=8), [run("b1", cpus=60)], [run("c1", cpus=60, ends=9000)]),
+        ("CPUs, the most free", job("a1", "0", cpus=8), [run("b1", cpus=60)], [run("c1", cpus=58)]),
+        ("memory", job("a1", "0", memory=2**17 + 1), [run("b1", memory=2**17, kind="session")],
+         [run("c1", "0 1 2 3", memory=2**17)]),
+        ("a share", job("a1", gpu_share=40960), [run("b1", "0 1 2 3")],
+         [run("c1", "0 1 2 3", share=50000, ending=True)]),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_room_is_kept_where_it_is_to_be_had_first(
+    _why: str, asked: Waiting, a: list[Running], b: list[Running]
+) -> None:
+    for one, other in ((("a", a), ("b", b)), (("b", a), ("a", b))):
+        worse, there = on(one[0], *one[1])
+        better, here = on(other[0], *other[1])
+        assert reserving([asked], [worse, better], *there, *here, rules=URGENT) == {other[0]: {"a1"}}
+
+
+def test_what_gives_way_is_another_thing_for_everybody() -> None:
+    a, sessions = on("a", run("b1", "0", kind="session"))
+    b, nightly = on("b", run("c1", "0 1 2 3", queue="night", kind="session"))
+    both = [job("a1", "4", queue="urgent"), job("a2", "4")]
+    assert reserving(both, [a, b], *sessions, *nightly, rules=URGENT) == {"a": {"a2"}, "b": {"a1"}}
+    own = replace(lab(**OWN), queues={"own": Queue("own", preempts=True, preemptible=True)})
+    a, of_ann = on("a", run("a8", "0 1 2 3", queue="own", kind="session"))
+    b, of_bob = on("b", run("b8", "0 1 2 3", queue="own", kind="session"))
+    hosts = [replace(h, queues=("own",)) for h in (a, b)]
+    both = [job("a1", "4", queue="own", priority=1), job("b1", "4", queue="own", priority=1)]
+    assert reserving(both, hosts, *of_ann, *of_bob, rules=own) == {"a": {"a1"}, "b": {"b1"}}
+
+
+def test_where_no_queue_preempts_a_stranger_is_waited_for_last() -> None:
+    a, b = host("a", (used(cards(1)[0]), *cards(3, first=1))), on("b", run("c1", "0 1 2 3"))
+    assert reserving([job("a1", "4")], [a, b[0]], *b[1]) == {"b": {"a1"}}
 
 
 def lab_of(**served: tuple[str, ...]) -> Lab:
@@ -865,8 +939,7 @@ def test_no_host_of_the_lab_would_start_it(asked: Waiting, rules: Lab, hosts: li
 def test_jobs_that_ask_for_the_same_may_be_in_queues_of_different_hosts() -> None:
     hosts = [host("a", cards(4), queues=("day",)), host("b", cards(4), queues=("night",))]
     jobs = [job("a1", queue="day"), job("a2", queue="night"), job("a3", queue="day")]
-    assert reserved_on("a", jobs, hosts) == {"a1", "a3"}
-    assert reserved_on("b", jobs, hosts) == {"a2"}
+    assert reserving(jobs, hosts, rules=NIGHT) == {"a": {"a1", "a3"}, "b": {"a2"}}
 
 
 # ---- whatever the view ---------------------------------------------------------------------------
@@ -1134,24 +1207,16 @@ class Days:
 
     def tick(self, name: str, user: str) -> Plan:
         hosts = [self.facts(n) for n in self.names]
-        made = plan(
-            View(
-                next(h for h in hosts if h.name == name),
-                self.rules,
-                list(self.waiting.values()),
-                list(self.running.values()),
-                usage=self.usage,
-                reserved_here=reserved_on(name, self.waiting.values(), hosts),
-                acting=user,
-            ),
-            self.now,
-        )
+        here = next(h for h in hosts if h.name == name)
+        seen = View(here, self.rules, list(self.waiting.values()), list(self.running.values()), usage=self.usage,
+                    acting=user)  # fmt: skip
+        made = plan(replace(seen, reserved_here=reserved_on(seen, [h for h in hosts if h is not here])), self.now)
         for start in made.start:
             job_ = self.waiting.pop(start.job)
             assert not {uuid for r in self.running.values() for uuid in r.gpus} & set(start.gpus)
             self.started[job_.id] = self.now
             self.running[job_.id] = Running(job_.id, job_.owner, name, job_.queue, start.gpus, started=self.now,
-                                            time_limit=start.time_limit)  # fmt: skip
+                                            time_limit=start.time_limit, kind=job_.kind)  # fmt: skip
         for victim in made.preempt:
             self.running[victim] = replace(self.running[victim], ending=True)
         return made
@@ -1194,6 +1259,41 @@ def test_a_big_job_starts_for_all_the_small_ones(hosts: int, known: str, seed: i
             break
     waited = (days.started["b_big"] - NOW) / 60 - 20
     assert waited <= BOUND[known] * longest
+
+
+@pytest.mark.parametrize("slack", [0, 60, 180], ids=["no time limits", "time limits", "loose time limits"])
+@pytest.mark.parametrize("urgently", [True, False], ids=["preempts", "waits"])
+@pytest.mark.parametrize("seed", range(9))
+def test_a_big_job_starts_wherever_there_could_ever_be_room(seed: int, urgently: bool, slack: int) -> None:
+    """Though on the lab's GPUs are sessions that nobody ends, jobs of days that may be preempted, and small ones that
+    follow one another without end. Of two jobs without a time limit nobody knows which is the one that ends."""
+    chance, numbers = random.Random(f"{seed} {urgently} {slack}"), itertools.count()
+    goes, stays = ["free", "small", *(["night"] if urgently else [])], ["session", *(["night"] if slack else [])]
+    held = [["session", "free", "free", "free"], [chance.choice(goes) for _ in range(4)]]
+    held += [[chance.choice(goes + stays) for _ in range(4)] for _ in range(seed % 2)]
+    days = Days(len(held), replace(URGENT, queues={name: URGENT.queues[name] for name in SERVED}))
+    for name, there in zip(days.names, held):
+        for n, state in enumerate(there):
+            if state in ("session", "night"):
+                one = run(f"c{next(numbers):05}", host=name, kind="session" if state == "session" else "job")
+                queue = {"session": "urgent", "night": "night"}[state]
+                days.running[one.id] = replace(one, queue=queue, gpus=(f"{name}-{n}",))
+                days.length[one.id] = float("inf")
+
+    def more_small_ones() -> None:
+        while sum(j.owner == "ann" for j in days.waiting.values()) < 4:
+            lasts = chance.randint(1, 20)
+            days.submit(job(f"a{next(numbers):05}", chance.choice("112"), time_limit=lasts * slack), lasts * 60)
+
+    more_small_ones()
+    days.minute()
+    days.submit(replace(job("b_big", "4"), queue="urgent" if urgently else "default"), 600)
+    for _ in range(240):
+        more_small_ones()
+        days.minute()
+        if "b_big" in days.started:
+            return
+    raise AssertionError(f"it waits for ever: {[days.tick(name, 'bob').waits['b_big'] for name in days.names]}")
 
 
 @pytest.mark.parametrize("limit", [1, 10, 59, 60, 61, 300])

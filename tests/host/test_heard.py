@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from queuebox import Box
 
+from mlbox.core import ids
 from mlbox.core.hints import waiting
 from mlbox.host import files, heard, inventory, lab, processes, ready, store, view
 from mlbox.host.handlers import cancel, host, jobs, queue, show, status, submit
@@ -33,9 +34,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def tells(box: Box, name: str, at: float) -> None:
+def tells(box: Box, name: str, at: float, gpus: Any = GPUS) -> None:
     """Another host, by its own clock."""
-    document = {"at": at, "cpus": 64, "memory": 1 << 18, "gpus": GPUS}
+    document = {"at": at, "cpus": 64, "memory": 1 << 18, "gpus": gpus}
     box.found.on(name).mkdir(parents=True, exist_ok=True)
     files.write_whole(box.found.on(name) / "host.json", json.dumps(document).encode(), 0o644)
 
@@ -144,6 +145,18 @@ def test_room_is_kept_here_and_not_on_a_silent_host(box: Box, clock: Clock) -> N
     assert is_reserved_here(box, job, 1.0)
     tells(box, "aaa", 6.0)
     assert not is_reserved_here(box, job, 1.0)
+
+
+def test_a_sharer_s_processes_elsewhere_are_no_stranger_s_there_either(box: Box) -> None:
+    """Or that host and this one would each keep room on the other."""
+    there = [{"pid": 7, "user": user} for user in (box.found.user, "eve")]
+    tells(box, "gpu9", 5.0, [{**GPUS[0], "processes": there}, {**GPUS[1], "processes": there}])
+    hint = {"queue": "default", "gpus": ["GPU-0"], "share": 1024}
+    (box.found.on("gpu9") / "live").mkdir()
+    (box.found.on("gpu9") / "live" / ids.ulid(1, bytes(10))).write_text(json.dumps(hint))
+    seen = view.read(box.found, lab.rules(box.found).lab, 1.0, inventory.ask(box.found))
+    [gpu9] = [h for h in seen.hosts if h.name == "gpu9"]
+    assert [[p.user for p in g.processes] for g in gpu9.gpus] == [["eve"], [box.found.user, "eve"]]
 
 
 def asks_for_eight(box: Box) -> Any:

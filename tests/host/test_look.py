@@ -76,10 +76,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_a_long_line_is_looked_through_in_parts_and_what_was_found_is_kept(box: Box, reads: list[str]) -> None:
+def test_a_long_line_is_looked_through_in_parts_and_what_was_found_is_kept(
+    box: Box, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "_memory_free", lambda: 0)
     blocked = line(box, 2 * look.BLOCK + 20, after=(After(NOBODY),))
-    all_memory = replace(FREE, memory=view._memory())  # there is never room for it
-    far = Waiting(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)), box.found.user, resources=all_memory)
+    asking = replace(FREE, memory=1)  # there is no room for it
+    far = Waiting(ids.ulid(int(time.time() * 1000), secrets.token_bytes(10)), box.found.user, resources=asking)
     ready.publish(box.found, far)
     seen = []
     for _ in range(5):

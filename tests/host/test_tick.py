@@ -1057,11 +1057,28 @@ def test_stale_hints_are_found_out_and_go(box: Box) -> None:
     box.assert_nothing_leaks()
 
 
+def memory(patch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    """What the host has of it, MiB."""
+    patch.setattr(view, "_meminfo", lambda: {"MemTotal": total, "MemAvailable": free})
+
+
+def test_what_is_said_to_fit_starts_where_nobody_uses_anything(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was let ask for what the system itself needs waited for ever, and all that want memory behind it."""
+    memory(monkeypatch, total=24105, free=23200)
+    with pytest.raises(errors.MlboxError) as refused:
+        box.submit("true", resources={"memory": 24105})
+    assert refused.value.message.endswith(f"and {box.found.host} has 22 GiB for jobs"), refused.value.message
+    assert "what would fit" in refused.value.hint and refused.value.hint.endswith("22 GiB")
+    job = box.submit("true", resources={"memory": 22 * 1024})
+    assert box.end(job).name == "finished"
+
+
 @pytest.mark.parametrize("whose", ["ours", "another's"])
-def test_no_room_is_kept_for_a_job_that_has_ended(box: Box, whose: str) -> None:
-    """It asks for all memory, and there is never so much free; what comes behind it would wait for ever."""
+def test_no_room_is_kept_for_a_job_that_has_ended(box: Box, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for memory that strangers have; what comes behind it would wait for as long."""
+    memory(monkeypatch, total=65536, free=32768)
     box.call(queue, do="pause", queue="default")
-    big = box.submit("true", resources={"memory": view._memory()})
+    big = box.submit("true", resources={"memory": 49152})
     small = box.submit("true", resources={"memory": 1})
     (box.root / "paused/default").unlink()
     assert "kept for" in str(box.tick().waits)

@@ -49,8 +49,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def _what(group: Any) -> None:
     group.add_argument(
         "--gpus",
-        metavar="N|NAME[:N]|UUIDS",
-        help="how many, of which name, or exactly which (default: 1 if there is any)",
+        metavar="N|NAME[,NAME][:N]|UUIDS",
+        help="how many, of which name (the first is the best), or exactly which (default: 1 if there is any)",
     )
     options.work(group, "session")
     group.add_argument("--user-folder", metavar="DIR", help="the host's folder to work in (default: ~/mlbox)")

@@ -43,7 +43,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     what.add_argument("--no-code", dest="code", action="store_const", const="")
     what.add_argument("--folder", metavar="DIR", help="run in this folder of the host's, as it is, and send no code")
     need = made.add_argument_group("what it needs")
-    need.add_argument("--gpus", metavar="N|NAME[:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
+    need.add_argument("--gpus", metavar="N|NAME[,NAME][:N]|UUIDS", help="GPUs (default: 1 if the host has any)")
     options.needs(need)
     policy = made.add_argument_group("when and how")
     policy.add_argument("--queue", metavar="Q", help="its queue (default: default)")

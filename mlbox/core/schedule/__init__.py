@@ -3,7 +3,7 @@
     order     the host's queues in their order; priority (among users, as far as lab.yaml lets them raise it); then
               users in turn, job by job, those who used less first, each user's by priority, rank and id. Another
               user's job that comes first keeps what it needs free for that user's own tick, and is never started by us
-    back-fill EASY: the first job that has to wait for room (and is to wait here: `reserved_here`) gets the
+    back-fill EASY: the first job that has to wait for room (and is to wait here: reservation.py) gets the
               earliest time when time limits let it start, and GPUs; a job behind it starts only if it
               ends by then or stays off those. A job without time limit is endless. Where no end is known,
               the free GPUs among those that the first one needs are left free: it cannot starve, and a
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mlbox.core.schedule.hindrance import stuck, unserved
     from mlbox.core.schedule.limits import exceeded, limited
     from mlbox.core.schedule.line import plan
-    from mlbox.core.schedule.order import in_order, reservation_host, reserved_on
+    from mlbox.core.schedule.order import in_order
+    from mlbox.core.schedule.reservation import reserved_on
     from mlbox.core.schedule.startable import Startable
     from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting, running
     from mlbox.core.schedule.words import short
@@ -44,7 +45,6 @@ __all__ = [
     "in_order",
     "limited",
     "plan",
-    "reservation_host",
     "reserved_on",
     "running",
     "short",
@@ -54,7 +54,7 @@ __all__ = [
 # Each is imported when it is asked for: whoever only names a job's place in line plans nothing.
 _HOME = {
     "After": "after", "Ends": "after", "exceeded": "limits", "limited": "limits", "plan": "line", "in_order": "order",
-    "reservation_host": "order", "reserved_on": "order", "Startable": "startable", "short": "words",
+    "reserved_on": "reservation", "Startable": "startable", "short": "words",
     "stuck": "hindrance", "unserved": "hindrance",
 }  # fmt: skip
 

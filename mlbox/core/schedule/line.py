@@ -12,8 +12,8 @@ from mlbox.core.lab import Queue
 from mlbox.core.resources import GIB, Resources
 from mlbox.core.schedule.hindrance import dead, hindrance
 from mlbox.core.schedule.limits import Tally
-from mlbox.core.schedule.order import in_order
-from mlbox.core.schedule.room import ENDLESS, GRACE, NOW, Claim, Kept, Room, end, reserve
+from mlbox.core.schedule.order import in_order, yields
+from mlbox.core.schedule.room import ENDLESS, GRACE, NOW, Claim, Kept, Room, end, expected_end, reserve
 from mlbox.core.schedule.view import Plan, Running, Start, View, Waiting
 from mlbox.core.schedule.words import are_free, ordinal, who
 
@@ -41,7 +41,8 @@ class _Work:
 
     def __init__(self, view: View, now: float) -> None:
         self._view, self._now = view, now
-        self._room, self._tally = Room(view, now), Tally(view.lab, view.running)
+        self._room = Room(view, lambda run: expected_end(run, now))
+        self._tally = Tally(view.lab, view.running)
         self._kept: Kept | None = None
         self._line: Counter[str] = Counter()
         self._stuck: dict[tuple[object, ...], str] = {}  # why, for all who ask for the same, until room changes
@@ -139,7 +140,8 @@ class _Work:
     def _victims(self, job: Waiting) -> list[Running]:
         """Those whose end lets the job start: what ends anyway, and of the others the fewest, the youngest."""
         runs = [r for r in self._view.running if r.id in self._room.claims]
-        runs = [r for r in runs if r.id in self._ending or self._yields(r, job)]
+        lab, line = self._view.lab, self._view.host.queues
+        runs = [r for r in runs if r.id in self._ending or yields(r, job, lab, line)]
         runs.sort(key=lambda r: (r.id in self._ending, self._worth(r, job.resources), r.started, r.id))
         gone = {run.id: self._room.remove(run.id) for run in runs}
         enough = self._find(job) is not None
@@ -152,18 +154,6 @@ class _Work:
         for claim in gone.values():
             self._room.add(claim)
         return [run for run in runs if run.id in gone] if enough else []
-
-    def _yields(self, run: Running, job: Waiting) -> bool:
-        """Less priority, and behind the job in the line too: it would start again before the job otherwise."""
-        lab, line = self._view.lab, self._view.host.queues
-        queues = lab.queues
-        if run.queue not in queues or not queues[run.queue].preemptible:
-            return False
-        behind = run.queue not in line or line.index(run.queue) >= line.index(job.queue)
-        of_one = run.owner == job.owner
-        theirs = run.priority if of_one else lab.priority(run.owner, run.priority)
-        ours = job.priority if of_one else lab.priority(job.owner, job.priority)
-        return behind and (queues[run.queue].priority, theirs) < (self._rule(job).priority, ours)
 
     def _worth(self, run: Running, asked: Resources) -> float:
         """How much of what the job lacks would come free: 1 is all of its GPUs, or of its CPUs, or memory."""

@@ -1,14 +1,12 @@
-"""The order: who goes first in the line, and on which host of the lab a job waits for room."""
+"""The order: who goes first in the line, and who has to give way."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Callable
 
-from mlbox.core.gpu import Gpu
-from mlbox.core.resources import HostFacts, Resources, fits
-from mlbox.core.schedule.view import View, Waiting
+from mlbox.core.lab import Lab
+from mlbox.core.schedule.view import Running, View, Waiting
 
 
 def in_order(jobs: Iterable[Waiting], view: View, now: float) -> list[Waiting]:
@@ -38,26 +36,14 @@ def used(view: View, now: float) -> Mapping[str, float]:
     return total
 
 
-def reservation_host(job: Waiting, hosts: Iterable[HostFacts]) -> str:
-    """The one host of the lab where the job waits for room: of those that can make it, the one with most
-    matching GPUs free, ties by name. Every host computes the same from the published inventories."""
-    able = [h for h in hosts if job.queue in h.queues and not h.away and not fits(job.resources, h)]
-    able = [h for h in able if _matching(job.resources, h, lambda g: g.error) >= job.resources.gpus_on(h)]
-    return min(((-_matching(job.resources, h, lambda g: g.obstacle), h.name) for h in able), default=(0, ""))[1]
-
-
-def _matching(asked: Resources, host: HostFacts, obstacle: Callable[[Gpu], str]) -> int:
-    return sum(asked.matches(g) and not obstacle(g) for g in host.gpus)
-
-
-def reserved_on(host: str, jobs: Iterable[Waiting], hosts: Sequence[HostFacts]) -> frozenset[str]:
-    """The jobs whose `reservation_host` is `host`: View.reserved_here."""
-    found: dict[tuple[str, Resources], str] = {}
-    reserved = []
-    for job in jobs:
-        key = (job.queue, job.resources)
-        if key not in found:
-            found[key] = reservation_host(job, hosts)
-        if found[key] == host:
-            reserved.append(job.id)
-    return frozenset(reserved)
+def yields(run: Running, job: Waiting, lab: Lab, line: Sequence[str]) -> bool:
+    """Whether `run` may be told to end for the job, where the queues of `line` are served: it has less priority, and is
+    behind the job in the line too, for it would start again before the job otherwise."""
+    queues = lab.queues
+    if not queues[job.queue].preempts or run.queue not in queues or not queues[run.queue].preemptible:
+        return False
+    behind = run.queue not in line or line.index(run.queue) >= line.index(job.queue)
+    of_one = run.owner == job.owner
+    theirs = run.priority if of_one else lab.priority(run.owner, run.priority)
+    ours = job.priority if of_one else lab.priority(job.owner, job.priority)
+    return behind and (queues[run.queue].priority, theirs) < (queues[job.queue].priority, ours)

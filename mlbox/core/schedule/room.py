@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
+from typing import Callable
 
 from mlbox.core import gpu
 from mlbox.core.gpu import Gpu, GpuRequest
@@ -30,11 +31,11 @@ class Claim:
     until: float = ENDLESS
 
 
-def _claims(view: View, now: float) -> Iterator[Claim]:
+def _claims(view: View, end_of: Callable[[Running], float]) -> Iterator[Claim]:
     here = {run.id: run for run in view.running if run.host == view.host.name}
     for run in here.values():
         words = f"held by {who(run)}" + (", which is ending" if run.ending else "")
-        yield Claim(run.id, words, run.gpus, run.share, run.cpus, run.memory, _end(run, now))
+        yield Claim(run.id, words, run.gpus, run.share, run.cpus, run.memory, end_of(run))
     for uuid, leases in view.shares.items():
         for job, memory in leases.items():
             if job not in here:
@@ -47,7 +48,7 @@ def _claims(view: View, now: float) -> Iterator[Claim]:
             yield Claim(card.uuid, obstacle, (card.uuid,))
 
 
-def _end(run: Running, now: float) -> float:
+def expected_end(run: Running, now: float) -> float:
     return now + GRACE if run.ending else end(run.started, run.time_limit, now)
 
 
@@ -58,15 +59,15 @@ def end(started: float, limit: int, now: float) -> float:
 
 
 class Room:
-    """What the host has, and who holds what of it until when. A broken GPU is no part of it."""
+    """What the host has, and who holds what of it until when (`end_of`). A broken GPU is no part of it."""
 
-    def __init__(self, view: View, now: float) -> None:
+    def __init__(self, view: View, end_of: Callable[[Running], float]) -> None:
         self._host = view.host
         self.cards = sorted((g for g in view.host.gpus if not g.error), key=lambda g: g.index)
         self._unasked = 0  # MiB that strangers use, or jobs beyond what they asked for
         self.claims: dict[str, Claim] = {}
         self.on: dict[str, dict[str, Claim]] = defaultdict(dict)  # by GPU
-        for claim in _claims(view, now):
+        for claim in _claims(view, end_of):
             self.add(claim)
         if view.memory_free is not None:
             self._unasked = max(0, self.memory() - view.memory_free)
@@ -107,21 +108,41 @@ class Room:
         """Not by memory where it is asked for as a whole: one that has none of its own is no less in use."""
         return self.left(card, at) >= share if share else not self._there(card, at)
 
-    def place(self, asked: Resources, at: float = NOW, barred: Set[str] = frozenset()) -> tuple[str, ...] | None:
-        """The GPUs to take, by UUID (none for a job without); None where there is no room."""
+    def _suitable(self, asked: Resources, at: float, barred: Set[str] = frozenset()) -> list[Gpu] | None:
+        """Enough GPUs to choose from, where there are CPUs and memory too."""
         if asked.cpus > max(0, self.cpus(at)) or asked.memory > max(0, self.memory(at)):
             return None
         wanted = asked.gpus_on(self._host)
-        if not wanted:
-            return ()
-        found = [g for g in self.open(asked, at) if g.uuid not in barred]
-        if len(found) < wanted:
-            return None
+        found = [g for g in self.open(asked, at) if g.uuid not in barred] if wanted else []
+        return found if len(found) >= wanted else None
+
+    def place(self, asked: Resources, at: float = NOW, barred: Set[str] = frozenset()) -> tuple[str, ...] | None:
+        """The GPUs to take, by UUID (none for a job without); None where there is no room."""
+        found = self._suitable(asked, at, barred)
+        wanted = asked.gpus_on(self._host)
+        if found is None or not wanted:
+            return None if found is None else ()
+        request = asked.request
         if asked.gpu_share:  # the fullest, so that whole GPUs stay free
+            best = min(gpu.preference(g.name, request.name) for g in found)
+            found = [g for g in found if gpu.preference(g.name, request.name) == best]
             return (min(found, key=lambda g: (not self.on[g.uuid], self.left(g, at), g.index)).uuid,)
         bare = [replace(g, holder=None, processes=()) for g in found]
-        request = asked.request
         return tuple(g.uuid for g in gpu.choose(GpuRequest(wanted, request.name, request.uuids), bare).gpus)
+
+    def earliest(self, asked: Resources) -> float | None:
+        """When there is room, as claims end (NOW: now); None if there never will be."""
+        if self._suitable(asked, ENDLESS) is None:
+            return None
+        times = sorted({NOW, ENDLESS}.union(claim.until for claim in self.claims.values()))
+        first, last = 0, len(times) - 1
+        while first < last:  # with every end there is more room
+            middle = (first + last) // 2
+            if self._suitable(asked, times[middle]) is None:
+                first = middle + 1
+            else:
+                last = middle
+        return times[first]
 
 
 @dataclass(frozen=True)
@@ -137,13 +158,12 @@ class Kept:
 def reserve(job: Waiting, room: Room, wanted: int, lacks: str) -> Kept | None:
     """The earliest time at which there is room, by the time limits of all; None if there never will be."""
     asked = job.resources
-    for at in sorted({claim.until for claim in room.claims.values()} | {ENDLESS}):
-        if room.place(asked, at) is None:
-            continue
-        free_from = {g: max((c.until for c in room.on[g.uuid].values()), default=NOW) for g in room.open(asked, at)}
-        if at == ENDLESS:  # nobody knows which are next: the free ones first
-            found = sorted(free_from, key=lambda g: (free_from[g], -room.left(g), g.index))
-        else:  # the last to come free, so that others may have those that are free now
-            found = sorted(free_from, key=lambda g: (-free_from[g], g.index))
-        return Kept(job, at, frozenset(g.uuid for g in found[:wanted]), lacks)
-    return None
+    at = room.earliest(asked)
+    if at is None:
+        return None
+    free_from = {g: max((c.until for c in room.on[g.uuid].values()), default=NOW) for g in room.open(asked, at)}
+    if at == ENDLESS:  # nobody knows which are next: the free ones first
+        found = sorted(free_from, key=lambda g: (free_from[g], -room.left(g), g.index))
+    else:  # the last to come free, so that others may have those that are free now
+        found = sorted(free_from, key=lambda g: (-free_from[g], g.index))
+    return Kept(job, at, frozenset(g.uuid for g in found[:wanted]), lacks)

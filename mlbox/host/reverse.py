@@ -161,10 +161,10 @@ class Tunnel:
 
     def _dial(self) -> str:
         """One connection, to its end; why it ended."""
-        from tempfile import TemporaryFile  # it brings shutil with it, and few ticks have a tunnel
-
         try:
-            with TemporaryFile(dir=self._job.boot_folder.parent) as log:
+            path = self._job.boot_folder.with_name(f"{self._job.boot_folder.name}.said")
+            with path.open("w+b") as log:
+                path.unlink()
                 process = self._spawn(log.fileno())
                 if process is None:
                     return ""
@@ -173,8 +173,8 @@ class Tunnel:
                 process.stdin.close()
                 process.wait()
                 if said in ("up", ""):
-                    end = os.pread(log.fileno(), 4096, max(0, os.fstat(log.fileno()).st_size - 4096))
-                    lines = end.decode(errors="replace").strip().splitlines()
+                    log.seek(0)
+                    lines = log.read().decode(errors="replace").strip().splitlines()
                     said = lines[-1] if lines else "the connection ended"
                 return said
         except OSError as error:

@@ -37,7 +37,13 @@ def main(config_file: str) -> int:
     code = 1
     try:
         code = _guest(config)
-    finally:
+    except OSError as error:
+        print(error, file=sys.stderr)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+    finally:  # which says nothing of an error
         sys.stderr.flush()
         os._exit(code)
 

@@ -313,13 +313,12 @@ def test_a_session_that_moved_to_another_host(lab: Laptop) -> None:
     first, before = known.read_text(), tunnels(lab)
     assert (before["host"], before["state"], before["background"]) == ("gpu1", "up", True)
     assert json.loads(place.read_text())["host"] == "gpu1"
-    lab.run("host", "resume", "gpu2")
     with without_network("gpu1"):
         as_root("gpu1", "sh", "-c", _LOSE, "lose", session["id"], session["id"][-8:].lower())
         lab.run("host", "fence", "gpu1", "-y", "--host", "gpu2")
         done = shell.run("ssh", "nomad", "true")
         assert done.returncode == 255 and "Traceback" not in done.stderr
-        lab.run("queue", "process", "--host", "gpu2")
+        lab.run("host", "resume", "gpu2", "--host", "gpu2")
         awaited(lambda: [s["state"] for s in lab.sessions("gpu2")] == ["started"])
         assert shell.said("ssh", "nomad", "hostname") == "nomad"
         assert json.loads(place.read_text())["host"] == "gpu2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from queuebox import Box
+from queuebox import Box, hint
 
 from mlbox import errors
 from mlbox.core.job import JobSpec
@@ -73,3 +73,10 @@ def test_what_is_not_shown_is_counted(box: Box, monkeypatch: pytest.MonkeyPatch)
     made: list[Any] = [box.submit("true", name=name) for name in "abcd"]
     told = box.call(jobs)["jobs"]
     assert [(row["id"], row["more"]) for row in told] == [(made[0].id, 0), (made[1].id, 2)]
+
+
+def test_a_place_in_line_without_a_job_is_not_shown(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    hint(box.found, JobSpec(command=("true",)))
+    made = box.submit("true")
+    assert [row["id"] for row in box.call(jobs)["jobs"]] == [made.id]

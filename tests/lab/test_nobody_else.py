@@ -219,7 +219,7 @@ def test_its_ports_here_ask_for_a_token_or_a_key(mine: Mine) -> None:
 
 def test_who_answers_in_the_sessions_place_is_sent_nothing(mine: Mine) -> None:
     """As another user could after a reboot, when /tmp is empty, while tunnels in the background dial anew."""
-    sockets = f"{mine.block['id'][-8:].lower()}/s"
+    sockets = f"{mine.block['id'][-8:].lower()}.s"
     as_root(HOST, "mv", "/tmp/mlbox-1001", "/tmp/aside-1001")
     squatter = as_bob(SQUAT % (sockets, sockets)).strip()
     try:

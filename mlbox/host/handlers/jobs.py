@@ -77,6 +77,8 @@ def _row(found: store.Store, job: str, user: str, reasons: Reasons, more: int) -
     made = found.job(job, user)
     try:
         spec, state = made.shown(), made.state()
+        if not state.name and not made.is_there():
+            return {}  # a place in line, and no job
         waits = reasons.of(made, spec, state) if state.waiting else ""
         summary = archive.summary(made, spec, state)
         return {job: {**summary, "waits": waits, "silent": reasons.silent(state), "more": more}}

@@ -279,19 +279,19 @@ def test_a_colleague_works_in_it(shared: Ours, bob: Person) -> None:
 @contextmanager
 def made_inside(person: Person, make: str, undo: str) -> Iterator[None]:
     """Something in /run/mlbox, by a colleague who works in the session, and is its owner there."""
-    done = person.inside(NAME, f"cd /run/mlbox && {make}")
+    done = person.inside(THEIRS, f"cd /run/mlbox && {make}")
     assert done.returncode == 0, done.stderr
     try:
         yield
     finally:
-        assert person.inside(NAME, f"cd /run/mlbox && {undo}").returncode == 0
+        assert person.inside(THEIRS, f"cd /run/mlbox && {undo}").returncode == 0
 
 
 def test_who_works_inside_does_not_reach_the_owner_s_host(shared: Ours, bob: Person) -> None:
     """Names in /run/mlbox are looked up by the owner's keeper on the host, where a link leads elsewhere."""
     with joined(bob, shared.id):
         for file in ("mlbox-host.pyz", "keeper.lock", "conf/authorized_keys", "conf/session.json", "conf/x", "x"):
-            done = bob.inside(NAME, f"true >>/run/mlbox/{file}")
+            done = bob.inside(THEIRS, f"true >>/run/mlbox/{file}")
             assert done.returncode != 0 and "Read-only file system" in done.stderr, (file, done)
         [way] = as_root(HOST, "sh", "-c", f"ls {OWNER_FOLDER}/{shared.id}/*.jupyter").split()
         question = "GET /version HTTP/1.0\r\n\r"
@@ -446,10 +446,10 @@ def test_in_podman_and_without_a_container(host: str, words: tuple[str, ...], tm
             attach = re.search(r"mlbox (attach \w+)", done.out)
             assert attach is not None
             assert bob.laptop.run(*attach[1].split(), "--detach").code == 0
-            shell = bob.shell(name)
+            shell = bob.shell(f"mlbox-{name}")
             assert echoes(shell)
             assert ada.run("session", "unshare", name, "bob").code == 0
-            assert shell.wait(60) == 255 and bob.inside(name, "true").returncode == 255
+            assert shell.wait(60) == 255 and bob.inside(f"mlbox-{name}", "true").returncode == 255
             assert ada.run("session", "share", name, "bob").code == 0
             bob.laptop.run("tunnels", "stop", "--all")
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlbox.core import text
@@ -46,6 +46,13 @@ def verdict(spec: JobSpec, state: State, outcome: Outcome, now: float) -> Json:
         return {**event, **_lost(spec, state, str(event["why"]), now)}
     again = _again(spec, number(state.facts.get("retried")), str(event["reason"]), now)
     return {**event, "event": "failed"} if again is None else {**event, "event": "retry", "not_before": again}
+
+
+def lost(spec: JobSpec, state: State, why: str, now: float) -> Json:
+    """The event of a proven loss. A session that never was in line does not go there."""
+    if "queue" not in state.facts:
+        spec = replace(spec, on_host_loss="hold")
+    return verdict(spec, state, Outcome(lost=why), now)
 
 
 _BY_A_SHELL = {126: " (can't be executed)", 127: " (no such command)"}  # what they mean, also of our runner's

@@ -144,7 +144,8 @@ def _rescue(found: store.Store, job: Job) -> bool:
         if spec.session:
             from mlbox.host import rescue
 
-            return rescue.rescue(found, job, state, spec.work, -1 if held is None else held)
+            lives = rescue.rescue(found, job, state, spec, -1 if held is None else held)
+            return lives or _settle(found, job, job.state(), spec)
         return batch.rescue(found, job, state, spec, -1 if held is None else held)
     finally:
         if held is not None:

@@ -7,14 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
-from queuebox import Box
+from queuebox import Box, until
 
 from mlbox import errors
+from mlbox.core import verdict
 from mlbox.core.gpu import Gpu
 from mlbox.core.job import JobSpec
+from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import door, files, keeper, keeping, link, nvml, stored
+from mlbox.host import door, files, keeper, keeping, link, nvml, processes, stored
 from mlbox.host.handlers import cancel, sessions, submit
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -127,3 +129,30 @@ def test_one_that_waits_has_not_ended(box: Box, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(door, "find", lambda wanted: (None, {"id": wanted, "owner": "eve"}))
     with pytest.raises(errors.Ended, match="has ended"):
         box.call(sessions, session=job.id)
+
+
+@pytest.mark.parametrize(
+    "boot", ["another", ""], ids=["its host was restarted", "its keeper and container were killed"]
+)
+def test_one_that_is_lost_runs_again(box: Box, guest: None, monkeypatch: pytest.MonkeyPatch, boot: str) -> None:
+    job = in_line(box, {})
+    box.wait(job, "started")
+    box.kill_keeper(job)
+    monkeypatch.setattr(link, "answers", lambda path: False)
+    if boot:
+        monkeypatch.setattr(processes, "boot_id", lambda: boot)
+        (box.found.on() / "host.json").unlink()  # by its age no twin's
+    box.tick()
+    until(lambda: job.state().name == "started" and job.state().attempt == 2)
+    [lost] = [event for event in job.events() if event["event"] == "lost"]
+    assert lost["why"].startswith("the host was restarted" if boot else "its keeper and its container or process ended")
+    keeping.tell(job)
+    assert box.wait(job, "finished").facts["why"] == "shut down"
+    box.tick()
+    box.assert_nothing_leaks()
+
+
+def test_one_that_never_was_in_line_ends_with_its_host() -> None:
+    state = State("started", {"host": "gpu1", "attempt": 1})
+    event = verdict.lost(JobSpec(), state, "the host was restarted", 1.0)
+    assert (event["event"], event["reason"], event["why"]) == ("failed", "lost", "the host was restarted")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
@@ -15,7 +14,7 @@ from mlbox.core import lab as lab_rules
 from mlbox.core import reverse as reverse_words
 from mlbox.core.hints import waiting
 from mlbox.core.log import State
-from mlbox.core.verdict import Outcome, verdict
+from mlbox.core.verdict import lost
 from mlbox.host import able, attempts, files, lab, marks, ready, reverse, store, view
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
@@ -211,9 +210,5 @@ def _loss(found: store.Store, job: Job, name: str) -> tuple[Json, State]:
     state = job.state()
     if not state.running or state.facts.get("host") != name:
         return {}, state
-    lost = Outcome(lost=f"host {name} was declared gone by {found.user}")
-    spec = job.shown()
-    if "queue" not in state.facts:  # a session that was started there, and never was in line
-        spec = replace(spec, on_host_loss="hold")
-    event = verdict(spec, state, lost, time.time())
+    event = lost(job.shown(), state, f"host {name} was declared gone by {found.user}", time.time())
     return event, job.foreseen(event["event"], event)

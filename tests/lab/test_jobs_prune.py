@@ -65,7 +65,7 @@ def test_two_hosts(lab: Lab) -> None:
     said = awaited(lambda: "2 jobs" in (out := lab.run("jobs", "prune", *now, "--host", "gpu2").out) and out)
     assert "freed" in said and needed in said and waits in said
     awaited(lambda: folders(lab, "gpu1") == set())
-    assert lab.jobs() == []
+    awaited(lambda: lab.jobs() == [])  # its view of a spec that another host removed may be a second old
 
 
 def test_what_a_containers_root_made_stays_whole(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ STALE = (0.01, 0.05, 0.2, 0.0)  # s until a name that was replaced or removed me
 # can be no name, a socket, a file on which its owner has a lease. It counts as absent.
 ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
           errno.EWOULDBLOCK)  # fmt: skip
+_LOG = re.compile(r"[a-z]{1,20}\.log")  # mlbox's own; who works inside may add others, with any letters in their names
 _LOG_TAIL = 4096  # bytes of each log
 _LOGS = 32  # of one folder; a session has five or so
 
@@ -131,14 +133,22 @@ def sync_folder(folder: Path) -> None:
 # ---- in a folder that a container writes to, too: what is in it may be a link to anything of this host's, or a FIFO
 
 
-@contextmanager
-def _itself(path: Path, flags: int) -> Iterator[int]:
-    """What has this name in this very folder, whatever either is replaced with meanwhile. Raises OSError."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+_PATH = getattr(os, "O_PATH", os.O_RDONLY)  # not on macOS, where no container shares a folder with its host
+
+
+def open_itself(path: Path, flags: int, mode: int = 0o600) -> int:
+    """What has this name in this very folder, whatever either is replaced with meanwhile. The folder need not be one
+    that may be listed. Raises OSError."""
+    folder = os.open(path.parent, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _itself(path: Path, flags: int) -> Iterator[int]:
+    descriptor = open_itself(path, flags)
     try:
         yield descriptor
     finally:
@@ -147,16 +157,28 @@ def _itself(path: Path, flags: int) -> Iterator[int]:
 
 def end(path: Path, most: int = MAX_FILE) -> bytes:
     """The last `most` bytes of a regular file; of anything else, nothing."""
-    with suppress(OSError), _itself(path, os.O_RDONLY) as descriptor:
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode):
-            return os.pread(descriptor, most, max(0, found.st_size - most))
+    with suppress(OSError), _itself(path, _PATH) as found:  # to open a device may be to use it
+        status = os.fstat(found)
+        if stat.S_ISREG(status.st_mode):
+            descriptor = found if _PATH == os.O_RDONLY else os.open(f"/proc/self/fd/{found}", os.O_RDONLY)
+            try:
+                return os.pread(descriptor, most, max(0, status.st_size - most))
+            finally:
+                if descriptor != found:
+                    os.close(descriptor)
     return b""
+
+
+def own_folder(path: Path) -> None:
+    """It is there and ours. What a container's root left of this name, which only root can empty, gives way."""
+    if path.is_symlink() or (path.exists() and not is_own(path)):
+        path.rename(path.with_name(f".{path.name}.{time.time_ns()}"))
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def logs(folder: Path) -> list[Path]:
     try:
-        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".log")][:_LOGS]
+        return [folder / name for name in sorted(os.listdir(folder)) if _LOG.fullmatch(name)][:_LOGS]
     except OSError:
         return []
 
@@ -171,7 +193,7 @@ def keep_socket(path: Path, folder: Path) -> None:
     Raises OSError where it is none."""
     made = folder / f".{path.name}"
     made.unlink(missing_ok=True)
-    inside = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    inside = os.open(path.parent, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         os.link(path.name, made, src_dir_fd=inside, follow_symlinks=False)
     finally:
@@ -187,7 +209,7 @@ def connect(connection: socket.socket, path: Path) -> None:
     if not hasattr(os, "O_PATH"):  # macOS, where no container shares a folder of sockets with its host
         connection.connect(str(path))
         return
-    with _itself(path, os.O_PATH) as descriptor:
+    with _itself(path, _PATH) as descriptor:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
         connection.connect(f"/proc/self/fd/{descriptor}")

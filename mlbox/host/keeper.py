@@ -123,7 +123,7 @@ class Keeper:
             self.job.inside,
         )  # fmt: skip
         self.caller.send({"progress": {"text": "starting", "starting": reachable}})
-        log = os.open(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = files.open_itself(self.job.logs / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._child = self.engine.start(run, log)
         os.close(log)
         self._await_services(set(plan.services))
@@ -160,7 +160,7 @@ class Keeper:
 
     def _write_conf(self, plan: services.Plan, ready: Ready, paths: engines.Paths) -> None:
         for folder in (self.job.kernels, self.job.guest, self.job.dialled):
-            folder.mkdir(mode=0o700, exist_ok=True)  # not by a container's root, whose folders only root empties
+            files.own_folder(folder)  # not made by a container's root, whose folders only root empties
         for name, content in {"guest.json": json.dumps(plan.guest), **plan.files}.items():
             files.write_whole(self.job.conf / name, content.encode())
         write_accounts(self.job, ready.facts, paths.home)

@@ -50,11 +50,15 @@ def _folder() -> Path:
     return FOLDER
 
 
+def is_name(uuid: str) -> bool:
+    """Whether it can be a lock's."""
+    return _UUID.fullmatch(uuid.replace("/", "-")) is not None
+
+
 def _name(uuid: str) -> str:
-    name = uuid.replace("/", "-")
-    if not _UUID.fullmatch(name):
+    if not is_name(uuid):
         raise errors.Usage(f"{uuid!r} is not a GPU's UUID")
-    return name
+    return uuid.replace("/", "-")
 
 
 def lock_file(name: str) -> int:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import descriptors
-from mlbox.host import files
+from mlbox.host import files, lease
 from mlbox.host.job import Job
 from mlbox.host.visitors import Visitor, Visitors, message
 
 Json = dict[str, Any]
+_LONGEST = 1 << 20  # bytes of a line
+_MOST = 64  # leases: a host's GPUs
 
 
 class GuestLink:
@@ -88,7 +90,8 @@ class GuestLink:
 
     def _take_in(self, data: bytes, brought: list[int]) -> None:
         """What is of no form that a guest's words have is passed over: a container's root may say anything."""
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        *lines, rest = (self._buffer + data).split(b"\n")
+        self._buffer = rest if len(rest) <= _LONGEST else b""
         for line in lines:
             said = message(line)
             if "hello" in said:
@@ -110,7 +113,7 @@ class GuestLink:
         """The descriptors that are no lease, or one that is here already."""
         left = list(brought)
         for uuid, descriptor in zip(uuids if isinstance(uuids, list) else (), brought):
-            if isinstance(uuid, str) and uuid not in self._leases:
+            if isinstance(uuid, str) and lease.is_name(uuid) and uuid not in self._leases and len(self._leases) < _MOST:
                 self._leases[uuid] = descriptor
                 left.remove(descriptor)
         return left

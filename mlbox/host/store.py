@@ -110,7 +110,7 @@ class Store:
         """The folder of this boot for a job to be: a keeper's lock can be taken in it before anybody finds the job."""
         self.boot_folder()
         for folder in (job.boot_folder, job.sockets, job.conf, job.logs):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            files.own_folder(folder)
 
     def create(self, job: Job, spec: JobSpec, queued: bool) -> None:
         """On return its spec is on disk, flushed; nothing finds it yet. Not `queued`: it starts here and now. Raises

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
+import string
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from queuebox import Box
+from users import let_in, nobody
 
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
@@ -156,11 +160,55 @@ def test_of_the_logs_only_files_are_shown(job: Job, tmp_path: Path) -> None:
 
 
 def test_of_a_log_the_end_is_shown_and_of_many_some(job: Job) -> None:
-    (job.logs / "00.log").write_text("x" * 10_000 + "the end")
-    for number in range(1, 1000):
-        (job.logs / f"{number:02}.log").touch()
+    (job.logs / "aa.log").write_text("x" * 10_000 + "the end")
+    for one, other in itertools.product(string.ascii_lowercase, repeat=2):
+        (job.logs / f"{one}{other}.log").touch()
     told = files.tails(job.logs)
-    assert len(told["00"]) == 4096 and told["00"].endswith("the end") and len(told) == 32
+    assert len(told["aa"]) == 4096 and told["aa"].endswith("the end") and len(told) == 32
+
+
+def test_a_log_s_name_is_a_plain_one(job: Job) -> None:
+    """It goes to terminals and to the share."""
+    for name in (b"\x1b]52;c;x\x07.log", b"\xff.log", b"0.log", b"jupyter.log"):
+        (job.logs / os.fsdecode(name)).touch()
+    assert list(files.tails(job.logs)) == ["jupyter"]
+
+
+def test_no_device_is_opened(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open a watchdog is to start it."""
+    os.mkfifo(job.logs / "x.log")
+    opened: list[str] = []
+    real = os.open
+
+    def watched(path: Any, flags: int, *rest: Any, **kind: Any) -> int:
+        opened.extend([] if flags & os.O_PATH else [str(path)])
+        return real(path, flags, *rest, **kind)
+
+    monkeypatch.setattr(os, "open", watched)
+    assert files.tails(job.logs) == {"x": ""} and opened == []
+
+
+def test_a_socket_in_a_folder_that_may_not_be_listed(tmp_path: Path) -> None:
+    """As a colleague's door is: who may go through it may not see what else is there."""
+    let_in(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
+        folder = tmp_path / "door"
+        folder.mkdir()
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        (folder / "s").chmod(0o666)
+        folder.chmod(0o711)
+        with nobody():
+            files.connect(connection, folder / "s")
+
+
+def test_what_a_container_s_root_has_left_gives_way(tmp_path: Path) -> None:
+    folder = tmp_path / "boot"
+    folder.mkdir()
+    (folder / "log").symlink_to(tmp_path)
+    for _ in range(2):
+        files.own_folder(folder / "log")
+        assert files.is_own(folder / "log") and len(list(folder.iterdir())) == 2
 
 
 def test_of_the_logs_only_files_are_kept(box: Box, tmp_path: Path) -> None:

@@ -273,16 +273,16 @@ class Holder:
             self._say(words)
 
     def _follow(self, place: Place) -> None:
-        if place is self._place:
-            return
         reach, was = place.reach, self._reach
+        if reach.start() == was.start():
+            return
         what = f"the session was started anew on {reach.host}"
         if reach.services.keys() != was.services.keys():  # a port leads to one service
             self._finish("stopped", f"{what}, with other services")
             return
         self._place = place
-        self._set(host=reach.host, why=what)
         self._tunnels.anew(Key(reach.id, reach.gate_token()), what)
+        self._set(host=reach.host, why=what)
         self._announce_ssh()
         self._say(f"{what}; its ports here stay, and its addresses are new")
         self._tell({"reach": reach.to_wire()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, Callable, TypeVar
@@ -112,8 +113,9 @@ def elsewhere(session: str, than: str, config: state.Config) -> Host:
             return of_session(one, config)
     for name, reply in replies.items():
         if not isinstance(reply, errors.MlboxError):
-            connect(name, config).call("sessions", {"session": session})  # the log tells each of them that it is over
-            break
+            with contextlib.suppress(errors.HostUnready, errors.Unreachable):  # it is of no lab, or away by now
+                connect(name, config).call("sessions", {"session": session})  # the log tells each of them that it is over
+                break
     raise errors.NotFound(f"no other host of the lab runs session {session}", "mlbox session list shows what runs")
 
 
@@ -210,4 +212,4 @@ def public(session: Json) -> Json:
 def logs(host: Host, wanted: str) -> str:
     """The ends of its services' logs, other people's escapes made harmless."""
     reply = host.call("sessions", {"session": wanted, "logs": True})
-    return "\n".join(f"--- {name}\n{text.safe(content)}" for name, content in reply["logs"].items())
+    return "\n".join(f"--- {text.safe(name)}\n{text.safe(content)}" for name, content in reply["logs"].items())

@@ -56,7 +56,9 @@ class Place:
                 told = error
         lab = replace(config, root=self.reach.root)
         try:
-            return self._at(sessions.elsewhere(self.reach.id, self.host.transport.host, lab))
+            # One that was asked is asked again as any other: it may be where the session is met, and not where it runs.
+            than = "" if here else self.host.transport.host
+            return self._at(sessions.elsewhere(self.reach.id, than, lab))
         except errors.Ended:
             raise
         except errors.NotFound as error:

@@ -250,6 +250,20 @@ def test_a_colleague_s_door_is_not_where_one_s_own_runs(hosts: dict[str, Any], m
     assert sessions.elsewhere(KNOWN, "gpu1", config).name == "gpu2"
 
 
+def test_a_host_of_no_lab_hides_none(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no sessions to list, and nothing to tell."""
+    on(monkeypatch, errors.Ended("the session has ended: shut down"))
+    known, hosts["gpu0"] = vars(sessions)["connect"], {"sessions": [], "met_at": {}}
+
+    def refuse(*_: object) -> None:
+        raise errors.HostUnready("/shared is not a folder of mlbox's")
+
+    other = SimpleNamespace(name="gpu0", call=refuse)
+    monkeypatch.setattr(sessions, "connect", lambda name, *rest: other if name == "gpu0" else known(name, *rest))
+    with pytest.raises(errors.Ended):
+        sessions.elsewhere(KNOWN, "gpu1", state.Config(hosts=("gpu0", "gpu1", "gpu2")))
+
+
 def test_its_end_is_told_by_any_host_that_answers(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, errors.Ended("the session has ended: shut down"))
     with pytest.raises(errors.Ended):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlbox import descriptors
+from mlbox.host import link as host_link
 from mlbox.host.link import GuestLink, answers
 
 PATIENCE = 20.0  # s
@@ -78,7 +80,7 @@ def test_services_as_they_were_last_said_in_whatever_pieces(path: Path) -> None:
 @pytest.mark.parametrize(
     "hello",
     [
-        {"leases": 3}, {"leases": [["GPU-1"]]}, {"leases": {"GPU-1": 0}}, {"services": [1]},
+        {"leases": 3}, {"leases": ["no GPU"]}, {"leases": [["GPU-1"]]}, {"leases": {"GPU-1": 0}}, {"services": [1]},
         {"services": {"ssh": {}, "jupyter": "ready", "vscode": {"state": 1}}},
     ],
 )  # fmt: skip
@@ -88,6 +90,7 @@ def test_an_odd_hello_is_passed_over_and_what_it_brought_is_closed(
     leases: dict[str, int] = {}
     link = GuestLink(leases, "id")
     link.listen(path)
+    gc.collect()  # other tests' connections
     before = len(os.listdir("/proc/self/fd"))
     brought = [file(tmp_path, "1")]
     guest = dial(link, path, brought, **hello)
@@ -96,6 +99,17 @@ def test_an_odd_hello_is_passed_over_and_what_it_brought_is_closed(
     link.turn((), PATIENCE)
     assert link.failed() == {"ssh": {"state": "failed", "why": ""}}
     assert len(os.listdir("/proc/self/fd")) == before + 3  # the connection's two ends, and our own file
+
+
+def test_a_line_without_an_end_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_link, "_LONGEST", 10)
+    link = GuestLink({}, "id")
+    link.listen(path)
+    guest = dial(link, path, [])
+    for words in (b"x" * 11, b'{"service": "ssh", "state": "ready"}\n'):
+        guest.sendall(words)
+        link.turn((), PATIENCE)
+    assert link.services == {"ssh": {"state": "ready"}}
 
 
 def test_the_guest_s_end_is_heard_and_it_may_come_back(path: Path) -> None:

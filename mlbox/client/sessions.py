@@ -114,9 +114,7 @@ def elsewhere(session: str, than: str, config: state.Config) -> Host:
     for name, reply in replies.items():
         if not isinstance(reply, errors.MlboxError):
             with contextlib.suppress(errors.HostUnready, errors.Unreachable):  # it is of no lab, or away by now
-                connect(name, config).call(
-                    "sessions", {"session": session}
-                )  # the log tells each of them that it is over
+                connect(name, config).call("sessions", {"session": session})  # the log tells all that it is over
                 break
     raise errors.NotFound(f"no other host of the lab runs session {session}", "mlbox session list shows what runs")
 

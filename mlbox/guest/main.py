@@ -39,11 +39,11 @@ def main(config_file: str) -> int:
         code = _guest(config)
     except OSError as error:
         print(error, file=sys.stderr)
-    except Exception:
+    except Exception:  # a bug, too: os._exit below prints nothing of it
         import traceback
 
         traceback.print_exc()
-    finally:  # which says nothing of an error
+    finally:
         sys.stderr.flush()
         os._exit(code)
 

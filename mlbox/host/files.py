@@ -100,6 +100,15 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def stays_empty(path: Path) -> bool:
+    """A file, not as one that is being written, here or on another host."""
+    for pause in (0.01, 0.1, 0.5, 1.1):
+        if path.is_symlink() or not path.is_file() or path.stat().st_size:
+            return False
+        time.sleep(pause)
+    return True
+
+
 def status(path: Path) -> os.stat_result | None:
     """None where there is no such file. GlusterFS may have none for a moment while another host replaces it, and lists
     it all the same: where it goes on like that, FileNotFoundError. Raises OSError."""

@@ -61,7 +61,7 @@ def found(root: Path) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     except FileExistsError:
-        if _stays_empty(path):  # whoever was first died
+        if files.stays_empty(path):  # whoever was first died
             files.write_whole(path, content, 0o644)
         return identify(root)
     with os.fdopen(descriptor, "wb") as file:
@@ -70,15 +70,6 @@ def found(root: Path) -> str:
         os.fsync(file.fileno())
     files.sync_folder(root)
     return identify(root)
-
-
-def _stays_empty(path: Path) -> bool:
-    """Not as one that is being written, here or on another host."""
-    for pause in (0.01, 0.1, 0.5, _VIEW):
-        if path.is_symlink() or not path.is_file() or path.stat().st_size:
-            return False
-        time.sleep(pause)
-    return True
 
 
 @dataclass(frozen=True)

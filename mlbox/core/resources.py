@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -172,6 +172,8 @@ class HostFacts:
     queues: tuple[str, ...] = ("default",)  # that it serves, in their order
     drained: bool = False
     silent: float = 0.0  # s for which nothing has been heard of it, where that is too long (host/heard.py)
+    # (owner, job) -> why it can't be started there for a while (host/unable.py)
+    unable: Mapping[tuple[str, str], str] = field(default_factory=dict, hash=False)
 
     @property
     def away(self) -> str:

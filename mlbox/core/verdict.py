@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlbox.core import text
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State, number
 from mlbox.core.schedule.hindrance import LONGEST_BACKOFF
@@ -81,15 +80,15 @@ def _why(outcome: Outcome) -> Json:
     }
 
 
-def elsewhere(state: State, host: str, now: float) -> str:
-    """Why this host leaves a waiting job to others: it could not start it a moment ago. `now`: by this host's clock, as
-    it dated that end."""
+def elsewhere(state: State, host: str, now: float) -> tuple[str, float] | None:
+    """Why this host leaves a waiting job to others, as it could not start it a moment ago, and for how many seconds
+    still; None where it does not. `now`: by this host's clock, as it dated that end."""
     facts = state.facts
     if state.name != "lost" or facts.get("host") != host:
-        return ""
+        return None
     time = _ELSEWHERE.get(str(facts.get("reason")), 0.0)
     left = float(facts.get("at", 0)) + time - now
-    return f"{facts.get('why')}; tried here again in {text.duration(left)}" if 0 < left <= time else ""
+    return (str(facts.get("why")), left) if 0 < left <= time else None
 
 
 def _lost(spec: JobSpec, state: State, why: str, now: float) -> Json:

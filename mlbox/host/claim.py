@@ -25,7 +25,7 @@ from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
 from mlbox.core.verdict import elsewhere
-from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, runner, store
+from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, runner, store, unable
 from mlbox.host.attempts import Attempt
 from mlbox.host.engines import aside
 from mlbox.host.job import Job
@@ -132,9 +132,10 @@ def _claim(
     if ready.folder(found, place) != ready.folder(found, job):
         _mend(found, place, job)
         return None
-    why = elsewhere(state, found.host, time.time())
-    if why:
-        raise errors.HostUnready(why)
+    left_alone = elsewhere(state, found.host, time.time())
+    if left_alone:
+        why, left = left_alone
+        raise unable.LeftAlone(why, processes.uptime() + left)
     engine = engines.choose(spec.work, found, partial(aside.identify, bool(chosen.gpus)))
     output_limit = (rules or Lab()).output_limit(job.queue, spec.output_limit)
     spec = replace(spec.with_runtime(engine.name), output_limit=output_limit)

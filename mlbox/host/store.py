@@ -15,7 +15,7 @@
           live/<ulid>.ending               beside it, by any host: it was told to end
           making/<ulid>                    what is being made or moved, and by which process
           parts/                           files on their way into folders that vanish when they are empty
-          host.json                        inventory, and the beat
+          host.json                        inventory, the beat, and what it passes over (host/unable.py)
           reverse.json                     the key it dials out with, where nobody dials it (host/reverse.py)
           usage.json, waits.json           GPU time used; why jobs wait
           lab.json                         the last good lab.yaml (host/lab.py)

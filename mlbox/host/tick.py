@@ -39,6 +39,7 @@ from mlbox.host import (
     ready,
     slots,
     store,
+    unable,
     view,
 )
 from mlbox.host.idle import guard, idle
@@ -112,28 +113,29 @@ def _pass(found: store.Store) -> Report:
     asked = inventory.ask(found)  # before other users wait for the lock: a driver may take its time
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
-        done = _work_off(found, seen.view, rules.lab)
+        done, left_alone = _work_off(found, seen.view, rules.lab)
     if done.failed:  # ends like any other, for which others may wait
         found.of_ticks("wanted").touch(mode=0o600)
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
-    _publish(found, seen, done.waits or {})
+    _publish(found, seen, done.waits or {}, {**seen.unable, **left_alone})
     return replace(done, trouble=rules.trouble, whole=seen.whole)
 
 
-def _work_off(found: store.Store, seen: View, rules: Lab) -> Report:
-    """Decide, and do it; and again while something could not be started, for its room is the others'."""
+def _work_off(found: store.Store, seen: View, rules: Lab) -> tuple[Report, unable.Told]:
+    """Decide, and do it; and again while something could not be started, for its room is the others'. The second of the
+    pair is what this host passes over from now on."""
     mine = {job.id: job for job in seen.waiting if job.owner == found.user}
-    report = Report(waits={})
+    report, left_alone = Report(waits={}), unable.Told()
     while True:
         decided, stale = _decide(found, seen)
         for job in stale:
             claim.stale(found, found.job(job.id), job)
-        done, broken = _apply(found, decided, mine, rules)
+        done, broken = _apply(found, decided, mine, rules, left_alone)
         troubles = {**(report.waits or {}), **(done.waits or {})}
         report = replace(_acts(report, done), waits=troubles)
         if not broken:
-            return replace(report, waits={**decided.waits, **troubles})
+            return replace(report, waits={**decided.waits, **troubles}), left_alone
         gone = {*broken, *done.started, *done.failed}
         begun = [running(mine[s.job], s, found.host, time.time()) for s in decided.start if s.job in done.started]
         ending = [replace(run, ending=run.ending or run.id in done.preempted) for run in seen.running]
@@ -197,9 +199,11 @@ def _lock(path: Path) -> Iterator[bool]:
 # ---- act -------------------------------------------------------------------------------------------------
 
 
-def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: Lab) -> tuple[Report, set[str]]:
+def _apply(
+    found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: Lab, left_alone: unable.Told
+) -> tuple[Report, set[str]]:
     """What was done; as `waits` what could not be, and why: one job's trouble is not the others'. And which can't be
-    started as they are: not those to whom others were only faster."""
+    started as they are: not those to whom others were only faster. `left_alone` gains what is this host's trouble."""
     troubles: Json = {}
     later: set[str] = set()
 
@@ -212,6 +216,8 @@ def _apply(found: store.Store, decided: Plan, mine: dict[str, Waiting], rules: L
             return False
         except (errors.MlboxError, OSError) as error:
             troubles[job] = f"{found.host}: {error}"
+            if isinstance(error, errors.HostUnready):
+                left_alone[job] = unable.of(error)
             print(f"{job}: {error}", file=sys.stderr)
             return False
 
@@ -271,14 +277,14 @@ def _anew(found: store.Store) -> None:
         here.be_readable()
 
 
-def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
+def _publish(found: store.Store, seen: view.Seen, waits: Json, left_alone: unable.Told) -> None:
     host = seen.view.host
     # There from the first tick on: an idle one looks into each.
     for folder in (found.live, found.making, found.own() / "ready"):
         files.make_folder(folder)
     facts = {
         "at": time.time(), "boot": processes.boot_id(), "driver": seen.driver, "cpus": host.cpus,
-        "memory": host.memory, "gpus": [asdict(gpu) for gpu in seen.gpus],
+        "memory": host.memory, "gpus": [asdict(gpu) for gpu in seen.gpus], "unable": unable.to_wire(left_alone),
     }  # fmt: skip
     files.write_whole(found.on() / "host.json", json.dumps(facts).encode(), 0o644, lasting=False)
     if seen.view.lab.host(found.host).via or (found.on() / "reverse.json").exists():

@@ -22,7 +22,7 @@ from mlbox.core.hints import running_from_wire
 from mlbox.core.lab import Lab
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
-from mlbox.host import files, heard, inventory, lease, look, store, usage
+from mlbox.host import files, heard, inventory, lease, look, store, unable, usage
 from mlbox.host.awaited import Awaited
 
 Json = dict[str, Any]
@@ -41,6 +41,7 @@ class Seen:
     looked: Json  # what the next look at this user's lines goes on from
     whole: bool  # these were read to their ends
     awaited: Json | None  # and what it need not read again, if it was asked
+    unable: unable.Told  # of this user's jobs, what this host still passes over
 
 
 def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> Seen:
@@ -49,8 +50,13 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     gpus, driver = inventory.held(*asked)
     running = [run for user in users for run in running_of(found, user)]
     shares = lease.shares()
-    host = facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares)))
-    served = [user for user in users if user == found.user or _ticks(found, user, now)]
+    told = {user: files.read_json(found.on(user=user) / "host.json") for user in users}
+    served = [user for user in users if user == found.user or _ticks(told[user], now)]
+    passed_over = {user: unable.now(told[user]) for user in served}
+    host = replace(
+        facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares))),
+        unable={key: why for user in served for key, why in unable.words(found.host, user, passed_over[user]).items()},
+    )
     served.sort(key=lambda user: user != found.user)  # what others wait for takes nothing of what is read for this one
     others = [
         replace(h, gpus=tuple(_without_the_jobs_own(h.gpus, running, h.name, {})))
@@ -64,7 +70,8 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     awaited = Awaited(found, users, running)
     view, looked, whole = _lines(found, view, awaited, served, now)
     view = replace(view, reserved_here=reserved_on(view, others))
-    return Seen(view, tuple(gpus), driver, (host, *others), looked, whole, awaited.memory)
+    mine = passed_over.get(found.user, {})
+    return Seen(view, tuple(gpus), driver, (host, *others), looked, whole, awaited.memory, mine)
 
 
 def _lines(found: store.Store, view: View, awaited: Awaited, served: list[str], now: float) -> tuple[View, Json, bool]:
@@ -155,9 +162,8 @@ def _without_the_jobs_own(
         yield replace(gpu, holder=holder, processes=tuple(p for p in gpu.processes if p.user not in known))
 
 
-def _ticks(found: store.Store, user: str, now: float) -> bool:
-    """Whether this user's ticks run on this host. Its own clock wrote the beat, so it may be compared."""
-    beat = files.read_json(found.on(user=user) / "host.json")
+def _ticks(beat: Any, now: float) -> bool:
+    """Whether a user's ticks run here, by what they last told. This host's clock wrote it, so it may be compared."""
     return isinstance(beat, dict) and abs(now - _number(beat.get("at"))) < BEAT
 
 
@@ -200,6 +206,7 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
     """All hosts as they last told of themselves, whoever's tick it was; `users` are all that are known."""
     newest: dict[str, Json] = {}
     told: dict[str, str] = {}
+    passed_over: dict[str, dict[tuple[str, str], str]] = {}
     pauses = iter(_PAUSES)
     for user in users:
         for name in names(found.own(user) / "on"):
@@ -207,11 +214,12 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
             if isinstance(document, dict):
                 at = _number(document.get("at"))
                 told[name] = f"{told.get(name, '')}{user} {at} "
+                passed_over.setdefault(name, {}).update(unable.words(name, user, unable.read(document)))
                 if at >= _number(newest.get(name, {}).get("at")):
                     newest[name] = document
     silent = heard.silent(found, told)
     known = (_host(found, rules, name, document) for name, document in sorted(newest.items()))
-    return [replace(host, silent=silent.get(host.name, 0.0)) for host in known if host]
+    return [replace(h, silent=silent.get(h.name, 0.0), unable=passed_over.get(h.name, {})) for h in known if h]
 
 
 def _told(folder: Path, pauses: Iterator[float]) -> Any:

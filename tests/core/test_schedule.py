@@ -728,6 +728,8 @@ def urgent(*jobs: Waiting | Running, **more: Any) -> View:
         ("one that would go first again", urgent(job("a1"), run("b1", "0"), gpus=1, queues=("night", "urgent")), "",
          ""),
         ("of a queue that is not served here", urgent(job("a1"), run("b1", "0"), gpus=1, queues=("urgent",)), "b1", ""),
+        ("nor for one that can't be started here", urgent(job("a1"), run("b1", "0"), gpus=1,
+         unable={("ann", "a1"): "gpu1: docker is broken"}), "", "gpu1: docker is broken"),
         ("not past a limit",
          urgent(job("a1"), run("b1", "0"), run("a9", "9", host="gpu2"), gpus=1,
                 lab=replace(URGENT, users={"ann": UserLimits(max_gpus=1)})), "",
@@ -798,6 +800,7 @@ def host(name: str, there: tuple[Gpu, ...], **more: Any) -> HostFacts:
     return HostFacts(name, there, 64, 2**18, **more)
 
 
+BROKEN = "gpu1: docker here can't give GPUs to containers; tried again in 1m"
 HALF = (*map(used, cards(2)), *cards(2, first=2))
 
 
@@ -814,6 +817,8 @@ HALF = (*map(used, cards(2)), *cards(2, first=2))
         (job("a1", "4"), [host("a", cards(4), silent=1300.0), host("b", HALF)], "b"),
         (job("a1", "4"), [host("a", cards(4), silent=1300.0)], ""),
         (job("a1", "4"), [host("a", cards(4), queues=("night",)), host("b", HALF)], "b"),
+        (job("a1", "4"), [host("a", cards(4), unable={("ann", "a1"): BROKEN}), host("b", HALF)], "b"),
+        (job("a1", "4"), [host("a", cards(4), unable={("bob", "a1"): BROKEN}), host("b", HALF)], "a"),
         (job("a1", "4", hosts=("b",)), [host("a", cards(4)), host("b", HALF)], "b"),
         (job("a1", "4", labels=("x",)), [host("a", cards(4)), host("b", HALF, labels=("x",))], "b"),
         (job("a1", "4090:1"), [host("a", cards(8)), host("b", cards(1, RTX))], "b"),

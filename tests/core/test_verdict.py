@@ -130,7 +130,7 @@ def test_what_did_not_start_is_left_to_other_hosts_for_a_while() -> None:
         log: list[dict[str, Any]] = [{"event": "submitted"}, {"event": "claimed", **claimed.facts}]
         lost = fold([*log, verdict(TRUE, claimed, outcome, NOW)])
         assert number(lost.facts.get("losses")) == bool(losses) and str(lost.facts["why"]).endswith(losses)
-        assert elsewhere(lost, "gpu1", NOW + left - 9).endswith("; tried here again in 9s")
+        assert elsewhere(lost, "gpu1", NOW + left - 9) == (lost.facts["why"], 9)
         assert not elsewhere(lost, "gpu2", NOW + left - 9)
         assert not elsewhere(lost, "gpu1", NOW + left) and not elsewhere(lost, "gpu1", NOW - 86400)
     assert not elsewhere(fold([*log, verdict(TRUE, claimed, LOST, NOW)]), "gpu1", NOW + 1)

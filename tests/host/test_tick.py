@@ -538,14 +538,12 @@ def test_what_is_too_long_to_be_read_back_is_refused(box: Box, words: Json) -> N
 
 def test_a_host_without_room_in_tmp_claims_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keeper would die of it, the job be lost, and be claimed here again until it had failed."""
-    with monkeypatch.context() as disk:
-        disk.setattr(runner, "_ROOM", "/dev/full")
-        job = box.sh("true")
-        waits = box.tick().waits or {}
-    why = f"{box.found.host}: /tmp/mlbox-{os.getuid()} takes no job: No space left on device"
-    assert (job.state().name, waits[job.id]) == ("submitted", why)
+    monkeypatch.setattr(runner, "_ROOM", "/dev/full")
+    job = box.sh("true")
+    waits = box.tick().waits or {}
+    why = f"{box.found.host}: /tmp/mlbox-{os.getuid()} takes no job: No space left on device; tried again in "
+    assert job.state().name == "submitted" and waits[job.id].startswith(why)
     assert not job.boot_folder.exists()
-    assert box.tick().started == (job.id,) and box.end(job).name == "finished"
 
 
 def test_a_cancellation_that_a_claim_outran_is_one_of_a_running_job(held: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def test_a_broken_job_ends_and_takes_no_host_out(
     job = in_docker(box, max_losses=2, backoff=0, on_host_loss="hold")
     facts = box.wait(job, "lost").facts
     assert why in facts["why"] and facts["why"].endswith("loss 1 of at most 2")
-    waits(box, job, "tried here again in")
+    waits(box, job, "; tried again in")
     assert box.claims(job) == [1]
     broken("")
     assert box.end(in_docker(box)).name == "finished"

@@ -31,9 +31,10 @@ def reserved_on(view: View, others: Iterable[HostFacts]) -> frozenset[str]:
     found: dict[tuple[object, ...], str] = {}
     reserved = []
     for job in view.waiting:
-        key = (job.resources, *rooms.sort(job))
+        able = [host for host in hosts if (job.owner, job.id) not in host.unable]
+        key = (job.resources, *rooms.sort(job), *(host.name for host in able if len(able) < len(hosts)))
         if key not in found:
-            found[key] = rooms.first(job, hosts)
+            found[key] = rooms.first(job, able)
         if found[key] == view.host.name:
             reserved.append(job.id)
     return frozenset(reserved)

@@ -15,10 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlbox import errors
-from mlbox.core import text
 from mlbox.core.session import Spec
-from mlbox.host import engines, files, processes, store
+from mlbox.host import engines, files, processes, store, unable
 
 Json = dict[str, Any]
 REST, LONGEST = 60.0, 960.0  # s for which it is left alone at first, and when it fails again and again
@@ -39,12 +37,11 @@ def put(found: store.Store, engine: str, gpus: bool, why: str) -> None:
 
 
 def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:
-    """As engines.identify, for a tick, which other users wait for. Raises HostUnready while the engine is left alone,
-    too."""
+    """As engines.identify, for a tick, which other users wait for. Raises LeftAlone while the engine is, too."""
     for path in {_path(found, engine, False), _path(found, engine, gpus)}:
-        why = _why(path)
-        if why:
-            raise errors.HostUnready(why)
+        left_alone = _left_alone(path)
+        if left_alone:
+            raise left_alone
     try:
         return engines.by_name(engine, found).identify(spec, _PATIENCE)
     except engines.Silent as silent:
@@ -55,7 +52,7 @@ def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:
 def words(found: store.Store) -> list[str]:
     """Why engines are left alone now, and for how long still."""
     notes = sorted(found.boot_folder().glob(found.of_ticks("*.aside").name))
-    return [why for why in map(_why, notes) if why]
+    return [left_alone.message for left_alone in map(_left_alone, notes) if left_alone]
 
 
 def _path(found: store.Store, engine: str, gpus: bool) -> Path:
@@ -68,7 +65,6 @@ def _note(path: Path) -> Json:
     return note if isinstance(note, dict) and note.get("boot") == processes.boot_id() else {}
 
 
-def _why(path: Path) -> str:
+def _left_alone(path: Path) -> unable.LeftAlone | None:
     note = _note(path)
-    left = note["until"] - processes.uptime() if note else 0
-    return f"{note['why']}; tried again in {text.duration(left)}" if left > 0 else ""
+    return unable.LeftAlone(note["why"], note["until"]) if note and processes.uptime() < note["until"] else None

@@ -108,7 +108,7 @@ def _gpu(pynvml: Any, index: int, handle: Any) -> Gpu:
         return Gpu(index, "", "unknown GPU", 0, error=str(error))
     name = _text(_ask(pynvml.nvmlDeviceGetName, "NVIDIA GPU", handle))
     try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        memory = _memory(pynvml, handle)
         total, used = memory.total // MIB, memory.used // MIB
     except pynvml.NVMLError_NotSupported:
         total, used = 0, 0
@@ -128,6 +128,14 @@ def _gpu(pynvml: Any, index: int, handle: Any) -> Gpu:
         power=_ask(pynvml.nvmlDeviceGetPowerUsage, 0, handle) // 1000,
         processes=running,
     )  # fmt: skip
+
+
+def _memory(pynvml: Any, handle: Any) -> Any:
+    """Used memory as nvidia-smi counts it. The older question, which old drivers alone answer, adds what the driver
+    keeps for itself: 480 MiB of an H100 that nobody uses."""
+    return _ask(pynvml.nvmlDeviceGetMemoryInfo, None, handle, pynvml.nvmlMemory_v2) or pynvml.nvmlDeviceGetMemoryInfo(
+        handle
+    )
 
 
 def _processes(pynvml: Any, handle: Any) -> tuple[GpuProcess, ...]:

@@ -8,16 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 from labkit import gpus as false
 from labkit.inventory import DRIVER
 
-from mlbox.core.gpu import Gpu
+from mlbox.core.gpu import Gpu, is_named
+from mlbox.host import nvml, processes
 
+RECORDED = Path(__file__).with_name("golden") / "nvml"
 SOURCE = Path(__file__).resolve().parents[2] / "scripts/labkit/nvml.c"
 _ASK = """
 import json, sys
@@ -131,6 +136,50 @@ def test_a_gpu_that_is_divided_into_nothing_is_out_of_order(driver: Path, tmp_pa
     assert [(g.uuid, g.error) for g in ask(driver, tmp_path / "gpus")[0]] == [
         ("GPU-0", "it is divided (MIG), and has no instance")
     ]
+
+
+class Replay(types.ModuleType):
+    """pynvml as it answered on a host with a real card (scripts/record_nvml.py)."""
+
+    def __init__(self, calls: list[list[Any]]) -> None:
+        super().__init__("pynvml")
+        self._answers = {json.dumps(call[:-1]): call[-1] for call in calls}
+
+    def __getattr__(self, name: str) -> Any:
+        there = getattr(pynvml, name)
+        return partial(self._answer, name) if isinstance(there, types.FunctionType) else there
+
+    def _answer(self, *asked: Any) -> Any:
+        said = self._answers[json.dumps(asked)]  # a KeyError: a new question, to be recorded anew
+        if "error" in said:
+            raise pynvml.NVMLError(said["error"])
+        return _made(said["answer"])
+
+
+def _made(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [_made(one) for one in answer]
+    return types.SimpleNamespace(**answer["fields"]) if isinstance(answer, dict) else answer
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_real_card(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = json.loads(path.read_text())
+    seen = [Gpu.from_wire(gpu) for gpu in recorded["gpus"]]
+    users = {p.pid: (p.user, p.command) for gpu in seen for p in gpu.processes}
+    monkeypatch.setattr(processes, "describe", users.__getitem__)
+    monkeypatch.setattr(nvml, "is_there", lambda: True)
+    monkeypatch.setitem(sys.modules, "pynvml", Replay(recorded["calls"]))
+    assert nvml.gpus() == (seen, recorded["driver"])
+
+
+def test_of_a_real_card_that_nobody_uses_nothing_is_used() -> None:
+    """The driver's own part of it is nobody's."""
+    idle, busy, outsider = (json.loads((RECORDED / f"h100-{what}.json").read_text())["gpus"][0]
+                            for what in ("idle", "shared", "outsider"))  # fmt: skip
+    assert (idle["memory"], idle["memory_used"], Gpu.from_wire(idle).obstacle) == (81559, 0, "")
+    assert len(busy["processes"]) == 2 and "python3" in Gpu.from_wire(outsider).obstacle
+    assert is_named(idle["name"], "H100") and is_named(idle["name"], "h100 80gb") and not is_named(idle["name"], "A100")
 
 
 def test_a_gpu_whose_compute_mode_lets_nobody_on_it_is_out_of_order(driver: Path, tmp_path: Path) -> None:

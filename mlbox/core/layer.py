@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mlbox.core import venv
 from mlbox.core.facts import OLDEST_PYTHON, Facts
 from mlbox.core.session import Spec
 
 Json = dict[str, Any]
 
-RECIPE = 1  # raise it when the steps below change, so that old layers are not taken for new ones
+RECIPE = 2  # raise it when the steps below change, so that old layers are not taken for new ones
 CONTAINER_PREFIX = "/opt/mlbox"
 CONTAINER_BUILD = "/run/mlbox-build"
 
@@ -213,7 +214,8 @@ def _plan_environment(work: _Plan) -> None:
     title = "installing " + ", ".join(
         [*(line.split("==")[0] for line in lines), *(["requirements"] if spec.requirements else [])]
     )
-    script = "\n".join([f'"{facts.python}" -m venv --system-site-packages "$PREFIX/venv"', *installs])
+    work.files["venv.py"] = venv.SCRIPT
+    script = "\n".join([f'"{facts.python}" "$BUILD/venv.py" "$PREFIX/venv"', *installs])
     work.steps.append(Step(title, script))
     work.after = replace(
         work.after,

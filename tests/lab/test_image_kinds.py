@@ -70,6 +70,13 @@ def outdated() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def environed() -> Iterator[str]:
+    """Its Python is in a virtual environment, as uv and Poetry make them."""
+    script = "python3 -m venv --without-pip /opt/app && touch /opt/app/lib/python3.11/site-packages/theirs.py"
+    yield from made("environed", SESSION_IMAGE, script, "ENV PATH=/opt/app/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+@pytest.fixture(scope="module")
 def nosftp() -> Iterator[str]:
     yield from made("nosftp", SESSION_IMAGE, "dpkg -P --force-depends openssh-sftp-server")
 
@@ -145,6 +152,14 @@ def test_an_entrypoint_that_exits_is_not_asked(laptop: Laptop, exiting: str) -> 
 def test_a_source_of_packages_that_is_gone_is_no_obstacle(laptop: Laptop, outdated: str) -> None:
     session = laptop.attach("session", HOST, "--image", outdated, *PLAIN, "--no-jupyter")
     assert inside(laptop, session.block()["name"], "command -v rsync") == "/usr/bin/rsync"
+    assert session.stop() == 0
+
+
+def test_what_is_added_sees_the_image_s_own_environment(laptop: Laptop, environed: str) -> None:
+    added = ("--packages", "toolz", "--no-jupyter")
+    session = laptop.attach("session", HOST, "--image", environed, *PLAIN, *added)
+    shown = inside(laptop, session.block()["name"], "python -c 'import theirs, toolz; print(theirs.__file__)'")
+    assert shown == "/opt/app/lib/python3.11/site-packages/theirs.py"
     assert session.stop() == 0
 
 

@@ -6,13 +6,15 @@ is in one (uv's and Poetry's are).
 
 from __future__ import annotations
 
-# Run by the Python below; the argument is the new one's folder.
+# Run by the Python below; the argument is the new one's folder. -I: a venv.py in the current folder is not the module
+# that is meant, and this very script by that name would start itself for ever.
+NAME = "on-top.py"
 SCRIPT = """\
 import site, subprocess, sys
 
 inside = sys.prefix != getattr(sys, "base_prefix", sys.prefix)
 more = [] if inside else ["--system-site-packages"]
-subprocess.check_call([sys.executable, "-m", "venv"] + more + [sys.argv[1]])
+subprocess.check_call([sys.executable, "-I", "-m", "venv"] + more + [sys.argv[1]])
 if inside:
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     place = subprocess.check_output([sys.argv[1] + "/bin/python", "-c", ask]).decode().strip()

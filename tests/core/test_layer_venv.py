@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mlbox.core.venv import SCRIPT
+from mlbox.core.venv import NAME, SCRIPT
 
 
 def on_top_of(python: Path | str, folder: Path) -> str:
-    (folder / "venv.py").write_text(SCRIPT)
-    subprocess.run((str(python), str(folder / "venv.py"), str(folder / "top")), check=True)
+    (folder / NAME).write_text(SCRIPT)
+    subprocess.run((str(python), str(folder / NAME), str(folder / "top")), check=True)
     return str(folder / "top/bin/python")
 
 
@@ -23,9 +23,11 @@ def imports(python: str, module: str) -> bool:
 
 
 @pytest.mark.parametrize("system", [True, False])
-def test_of_another_one(tmp_path: Path, system: bool) -> None:
+def test_of_another_one(tmp_path: Path, system: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     below = tmp_path / "the image's own"
     venv.create(below, system_site_packages=system, symlinks=True)
+    (tmp_path / "venv.py").write_text("raise SystemExit('not the one that is meant')")
+    monkeypatch.chdir(tmp_path)
     places = [next(below.glob("lib/python*/site-packages")), tmp_path / "editable"]
     for number, place in enumerate(places):
         place.mkdir(exist_ok=True)

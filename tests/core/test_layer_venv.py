@@ -33,7 +33,17 @@ def test_of_another_one(tmp_path: Path, system: bool, monkeypatch: pytest.Monkey
         place.mkdir(exist_ok=True)
         (place / f"theirs{number}.py").write_text("")
     (places[0] / "editable.pth").write_text(f"{places[1]}\n")
+    for name in ("share/jupyter/lab/index.html", "share/jupyter/kernels/ir/kernel.json", "etc/jupyter/a.d/b.json",
+                 "share/jupyter/kernels/python3/kernel.json"):  # fmt: skip
+        (below / name).parent.mkdir(parents=True, exist_ok=True)
+        (below / name).write_text(name)
     python = on_top_of(below / "bin/python", tmp_path)
+    top = Path(python).parents[1]
+    assert sorted(path.name for path in top.glob("*/jupyter/*/**/*") if path.is_symlink()) == [
+        "b.json", "index.html", "kernel.json"
+    ]  # fmt: skip
+    assert (top / "share/jupyter/kernels/ir/kernel.json").read_text() == "share/jupyter/kernels/ir/kernel.json"
+    assert not (top / "share/jupyter/lab").is_symlink()
     assert imports(python, "theirs0") and imports(python, "theirs1")
     assert imports(python, "pytest") == imports(str(below / "bin/python"), "pytest")
     assert not (places[0] / "below.pth").exists()

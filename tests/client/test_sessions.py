@@ -190,6 +190,17 @@ def test_a_list_of_a_host_that_can_not_be_dialled(hosts: dict[str, Any], capsys:
         sessions.at_session("other", "", CONFIG, Act({}))
 
 
+@pytest.mark.parametrize(("asked", "listed"), [(["gpu9"], []), (["gpu9", "gpu2"], ["gpu2"]), ([], ["gpu2"])])
+def test_a_list_of_a_host_that_was_not_known(
+    asked: list[str], listed: list[str], hosts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The known ones are asked for it too, but not listed."""
+    hosts["gpu1"] = hosts["gpu9"] = {"sessions": [], "met_at": {}}
+    hosts["gpu2"] = there()
+    assert listing.run(asked, CONFIG, True) == 0
+    assert [session["host"] for session in json.loads(capsys.readouterr().out)] == listed
+
+
 def test_a_list_forgets_no_session_met_elsewhere(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its entry leads to gpu1, the rendezvous, and gpu2 tells of it, on which it runs."""
     kept: dict[str, list[str]] = {}

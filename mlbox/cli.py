@@ -81,6 +81,7 @@ BELOW = {"session": SESSION_VERBS, "jobs": {"prune": "remove those that ended lo
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # as in `mlbox jobs >/dev/full`
+_CLOSED = (*_UNWRITABLE, errno.EROFS, errno.EACCES, errno.ENOTDIR)  # as where HOME is a file
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             print(f"mlbox: the output can't be written: {error.strerror}", file=sys.stderr)
             return 1
-        if isinstance(error, OSError) and error.filename and error.errno in (*_UNWRITABLE, errno.EROFS, errno.EACCES):
+        if isinstance(error, OSError) and error.filename and error.errno in _CLOSED:
             from mlbox.client import output
 
             output.failure(
@@ -287,9 +288,11 @@ def _report_bug(error: Exception, argv: Sequence[str]) -> int:
     where = f"Python {platform.python_version()}, {platform.platform()}"
     report = f"mlbox {__version__}, {where}, verb: {verb}\n{traceback.format_exc()}"
     path = state.home() / "bug.txt"
+    hint = f"report it with {path}"
     try:
         state.write(path, report)
     except OSError:
         print(report, file=sys.stderr)
-    output.failure(f"this is a bug in mlbox: {type(error).__name__}: {error}", f"report it with {path}")
+        hint = "report it with what is above"
+    output.failure(f"this is a bug in mlbox: {type(error).__name__}: {error}", hint)
     return 70

@@ -112,6 +112,12 @@ def test_whatever_changes_something_has_a_dry_run(command: str) -> None:
     assert offered.help == "say what it would do, and change nothing"
 
 
+def test_help_says_where_options_go_and_what_a_port_is() -> None:
+    assert "mlbox ssh [--host HOST] [NAME|ID [ssh's options] [COMMAND …]]" in cli.parser_of(["ssh"]).format_usage()
+    helps = [commands()[f"port {verb}"].format_help() for verb in ("add", "remove")]
+    assert ["and the one here" in told for told in helps] == [True, False]
+
+
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for words, code in (["--help"], 0), (["-h"], 0), (["help"], 0), ([], 2):
@@ -412,6 +418,25 @@ def test_a_bug_is_kept_for_a_report_without_secrets(
     report = (home / "state/mlbox/bug.txt").read_text()
     assert "this is a bug in mlbox: ZeroDivisionError: oops" in said and "Traceback" not in said
     assert "Traceback" in report and __version__ in report and "gpu-secret" not in report
+
+
+def test_a_bug_that_can_not_be_kept_is_reported_by_what_is_shown(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _raising(monkeypatch, ZeroDivisionError("oops"))
+    (home / "state").touch()
+    assert cli.main(["status"]) == 70
+    said = capsys.readouterr().err
+    assert "Traceback" in said and said.endswith("try: report it with what is above\n")
+
+
+def test_a_home_that_is_a_file_is_no_bug(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "state").touch()
+    monkeypatch.setattr(status, "run", lambda *_: (home / "state/mlbox").mkdir(parents=True))
+    assert cli.main(["status"]) == 5
+    assert f"{home}/state/mlbox: Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

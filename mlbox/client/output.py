@@ -19,14 +19,15 @@ _SOON = 0.5  # s; what is answered by then needs no word
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
-def _plain() -> bool:
-    return not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb"
+def _plain(stream: Any) -> bool:
+    """No terminal, or one that knows no escapes."""
+    return not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb"
 
 
 def style(words: str, *codes: int, stream: Any = None) -> str:
     """Words in colour where a terminal shows them, and NO_COLOR does not forbid it."""
     target = stream or sys.stdout
-    if not target.isatty() or os.environ.get("NO_COLOR"):
+    if _plain(target) or os.environ.get("NO_COLOR"):
         return words
     return f"\033[{';'.join(map(str, codes))}m{words}\033[0m"
 
@@ -116,7 +117,7 @@ class Progress:
         self._still, self._drawn = 0, False
 
     def __enter__(self) -> Progress:
-        if not _plain() and Progress._shown is None:
+        if not _plain(sys.stderr) and Progress._shown is None:
             Progress._shown = self
             self._thread = threading.Thread(target=self._spin, daemon=True)
             self._thread.start()

@@ -9,7 +9,7 @@ from typing import Any, Callable, TypeVar
 
 from mlbox import errors
 from mlbox.client import output, ssh_config, state
-from mlbox.client.hosts import ask_all, known_hosts
+from mlbox.client.hosts import ask_all, known_hosts, told, why
 from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.client.transports import LOCAL
@@ -40,7 +40,7 @@ def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.Mlbo
     """Another host that has it. Where none says so, it stays with what is known: its host can't be reached."""
     try:
         found = ask_around(wanted, config)
-    except errors.NotFound:
+    except errors.MlboxError:
         if isinstance(error, errors.Unreachable):
             raise error from None
         raise
@@ -71,7 +71,7 @@ def _met(wanted: str, host: str, config: state.Config) -> Host | None:
     via = away(replies).get(host)
     if via is None:
         return None
-    there = [s for s in listed(replies) if s["host"] == host and _is(s, wanted)]
+    there = _meant([s for s in listed(replies) if s["host"] == host], wanted)
     if len(there) == 1:
         return of_session(there[0], config)
     if there:
@@ -87,11 +87,16 @@ def away(replies: Mapping[str, Json | errors.MlboxError]) -> dict[str, str]:
 
 
 def ask_around(wanted: str, config: state.Config) -> Host:
+    """Raises NotFound, and where no host could be asked what the first of them failed with."""
     replies = ask_all(known_hosts(config), "sessions", {}, config)
-    there = {s["host"]: s for s in listed(replies) if _is(s, wanted)}
+    there = {s["host"]: s for s in _meant(listed(replies), wanted)}
     if len(there) == 1:
         return of_session(there.popitem()[1], config)
-    unasked = [f"{name} did not answer: {r.message}" for name, r in replies.items() if isinstance(r, errors.MlboxError)]
+    failed = {name: reply for name, reply in replies.items() if isinstance(reply, errors.MlboxError)}
+    unasked = [f"not asked: {name} ({why(name, error)})" for name, error in failed.items()]
+    if failed and len(failed) == len(replies):
+        name, first = next(iter(failed.items()))
+        raise type(first)(told(name, first), "\n".join([first.hint, *unasked[1:]]).strip())
     if there:
         raise errors.NotFound(
             f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
@@ -99,7 +104,7 @@ def ask_around(wanted: str, config: state.Config) -> Host:
     if near := text.nearest(wanted, [s["name"] for s in listed(replies)]):
         unasked = [f"did you mean {near}?", *unasked]
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
-    asked = ", ".join([*replies, *sorted(away(replies))])
+    asked = ", ".join([*(name for name in replies if name not in failed), *sorted(away(replies))])
     raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or "mlbox session HOST starts one")
 
 
@@ -107,8 +112,7 @@ def elsewhere(session: str, than: str, config: state.Config) -> Host:
     """The host where a session of one's own runs that may be on `than` no more, as the lab's other hosts tell. Raises
     Ended where they tell that, and NotFound. A colleague's door may offer any id: what is found there is none's own."""
     replies = ask_all([name for name in known_hosts(config) if name != than], "sessions", {}, config)
-    told = (one for name, reply in replies.items() for one in listed({name: reply}))
-    for one in told:
+    for one in (one for name, reply in replies.items() for one in listed({name: reply})):
         if one["id"] == session and not one.get("owner"):
             return of_session(one, config)
     for name, reply in replies.items():
@@ -129,14 +133,16 @@ def listed(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
     return list(found.values())
 
 
-def _is(session: Json, wanted: str) -> bool:
-    """A colleague's is meant only where it is said which; OWNER/ before it says whose."""
+def _meant(those: list[Json], wanted: str) -> list[Json]:
+    """By name, id, or the beginning or end of an id, as a host has it. A colleague's is meant only where it is said
+    which; OWNER/ before it says whose."""
     owner, _, name = wanted.rpartition("/")
-    if not name and (owner or "owner" in session):
-        return False
-    if owner not in ("", session.get("owner")):
-        return False
-    return name in ("", session["id"], session["name"]) or session["id"].startswith(name.upper())
+    if not name:
+        return [] if owner else [one for one in those if "owner" not in one]
+    those = [one for one in those if owner in ("", one.get("owner"))]
+    exact = [one for one in those if name in (one["id"], one["name"])]
+    part = name.upper()
+    return exact or [one for one in those if one["id"].startswith(part) or one["id"].endswith(part)]
 
 
 def _remembered() -> dict[str, Json]:

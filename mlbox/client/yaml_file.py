@@ -86,6 +86,9 @@ def _document(path: Path, hint: str) -> Json:
 
 
 def _problem(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        return f"line {line} is not UTF-8 text"
     mark = getattr(error, "problem_mark", None)
     problem = text.safe(str(getattr(error, "problem", None) or error))
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem

@@ -69,7 +69,7 @@ def test_yaml(tmp_path: Path, content: str, said: Answers) -> None:
         ("gpus: 2\nimage: [a\n", r"session.yaml: line 3, column 1: "),
         ("a: b: c\n", r"session.yaml: line 1, column 5: "),
         ("gpus: 2\n\timage: x\n", r"session.yaml: line 2, column 1: "),
-        (b"image: \xff\n", "session.yaml: "),
+        (b"gpus: 2\nimage: \xff\n", "session.yaml: line 2 is not UTF-8 text"),
         ("image: \x1b[31m\n", "session.yaml: "),
         ("- a\n", "must be `name: value` lines"),
         ("just words\n", "must be `name: value` lines"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import homes
 import pytest
 
-from mlbox import errors
+from mlbox import cli, errors
+from mlbox.client.commands import cron, queue
+from mlbox.client.commands import list as listing
 from mlbox.client.hosts import exit_code, facts, told, why
 
 AWAY, UNREADY = errors.Unreachable("gpu1: no route"), errors.HostUnready("no engine")
@@ -27,3 +32,28 @@ def test_a_line_names_its_host_once() -> None:
 )
 def test_one_reply_is_enough(replies: list[Any], code: int) -> None:
     assert exit_code({str(number): reply for number, reply in enumerate(replies)}) == code
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "reply"),
+    [
+        (listing, ["session", "list"], {"sessions": [{"id": "01K"}], "met_at": {}}),
+        (cron, ["cron", "show"], {"lines": []}),
+        (queue, ["queue", "process"], {"started": []}),
+    ],
+    ids=["session list", "cron", "queue process"],
+)
+def test_who_did_not_reply_is_told_by_every_command(
+    module: Any, words: list[str], reply: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = homes.fresh(tmp_path / "home", monkeypatch) / "config/mlbox/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('hosts = ["gpu1", "gpu2"]\n')
+    failed = {"host": "gpu2", "error": {"kind": "unreachable", "message": "gpu2: no route"}}
+    for one, code in ((reply, 0), (AWAY, 4)):
+        answers = {"gpu1": one, "gpu2": errors.Unreachable("gpu2: no route")}
+        monkeypatch.setattr(module, "ask_all", lambda *_, answers=answers: dict(answers))
+        assert cli.main([*words, "--json"]) == code
+        told = json.loads(capsys.readouterr().out)
+        assert failed in (told if isinstance(told, list) else told.values()) and len(told) == 2

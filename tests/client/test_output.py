@@ -40,6 +40,14 @@ def test_on_a_pipe_a_row_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(("term", "shown"), [("xterm", "\033[1mgpu1\033[0m"), ("dumb", "gpu1"), ("", "gpu1")])
+def test_colour_is_for_terminals_that_know_it(term: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout", Screen())
+    monkeypatch.setenv("TERM", term) if term else monkeypatch.delenv("TERM", raising=False)
+    assert output.bold("gpu1") == shown
+
+
 # ---- what is waited for ------------------------------------------------------------------------------------
 
 

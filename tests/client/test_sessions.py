@@ -65,6 +65,29 @@ def test_what_failed_where_it_runs_is_not_done_twice(hosts: dict[str, Any]) -> N
     assert act.tried == ["gpu1"]
 
 
+@pytest.mark.parametrize("wanted", ["01ARYZ6", "q69g5fav", "kind-otter"])
+def test_it_is_found_by_a_part_of_its_id(wanted: str, hosts: dict[str, Any]) -> None:
+    hosts["gpu1"] = {"sessions": [{"id": "01ARYZ6S41TSV4RRFFQ69G5FAW", "name": "q69g5fav"}], "met_at": {}}
+    hosts["gpu2"] = there()
+    if wanted == "01ARYZ6":
+        del hosts["gpu1"]["sessions"][:]
+    found = "gpu1" if wanted == "q69g5fav" else "gpu2"  # a name before a part of an id
+    assert sessions.ask_around(wanted, CONFIG).name == found
+    assert sessions.ask_around("69G5FAV", CONFIG).name == "gpu2"
+
+
+def test_where_no_host_could_be_asked_that_is_said(hosts: dict[str, Any]) -> None:
+    hosts.update(gpu1=errors.HostUnready("no python3", "install it"), gpu2=errors.Unreachable("gpu2: no route"))
+    with pytest.raises(errors.HostUnready) as unready:
+        sessions.at_session("heron", "", CONFIG, Act({}))
+    assert (unready.value.message, unready.value.hint) == ("gpu1: no python3", "install it\nnot asked: gpu2 (no route)")
+    hosts["gpu1"] = there()
+    with pytest.raises(errors.NotFound) as missing:
+        sessions.at_session("heron", "", CONFIG, Act({}))
+    assert missing.value.message == "no session 'heron' is running on gpu1"
+    assert missing.value.hint == "not asked: gpu2 (no route)"
+
+
 # ---- a colleague's ----------------------------------------------------------------------------------------
 
 SHARED = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAW", "name": "heron", "owner": "ada"}
@@ -188,6 +211,17 @@ def test_a_list_of_a_host_that_can_not_be_dialled(hosts: dict[str, Any], capsys:
         assert capsys.readouterr().err == f"no session of yours is running on {told}\n"
     with pytest.raises(errors.NotFound, match="no session 'other' is running on gpu1, gpu2, ws"):
         sessions.at_session("other", "", CONFIG, Act({}))
+
+
+@pytest.mark.parametrize(("asked", "listed"), [(["gpu9"], []), (["gpu9", "gpu2"], ["gpu2"]), ([], ["gpu2"])])
+def test_a_list_of_a_host_that_was_not_known(
+    asked: list[str], listed: list[str], hosts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The known ones are asked for it too, but not listed."""
+    hosts["gpu1"] = hosts["gpu9"] = {"sessions": [], "met_at": {}}
+    hosts["gpu2"] = there()
+    assert listing.run(asked, CONFIG, True) == 0
+    assert [session["host"] for session in json.loads(capsys.readouterr().out)] == listed
 
 
 def test_a_list_forgets_no_session_met_elsewhere(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from mlbox.core import ids
 from mlbox.core.gpu import Holder
 from mlbox.core.session import Spec
 from mlbox.host import files, keeping, lease, store
-from mlbox.host.handlers import session
+from mlbox.host.handlers import session, sessions
 from mlbox.host.job import Job
 from mlbox.host.sweep import sweep
 
@@ -114,3 +114,9 @@ def test_engine_arguments_are_checked_here_too(tmp_path: Path) -> None:
     with pytest.raises(errors.Usage, match="not allowed"):
         session.run(call)
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(("wanted", "said"), [("", "no session of yours is"), ("a", "no session 'a' of yours, or")])
+def test_a_session_that_is_not_here(wanted: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.NotFound, match=f"^{said}"):
+        sessions.pick([], wanted, store.Store(tmp_path))

@@ -230,7 +230,8 @@ class Chaos:
         """A session whose owner was not told that it came up is ended when it is seen."""
         laptop, deadline = self.laptop("last"), time.monotonic() + self.plan.patience
         while any(evidence.unfinished(self.users)) and time.monotonic() < deadline:
-            for session in self._call(laptop, "session", "list", *HOSTS, "--json") or ():
+            listed = self._call(laptop, "session", "list", *HOSTS, "--json") or ()
+            for session in (one for one in listed if "error" not in one):
                 self._call(laptop, "session", "shutdown", str(session["id"]), "--host", str(session["host"]))
             time.sleep(1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output
-from mlbox.client.hosts import ask_all, known_hosts, told
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, told
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -31,7 +31,8 @@ def main(arguments: argparse.Namespace) -> int:
     failed = {host: reply for host, reply in replies.items() if isinstance(reply, errors.MlboxError)}
     good = {host: reply for host, reply in replies.items() if not isinstance(reply, errors.MlboxError)}
     if arguments.json:
-        output.facts({host: {**reply, "dry_run": True} for host, reply in good.items()} if settings.dry_run else good)
+        asked = {host: facts(host, reply) for host, reply in replies.items()}
+        output.facts({host: {**said, "dry_run": True} for host, said in asked.items()} if settings.dry_run else asked)
     else:
         for host, reply in good.items():
             would = "would have " if settings.dry_run and reply.get("changed") else ""
@@ -39,4 +40,4 @@ def main(arguments: argparse.Namespace) -> int:
                 print(f"{host}: {would}{line}")
     for host, error in failed.items():
         output.failure(told(host, error), error.hint)
-    return next(iter(failed.values())).exit_code if failed else 0
+    return exit_code(replies)

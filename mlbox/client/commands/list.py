@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output, sessions, ssh_config, state
-from mlbox.client.hosts import ask_all, exit_code, known_hosts, told
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, told
 from mlbox.client.transports import LOCAL
 from mlbox.core import text
 from mlbox.core.log import said
@@ -29,9 +29,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = hosts or known_hosts(config)
-    replies, met_at = _ask_of(names, config)
+    replies, more = _ask_of(names, config)
     everything = sessions.listed(replies)
-    rows = [row for row in everything if row["host"] in names or not met_at]
+    rows = [row for row in everything if row["host"] in names or not more]
     asked = names if hosts else [*names, *sorted(sessions.away(replies))]
     replies = {name: reply for name, reply in replies.items() if name in names}
     failed = {name: r for name, r in replies.items() if isinstance(r, errors.MlboxError)}
@@ -39,7 +39,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     for name in set(replies) - set(failed):
         ssh_config.keep_only(name, config.root, living)
     if as_json:
-        output.facts(rows)
+        output.facts([*rows, *(facts(name, error) for name, error in failed.items())])
     elif rows:
         table = [
             (_name(s), s["id"], s["host"], said(s["state"]), str(len(s["gpus"])), s["image"] or "(process)", _age(s))
@@ -57,14 +57,14 @@ def _name(session: Json) -> str:
     return f"{session['name']} ({text.safe(session['owner'])}'s)" if "owner" in session else str(session["name"])
 
 
-def _ask_of(names: Sequence[str], config: state.Config) -> tuple[dict[str, Json | errors.MlboxError], dict[str, str]]:
-    """The replies of these hosts, and which of them can't be dialled: of those the known hosts tell."""
+def _ask_of(names: Sequence[str], config: state.Config) -> tuple[dict[str, Json | errors.MlboxError], bool]:
+    """The replies of these hosts, and whether more were asked: of one that can't be dialled the known hosts tell."""
     known = known_hosts(config)
     strangers = [name for name in names if name not in known]
     told = ask_all(known, "sessions", {}, config) if strangers and known != [LOCAL] else {}
-    met_at = {name: via for name, via in sessions.away(told).items() if name in strangers}
-    left = [name for name in names if name not in told and name not in met_at]
-    return {**told, **(ask_all(left, "sessions", {}, config) if left else {})}, met_at
+    met = [name for name in sessions.away(told) if name in strangers]
+    left = [name for name in names if name not in told and name not in met]
+    return {**told, **(ask_all(left, "sessions", {}, config) if left else {})}, bool(told)
 
 
 def _age(session: Json) -> str:

@@ -103,7 +103,8 @@ def _page(host: Host, wanted: str, tool: str, config: state.Config) -> int:
         if url is None:
             raise errors.Refused(f"there is no {TITLES[PAGES[tool]]} in it", f"mlbox session info {wanted}".strip())
         if not _has_display() or not shutil.which(program):
-            output.note("there is no display here; open the address above yourself")
+            why = f"there is no {program} here" if _has_display() else "there is no display here"
+            output.note(f"{why}; open the address above yourself")
         else:
             address = url.replace("&", "&amp;")
             state.write(path, f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={address}">\n')

@@ -24,8 +24,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
         one.add_argument("session", metavar="NAME", nargs="?" if name == "list" else None, default="")
         one.add_argument("--json", action="store_true", help="print facts as JSON")
         if name != "list":
-            metavar = "P|LOCAL:P" if name == "add" else "P"
-            one.add_argument("ports", nargs="+", metavar=metavar, help="the port inside the session (and the one here)")
+            metavar, here = ("P|LOCAL:P", " (and the one here)") if name == "add" else ("P", "")
+            one.add_argument("ports", nargs="+", metavar=metavar, help=f"the port inside the session{here}")
             options.dry_run(one)
     return made
 

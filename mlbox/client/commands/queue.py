@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
-from mlbox.client.hosts import ask_all, known_hosts, told
+from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, told
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -91,10 +91,9 @@ def _process(arguments: argparse.Namespace, settings: state.Config) -> int:
             else:
                 _told(host, reply, quiet=arguments.watch)
         if arguments.json:
-            output.facts([r for r in replies.values() if not isinstance(r, errors.MlboxError)], arguments.dry_run)
+            output.facts([facts(host, reply) for host, reply in replies.items()], arguments.dry_run)
         if not arguments.watch:
-            failed = [r for r in replies.values() if isinstance(r, errors.MlboxError)]
-            return failed[0].exit_code if len(failed) == len(replies) else 0
+            return exit_code(replies)
         threading.Event().wait(_EVERY)
 
 

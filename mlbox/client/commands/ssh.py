@@ -20,7 +20,7 @@ examples:
 
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
-        usage="mlbox ssh [NAME|ID] [ssh's options] [COMMAND …]", epilog=_EPILOG,
+        usage="mlbox ssh [--host HOST] [NAME|ID [ssh's options] [COMMAND …]]", epilog=_EPILOG,
         description="A shell in a session, or one command, wherever the session runs.",
     )  # fmt: skip
     made.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")

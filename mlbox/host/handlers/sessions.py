@@ -128,9 +128,8 @@ def pick(live: list[Job], wanted: str, store_: store.Store) -> Job:
     names = ", ".join(named.values())
     if not found:
         hint = f"running here: {names}" if names else "mlbox session list shows what runs"
-        raise errors.NotFound(
-            f"no session {text.safe(wanted)!r} of yours, or shared with you, is running on {here.host_name()}", hint
-        )
+        which = f"no session {text.safe(wanted)!r} of yours, or shared with you," if wanted else "no session of yours"
+        raise errors.NotFound(f"{which} is running on {here.host_name()}", hint)
     if len(found) > 1:
         raise errors.NotFound(f"{len(found)} sessions of yours are running here: {names}", "say which")
     return found[0]

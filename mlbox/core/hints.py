@@ -29,7 +29,7 @@ def waiting(job: str, owner: str, spec: JobSpec, state: State) -> Waiting:
     return Waiting(
         job, owner, str(facts.get("queue", spec.queue)), spec.resources, number(facts.get("priority", spec.priority)),
         number(facts.get("rank", 0)), spec.after, spec.array, spec.array_limit, moment(facts.get("not_before")),
-        "session" if spec.session else "job", state.moves,
+        "session" if spec.session else "job", state.moves, state.attempt,
     )  # fmt: skip
 
 

@@ -160,6 +160,9 @@ def parse_duration(value: str | int) -> int:
 # ---- hosts ---------------------------------------------------------------------------------------
 
 
+Turn = tuple[str, str, int]  # owner, job, and how often it was tried
+
+
 @dataclass(frozen=True)
 class HostFacts:
     """A host's inventory as it publishes it, with what lab.yaml says of it."""
@@ -172,8 +175,9 @@ class HostFacts:
     queues: tuple[str, ...] = ("default",)  # that it serves, in their order
     drained: bool = False
     silent: float = 0.0  # s for which nothing has been heard of it, where that is too long (host/heard.py)
-    # (owner, job) -> why it can't be started there for a while (host/unable.py)
-    unable: Mapping[tuple[str, str], str] = field(default_factory=dict, hash=False)
+    unable: Mapping[Turn, str] = field(
+        default_factory=dict, hash=False
+    )  # why it can't be started for a while (host/unable.py)
 
     @property
     def away(self) -> str:

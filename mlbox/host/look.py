@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlbox.core import ids
+from mlbox.core.resources import Turn
 from mlbox.core.schedule import Waiting
 from mlbox.host import files, ready, store
 
@@ -41,7 +42,7 @@ class Look:
         queue: str,
         could: Callable[[Waiting], bool],
         now: float,
-        unable: Collection[tuple[str, str]] = (),
+        unable: Collection[Turn] = (),
     ) -> None:
         """`unable`: HostFacts.unable."""
         self._found, self._user, self._queue, self._could, self._now = found, user, queue, could, now
@@ -79,7 +80,7 @@ class Look:
                 self.jobs[job.id] = job
                 if self._could(job):
                     self._able.append(place)
-                elif job.array and job.not_before <= self._now and (self._user, job.id) not in self._unable:
+                elif job.array and job.not_before <= self._now and job.turn not in self._unable:
                     passed = place[:-1]  # the others of the array wait for the same
             if self._full() or read >= BLOCK:
                 return place

@@ -216,8 +216,8 @@ def _apply(
             return False
         except (errors.MlboxError, OSError) as error:
             troubles[job] = f"{found.host}: {error}"
-            if isinstance(error, errors.HostUnready):
-                left_alone[job] = unable.of(error)
+            if isinstance(error, errors.HostUnready) and job in mine:
+                left_alone[job] = (*unable.of(error), mine[job].attempt)
             print(f"{job}: {error}", file=sys.stderr)
             return False
 

@@ -1,10 +1,11 @@
 """Jobs that a host could not start a moment ago: for a while it passes them over, keeps no room for them and tells
 nobody to end for them, and other hosts do not count on it.
 
-    users/<user>/on/<host>/host.json    "unable": {job: [until, why]}, `until` by that host's uptime (s)
+    users/<user>/on/<host>/host.json    "unable": {job: [until, why, attempt]}, `until` by that host's uptime (s)
 
 It stands where every user's ticks on every host look anyway: known to its owner's ticks alone, the first in line would
-hold up all others' jobs on a host with a broken engine. A word about another user's job counts for nothing.
+hold up all others' jobs on a host with a broken engine. A word about another user's job counts for nothing, nor does
+one about another attempt: the job was tried elsewhere since.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, log, text
+from mlbox.core.resources import Turn
 from mlbox.host import processes
 
-Told = dict[str, tuple[float, str]]
+Told = dict[str, tuple[float, str, int]]
 REST = 45.0  # s, where the trouble has no time of its own: until the next of cron's ticks
 _MOST, _LONGEST = 200, 300  # jobs; letters of a reason. In all less than is read back (files.MAX_FILE)
 
@@ -41,10 +43,10 @@ def read(document: Any) -> Told:
     told = document.get("unable") if isinstance(document, dict) else None
     found: Told = {}
     for job, entry in islice(told.items(), _MOST) if isinstance(told, dict) else ():
-        if ids.is_ulid(job) and isinstance(entry, list) and len(entry) == 2:
-            until, why = entry
-            if log.moment(until) and isinstance(why, str):
-                found[job] = float(until), why[:_LONGEST]
+        if ids.is_ulid(job) and isinstance(entry, list) and len(entry) == 3:
+            until, why, attempt = entry
+            if log.moment(until) and isinstance(why, str) and type(attempt) is int:
+                found[job] = float(until), why[:_LONGEST], attempt
     return found
 
 
@@ -57,12 +59,12 @@ def now(document: Any) -> Told:
 
 
 def to_wire(told: Told) -> dict[str, list[Any]]:
-    return {job: [until, why[:_LONGEST]] for job, (until, why) in islice(told.items(), _MOST)}
+    return {job: [until, why[:_LONGEST], attempt] for job, (until, why, attempt) in islice(told.items(), _MOST)}
 
 
-def words(host: str, user: str, told: Told) -> Mapping[tuple[str, str], str]:
+def words(host: str, user: str, told: Told) -> Mapping[Turn, str]:
     """HostFacts.unable of this user's jobs."""
-    return {(user, job): f"{host}: {_words(why, until)}" for job, (until, why) in told.items()}
+    return {(user, job, attempt): f"{host}: {_words(why, until)}" for job, (until, why, attempt) in told.items()}
 
 
 def _words(why: str, until: float) -> str:

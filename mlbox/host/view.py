@@ -202,7 +202,7 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
     """All hosts as they last told of themselves, whoever's tick it was; `users` are all that are known."""
     newest: dict[str, Json] = {}
     told: dict[str, str] = {}
-    passed_over: dict[str, dict[tuple[str, str], str]] = {}
+    passed_over: dict[str, dict[resources.Turn, str]] = {}
     pauses = iter(_PAUSES)
     for user in users:
         for name in names(found.own(user) / "on"):

@@ -729,7 +729,7 @@ def urgent(*jobs: Waiting | Running, **more: Any) -> View:
          ""),
         ("of a queue that is not served here", urgent(job("a1"), run("b1", "0"), gpus=1, queues=("urgent",)), "b1", ""),
         ("nor for one that can't be started here", urgent(job("a1"), run("b1", "0"), gpus=1,
-         unable={("ann", "a1"): "gpu1: docker is broken"}), "", "gpu1: docker is broken"),
+         unable={("ann", "a1", 0): "gpu1: docker is broken"}), "", "gpu1: docker is broken"),
         ("not past a limit",
          urgent(job("a1"), run("b1", "0"), run("a9", "9", host="gpu2"), gpus=1,
                 lab=replace(URGENT, users={"ann": UserLimits(max_gpus=1)})), "",
@@ -817,8 +817,9 @@ HALF = (*map(used, cards(2)), *cards(2, first=2))
         (job("a1", "4"), [host("a", cards(4), silent=1300.0), host("b", HALF)], "b"),
         (job("a1", "4"), [host("a", cards(4), silent=1300.0)], ""),
         (job("a1", "4"), [host("a", cards(4), queues=("night",)), host("b", HALF)], "b"),
-        (job("a1", "4"), [host("a", cards(4), unable={("ann", "a1"): BROKEN}), host("b", HALF)], "b"),
-        (job("a1", "4"), [host("a", cards(4), unable={("bob", "a1"): BROKEN}), host("b", HALF)], "a"),
+        (job("a1", "4"), [host("a", cards(4), unable={("ann", "a1", 0): BROKEN}), host("b", HALF)], "b"),
+        (job("a1", "4"), [host("a", cards(4), unable={("bob", "a1", 0): BROKEN}), host("b", HALF)], "a"),
+        (job("a1", "4", attempt=2), [host("a", cards(4), unable={("ann", "a1", 1): BROKEN}), host("b", HALF)], "a"),
         (job("a1", "4", hosts=("b",)), [host("a", cards(4)), host("b", HALF)], "b"),
         (job("a1", "4", labels=("x",)), [host("a", cards(4)), host("b", HALF, labels=("x",))], "b"),
         (job("a1", "4090:1"), [host("a", cards(8)), host("b", cards(1, RTX))], "b"),
@@ -835,7 +836,7 @@ def test_one_host_keeps_room(asked: Waiting, hosts: list[HostFacts], name: str) 
 def test_one_that_no_host_can_start_takes_no_other_s_place(owner: str) -> None:
     """They ask for the same; what is behind would go past it for ever."""
     first, second = job("a1", "4"), replace(job("a2", "4"), owner=owner)
-    assert reserving([first, second], [host("a", HALF, unable={("ann", "a1"): BROKEN})]) == {"a": {"a2"}}
+    assert reserving([first, second], [host("a", HALF, unable={("ann", "a1", 0): BROKEN})]) == {"a": {"a2"}}
 
 
 def reserving(jobs: list[Waiting], hosts: list[HostFacts], *running: Running, rules: Lab = NIGHT) -> dict[str, Any]:

@@ -1436,7 +1436,7 @@ def test_a_job_whose_spec_is_another_s_is_not_run(box: Box) -> None:
 HUGE = "1" + "0" * 400
 THEIRS = "01ARYZ6S41TSV4RRFFQ69G5FAV"
 LIVE = "on/HOST/live/01ARYZ6S41TSV4RRFFQ69G5FAV"
-UNABLE = '{"at": 1, "unable": {"01ARYZ6S41TSV4RRFFQ69G5FAV": [%s, "x"]}}'
+UNABLE = '{"at": 1, "unable": {"01ARYZ6S41TSV4RRFFQ69G5FAV": [%s, "x", 0]}}'
 ROWS = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": 1, "silent": "x", "more": [], "gpus": 5, "array": "", "exit": "x"}\n'
 ROW = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": %s}\n'
 

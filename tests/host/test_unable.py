@@ -57,7 +57,7 @@ def colleague(box: Box, **told: Any) -> str:
     told = {
         "at": time.time(),
         "boot": processes.boot_id(),
-        "unable": {job: [processes.uptime() + 60, "broken"]},
+        "unable": {job: [processes.uptime() + 60, "broken", 0]},
         **told,
     }
     beat.write_text(json.dumps(told))
@@ -78,7 +78,7 @@ def test_a_colleague_s_job_that_can_t_start_here_holds_nobody_up(tight: Box) -> 
 @pytest.mark.parametrize(
     "told",
     [
-        {"unable": {}}, {"boot": "the last one"}, {"unable": {"01ARYZ6S41TSV4RRFFQ69G5FAV": [1e12, "another job"]}},
+        {"unable": {}}, {"boot": "the last one"}, {"unable": {"01ARYZ6S41TSV4RRFFQ69G5FAV": [1e11, "another job", 0]}},
         {"unable": [1]}, {"unable": {"x": 1}}, {"unable": None},
     ],
 )  # fmt: skip
@@ -89,18 +89,21 @@ def test_one_that_can_does(tight: Box, told: Any) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
-def test_nor_does_one_of_which_that_was_said_long_ago(tight: Box) -> None:
+@pytest.mark.parametrize(("left", "attempt"), [(-1, 0), (60, 7)])
+def test_nor_does_one_of_which_that_was_said_long_ago(tight: Box, left: int, attempt: int) -> None:
     job = small(tight)
     theirs = colleague(tight)
     beat = tight.root / "users/nobody/on" / tight.found.host / "host.json"
-    beat.write_text(json.dumps({**files.read_json(beat), "unable": {theirs: [processes.uptime() - 1, "broken"]}}))
+    beat.write_text(
+        json.dumps({**files.read_json(beat), "unable": {theirs: [processes.uptime() + left, "broken", attempt]}})
+    )
     assert "kept for nobody's job" in (tight.tick().waits or {})[job.id]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to make another user's files")
 def test_nobody_says_that_of_another_s_job(tight: Box) -> None:
     job = small(tight)
-    colleague(tight, unable={job.id: [processes.uptime() + 60, "broken"]})
+    colleague(tight, unable={job.id: [processes.uptime() + 60, "broken", 0]})
     assert "kept for nobody's job" in (tight.tick().waits or {})[job.id]
     assert not [key for h in view.published(tight.found, Lab(), ["nobody"]) for key in h.unable if key[0] != "nobody"]
 
@@ -136,7 +139,7 @@ def test_one_of_an_array_hides_none_of_the_others(box: Box) -> None:
     beat = box.found.on() / "host.json"
     told = files.read_json(beat) or {}
     beat.write_text(
-        json.dumps({**told, "boot": processes.boot_id(), "unable": {first.id: [processes.uptime() + 60, "x"]}})
+        json.dumps({**told, "boot": processes.boot_id(), "unable": {first.id: [processes.uptime() + 60, "x", 0]}})
     )
     assert sorted(box.tick().started) == [job.id for job in others]
     for job in others:

@@ -51,7 +51,7 @@ def hindrance(job: Waiting, view: View, now: float) -> str:
         return f"queue {job.queue} is paused" + (f" by {view.paused[job.queue]}" if view.paused[job.queue] else "")
     if host.drained:
         return f"host {host.name} is being drained"
-    return fits(job.resources, host) or host.unable.get((job.owner, job.id), "")
+    return fits(job.resources, host) or host.unable.get(job.turn, "")
 
 
 def unserved(queue: str, lab: Lab, hosts: Collection[HostFacts]) -> str:

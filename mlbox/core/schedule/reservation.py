@@ -31,7 +31,7 @@ def reserved_on(view: View, others: Iterable[HostFacts]) -> frozenset[str]:
     found: dict[tuple[object, ...], str] = {}
     reserved = []
     for job in view.waiting:
-        able = [host for host in hosts if (job.owner, job.id) not in host.unable]
+        able = [host for host in hosts if job.turn not in host.unable]
         key = (job.resources, tuple(host.name for host in able), *rooms.sort(job))
         if key not in found:
             found[key] = rooms.first(job, able)

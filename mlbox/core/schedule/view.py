@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlbox.core.lab import Lab
-from mlbox.core.resources import HostFacts, Resources
+from mlbox.core.resources import HostFacts, Resources, Turn
 from mlbox.core.schedule.after import After, Ends
 
 
@@ -26,6 +26,12 @@ class Waiting:
     not_before: float = 0.0
     kind: str = "job"  # or session, in words
     moves: int = 0  # until it stood here: of two places of one job, the one after more moves is the newer
+    attempt: int = 0  # how many there were
+
+    @property
+    def turn(self) -> Turn:
+        """As which a host may pass it over (HostFacts.unable)."""
+        return self.owner, self.id, self.attempt
 
 
 @dataclass(frozen=True)

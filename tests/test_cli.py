@@ -218,7 +218,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["submit", "--dry-run", "--gpus", "2", "--gpu-share", "8G", "--", "true"], "a share is of one GPU"),
         (["submit", "--dry-run", "--retry-on", "mondays", "--", "true"], "nothing ends by 'mondays'"),
         (["submit", "--dry-run", "--queue", "No Queue", "--", "true"], "can't be a queue's name"),
-        (["run", "--array", "3", "--", "true"], "run follows one job"),
+        (["run", "--no-code", "--array", "3", "--", "true"], "run follows one job"),
         (["submit", "--host", "local", "--code", "nowhere", "--", "true"], "there is no folder nowhere"),
         (["session", "gpu1", "gpu2"], "unrecognized arguments: gpu2"),
         (["session", "info", "a", "b"], "unrecognized arguments: b"),
@@ -295,7 +295,10 @@ def test_a_comma_of_a_package_s_own(package: str, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["spec"]["packages"] == ["einops", package]
 
 
-def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a home folder is no job's code
     words = "--gpus A100:2 --gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m"
     words += " --queue night --priority -3 --after 01ARYZ6S41TSV4RRFFQ69G5FAV --array 20%4 --retries 2 --backoff 1m"
     words += " --retry-on oom,lost --grace 30s --output-limit 1G --on-host-loss hold --max-losses 7"

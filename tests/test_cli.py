@@ -17,7 +17,7 @@ import homes
 import pytest
 
 from mlbox import __version__, cli, errors
-from mlbox.client import habits
+from mlbox.client import habits, options
 from mlbox.client.commands import status
 
 _RUN = "import sys; from mlbox.cli import main; sys.exit(main())"
@@ -118,6 +118,15 @@ def test_help_says_where_options_go_and_what_a_port_is() -> None:
     assert ["and the one here" in told for told in helps] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("jobs", options.ANY), ("cron", options.ALL), ("queue process", options.ALL), ("queue list", options.ANY),
+     ("ssh", options.WHERE), ("open", options.WHERE), ("session info", options.WHERE)],
+)  # fmt: skip
+def test_help_says_whom_a_command_asks_without_a_host(command: str, words: str) -> None:
+    assert commands()[command]._option_string_actions["--host"].help == words
+
+
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for words, code in (["--help"], 0), (["-h"], 0), (["help"], 0), ([], 2):
@@ -205,6 +214,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["queue", "stop", "default"], "did you mean pause?"),
         (["ssh-config", "x"], "one of: install, remove, show\n"),
         (["ssh-config"], "one of: install, remove, show\n"),
+        (["cron", "show", "gpu1", "--host", "gpu7"], "either HOST or --host"),
+        (["init", "gpu1", "--host", "gpu7"], "unrecognized arguments: --host"),
         (["cron", "instal"], "there is no `mlbox cron instal`"),
         (["move", "x", "--top", "--bottom"], "not allowed with argument"),
         (["move", "x"], "move it where?"),

@@ -17,7 +17,7 @@ import homes
 import pytest
 
 from mlbox import __version__, cli, errors
-from mlbox.client import habits
+from mlbox.client import habits, options
 from mlbox.client.commands import status
 
 _RUN = "import sys; from mlbox.cli import main; sys.exit(main())"
@@ -118,6 +118,15 @@ def test_help_says_where_options_go_and_what_a_port_is() -> None:
     assert ["and the one here" in told for told in helps] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("jobs", options.ANY), ("cron", options.ALL), ("queue process", options.ALL), ("queue list", options.ANY),
+     ("ssh", options.WHERE), ("open", options.WHERE), ("session info", options.WHERE)],
+)  # fmt: skip
+def test_help_says_whom_a_command_asks_without_a_host(command: str, words: str) -> None:
+    assert commands()[command]._option_string_actions["--host"].help == words
+
+
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for words, code in (["--help"], 0), (["-h"], 0), (["help"], 0), ([], 2):
@@ -205,6 +214,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["queue", "stop", "default"], "did you mean pause?"),
         (["ssh-config", "x"], "one of: install, remove, show\n"),
         (["ssh-config"], "one of: install, remove, show\n"),
+        (["cron", "show", "gpu1", "--host", "gpu7"], "either HOST or --host"),
+        (["init", "gpu1", "--host", "gpu7"], "unrecognized arguments: --host"),
         (["cron", "instal"], "there is no `mlbox cron instal`"),
         (["move", "x", "--top", "--bottom"], "not allowed with argument"),
         (["move", "x"], "move it where?"),
@@ -218,7 +229,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
         (["submit", "--dry-run", "--gpus", "2", "--gpu-share", "8G", "--", "true"], "a share is of one GPU"),
         (["submit", "--dry-run", "--retry-on", "mondays", "--", "true"], "nothing ends by 'mondays'"),
         (["submit", "--dry-run", "--queue", "No Queue", "--", "true"], "can't be a queue's name"),
-        (["run", "--array", "3", "--", "true"], "run follows one job"),
+        (["run", "--no-code", "--array", "3", "--", "true"], "run follows one job"),
         (["submit", "--host", "local", "--code", "nowhere", "--", "true"], "there is no folder nowhere"),
         (["session", "gpu1", "gpu2"], "unrecognized arguments: gpu2"),
         (["session", "info", "a", "b"], "unrecognized arguments: b"),
@@ -295,7 +306,10 @@ def test_a_comma_of_a_package_s_own(package: str, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["spec"]["packages"] == ["einops", package]
 
 
-def test_a_job_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a home folder is no job's code
     words = "--gpus A100:2 --gpu-memory 40G --cpus 4 --memory 1T --on gpu1 --on gpu2 --label nvlink --time-limit 1h30m"
     words += " --queue night --priority -3 --after 01ARYZ6S41TSV4RRFFQ69G5FAV --array 20%4 --retries 2 --backoff 1m"
     words += " --retry-on oom,lost --grace 30s --output-limit 1G --on-host-loss hold --max-losses 7"

@@ -28,8 +28,8 @@ _LARGEST_FILES = 20_000
 _LEAVE_OUT = "leave it out (.gitignore), name another --code folder, or use --folder, --no-code"
 
 
-def pack(name: str) -> tuple[str, dict[str, str]]:
-    """The folder as base64 of a .tgz, and its provenance. The same files give the same bytes. Raises Usage."""
+def check(name: str) -> Path:
+    """The folder, as far as it can be judged without a look into it. Raises Usage."""
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise errors.Usage(f"there is no folder {folder}", "--code DIR, or --no-code")
@@ -38,6 +38,12 @@ def pack(name: str) -> tuple[str, dict[str, str]]:
             "you are in your home folder, and all of it, keys too, would go along as the job's code",
             "submit from your project's folder or name it with --code; --no-code sends nothing (--code ~ does send it)",
         )
+    return folder
+
+
+def pack(name: str) -> tuple[str, dict[str, str]]:
+    """The folder as base64 of a .tgz, and its provenance. The same files give the same bytes. Raises Usage."""
+    folder = check(name)
     seen = _provenance(folder)
     files = _tracked(str(folder)) if seen else []
     if not files:  # of a repository around it that ignores all of it, too

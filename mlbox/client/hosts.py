@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,16 @@ _AWAY = 300.0  # s after which a host that was away is worth ssh's patience agai
 
 def known_hosts(config: state.Config) -> list[str]:
     """The configured hosts; without any, those seen before; without those, this machine."""
-    return list(config.hosts) or sorted(state.load("hosts.json")) or [transports.LOCAL]
+    return list(config.hosts) or _seen() or [transports.LOCAL]
+
+
+def none_known(config: state.Config) -> bool:
+    """`known_hosts` is this machine for want of any."""
+    return not config.hosts and not _seen()
+
+
+def _seen() -> list[str]:
+    return sorted(state.load("hosts.json"))
 
 
 def told(name: str, error: errors.MlboxError) -> str:
@@ -101,7 +111,8 @@ class AnyHost(Host):
                     output.warn(f"{told(self.name, error)}; {self._others[0]} is asked instead")
                 self._become(self._others)
             except errors.HostUnready as error:  # "here" is the first of several, which nobody named
-                message = error.message if self.name in error.message else told(self.name, error)
+                is_named = self.name in re.split(r"[\s:,]+", error.message)  # not as `local` is in ~/.local
+                message = error.message if is_named else told(self.name, error)
                 raise errors.HostUnready(message, error.hint) from None
             else:
                 self._others = ()

@@ -41,6 +41,11 @@ def named(error: errors.Usage, arguments: argparse.Namespace, prepare: Callable[
         prepare(argparse.Namespace(**{**dict.fromkeys(vars(arguments)), "command": ["true"], name: value}))
 
     path, taken = arguments.taken
+    try:
+        prepare(argparse.Namespace(**{**dict.fromkeys(vars(arguments)), "command": ["true"]}))
+    except errors.Usage as same:  # such as a home folder as the code: whatever the file says
+        if same.message == error.message:
+            return error
     return yaml_file.named(error, path, taken, alone)
 
 

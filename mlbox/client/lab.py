@@ -26,10 +26,19 @@ def entry(arguments: argparse.Namespace, settings: state.Config) -> Host:
     """Raises Usage where it is not clear which host is meant."""
     if arguments.host:
         return connect(arguments.host, settings)
-    known = known_hosts(settings)
+    known = each(arguments, settings)
     if len(known) > 1 and not settings.hosts:
         raise errors.Usage("which host?", f"--host HOST (known: {', '.join(known)}), or hosts = […] in config.toml")
     return hosts.AnyHost(known, settings)
+
+
+def each(arguments: argparse.Namespace, settings: state.Config) -> list[str]:
+    """The host that is named, or all that are known; it is said where that is this machine for want of any."""
+    if arguments.host:
+        return [arguments.host]
+    if hosts.none_known(settings) and not arguments.json:
+        output.note("no host is known yet, so this machine is asked; --host HOST, or hosts = […] in config.toml")
+    return known_hosts(settings)
 
 
 def nudge(names: Iterable[str], settings: state.Config, job: str = "") -> dict[str, Json]:

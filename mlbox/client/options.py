@@ -29,21 +29,27 @@ def hosts(parser: argparse.ArgumentParser, more: str = "") -> None:
         "hosts",
         nargs="*",
         metavar="HOST",
-        help=f"hosts to ask (default: those configured or seen before{more})",
+        help=f"hosts to ask (default: those configured or seen before{more}, else this machine)",
     )
     common(parser)
 
 
-def queue(parser: argparse.ArgumentParser) -> None:
+# --host, by whom it is that a command asks without it.
+ANY = "the host to ask (default: the first configured or known one that is there, else this machine)"
+ALL = "the only host to ask (default: those configured or seen before, else this machine)"
+WHERE = "where it runs (default: remembered, or all known hosts are asked)"
+
+
+def queue(parser: argparse.ArgumentParser, host: str = ANY) -> None:
     """What every command of the queue takes."""
-    place(parser).add_argument("--json", action="store_true", help="print facts as JSON")
+    place(parser, host).add_argument("--json", action="store_true", help="print facts as JSON")
 
 
-def place(parser: argparse.ArgumentParser) -> Any:
+def place(parser: argparse.ArgumentParser, host: str) -> Any:
+    """`host`: the words for --host; empty where there is no such option."""
     group = parser.add_argument_group("shared options")
-    group.add_argument(
-        "--host", default="", help="the host to ask (default: the first configured or known one that is there)"
-    )
+    if host:
+        group.add_argument("--host", default="", help=host)
     group.add_argument("--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)")
     group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
     return group
@@ -63,7 +69,7 @@ def job(parser: argparse.ArgumentParser, name: str = "job", **given: Any) -> Non
 def session(parser: argparse.ArgumentParser) -> None:
     """One running session, and where it is."""
     parser.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")
-    parser.add_argument("--host", default="", help="where it runs (default: remembered, or all known hosts are asked)")
+    parser.add_argument("--host", default="", help=WHERE)
     common(parser)
 
 

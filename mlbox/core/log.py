@@ -18,7 +18,6 @@ Json = dict[str, Any]
 WAITING = frozenset(["submitted", "lost", "preempted", "retry"])
 RUNNING = frozenset(["claimed", "started"])
 TERMINAL = frozenset(["finished", "failed", "cancelled"])
-STATES = (*sorted(WAITING), *sorted(RUNNING), *sorted(TERMINAL))
 _SAID = {"claimed": "starting", "started": "running"}
 _REQUESTS = frozenset(["cancel_requested", "preempt_requested"])
 _ASIDE = _REQUESTS | {"moved"}  # leave the state as it is

@@ -12,15 +12,13 @@ Json = dict[str, Any]
 DAY = 86400.0
 OLDER_THAN = 30 * DAY  # s without use, where a person says nothing else
 
-# layer: an image that mlbox committed; environment: a folder of the process runtime; code: as jobs were submitted
-# with it; release: VS Code's server, as its makers pack it; program: mlbox itself, as earlier calls planted it.
-KINDS = ("layer", "environment", "code", "release", "program")
-
 
 @dataclass(frozen=True)
 class Stored:
     """`used`: when last, in seconds since 1970. `stays`: why it may not go, whatever its age."""
 
+    # layer: an image that mlbox committed; environment: a folder of the process runtime; code: as jobs were submitted
+    # with it; release: VS Code's server, as its makers pack it; program: mlbox itself, as earlier calls planted it.
     kind: str
     name: str
     size: int  # bytes that its removal frees

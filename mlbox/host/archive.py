@@ -74,12 +74,14 @@ def _typed(row: Json) -> Json:
     }
 
 
-def latest(found: store.Store, owner: str, limit: int, is_left: Callable[[str], bool] = lambda id_: True) -> list[Json]:
-    """The newest `limit` ended jobs of a user, without those of which nothing is left, the last first. After a crash
-    one may have been added twice."""
+def latest(
+    found: store.Store, owner: str, limit: int, is_meant: Callable[[Json], bool] = lambda line: True
+) -> list[Json]:
+    """The newest `limit` ended jobs of a user that are meant, the last first. After a crash one may have been added
+    twice."""
     lines: dict[str, Json] = {}
     for line in _lines(found, owner) if limit > 0 else ():
-        if line["id"] not in lines and is_left(line["id"]):
+        if line["id"] not in lines and is_meant(line):
             lines[line["id"]] = {**line, "owner": owner}  # whatever it says
         if len(lines) >= limit:
             break

@@ -141,7 +141,7 @@ class Job:
         return slots.Log(self.folder / "ev", _Patient(self.folder / "ev"))
 
     def events(self) -> list[Json]:
-        """None where there is no such job (any more): one that another host is removing is stale before it is gone."""
+        """Empty where there is no such job (any more): one that another host is removing is stale before it is gone."""
         pauses = iter(files.STALE)
         while True:
             try:

@@ -140,7 +140,7 @@ def _at_work(found: store.Store, user: str) -> tuple[Iterator[list[str]], Iterat
 def _known(found: store.Store, user: str) -> Iterator[list[str]]:
     """What waits last: of that there may be very much."""
     running, waiting = _at_work(found, user)
-    ended = archive.latest(found, user, _RECENT, lambda id_: found.job(id_, user).is_there())
+    ended = archive.latest(found, user, _RECENT, lambda line: found.job(line["id"], user).is_there())
     return chain(running, ([row["id"]] for row in ended), waiting)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import homes
 import pytest
 
-from mlbox import errors
+from mlbox import cli, errors
 from mlbox.client import lab, remote, state, transports
 from mlbox.client.transports.openssh import explain
 
@@ -74,6 +75,33 @@ def test_one_that_is_not_ready_is_named(asked: dict[str, Any], said: str, shown:
     with pytest.raises(errors.HostUnready) as failed:
         entry().call("submit", {})
     assert (failed.value.message, failed.value.hint) == (shown, "mend it")
+
+
+@pytest.mark.parametrize(
+    ("words", "verb"), [("jobs", "jobs"), ("show a", "show"), ("cron show", "cron"), ("queue process", "tick")]
+)
+def test_this_machine_is_not_asked_silently_for_want_of_a_host(
+    words: str, verb: str, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    homes.fresh(tmp_path / "home", monkeypatch)
+    unready = errors.HostUnready("/home/ada/.local/share/mlbox is not a folder of mlbox's")
+    asked.update(local=unready, gpu1=unready)
+
+    def said(*more: str) -> tuple[bool, bool]:
+        assert cli.main([*words.split(), *more]) == 5
+        told = capsys.readouterr().err
+        return "so this machine is asked" in told, "local: /home/ada" in told
+
+    assert said() == (True, True)
+    assert said("--host", "local")[0] is False
+    assert said("--json")[0] is False
+    assert [(name, what) for name, what, _ in asked["asked"]] == [("local", verb)] * 3
+    state.update("hosts.json", "local", {"planted": "x"})
+    assert said() == (False, True)
+    state.update("hosts.json", "local", None)
+    state.update("hosts.json", "gpu1", {"planted": "x"})
+    assert said()[0] is False
 
 
 def test_one_that_was_away_a_moment_ago_is_asked_last(

@@ -23,7 +23,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_job_s_dry_run_says_what_is_not_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_s_dry_run_says_what_is_not_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     words = [
         *ASKED,
         "--image",

@@ -23,20 +23,23 @@ Asked = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = homes.fresh(tmp_path / "home", monkeypatch)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder one is in, which is not the home."""
+    homes.fresh(tmp_path / "home", monkeypatch)
     monkeypatch.delenv("MLBOX_SSH_CONFIG", raising=False)
+    folder = tmp_path / "project"
+    for name in ("", "exp", "src", "x", "here"):
+        (folder / name).mkdir()
     monkeypatch.chdir(folder)
     return folder
 
 
 @pytest.fixture
-def asked(home: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
+def asked(project: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
     """What would be submitted by this file and these words."""
 
     def ask(content: str, *words: str) -> Any:
-        (home / "exp").mkdir(exist_ok=True)
-        (home / "exp/job.yaml").write_text(content)
+        (project / "exp/job.yaml").write_text(content)
         assert cli.main(["submit", "-f", "exp/job.yaml", "--dry-run", "--json", *words]) == 0, capsys.readouterr().err
         return json.loads(capsys.readouterr().out)
 
@@ -44,18 +47,17 @@ def asked(home: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
 
 
 @pytest.fixture
-def refused(home: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
+def refused(project: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
     def ask(content: str, *words: str, verb: str = "submit") -> str:
-        (home / "job.yaml").write_text(content)
+        (project / "job.yaml").write_text(content)
         assert cli.main([verb, "-f", "job.yaml", "--dry-run", *words]) == 2
         return capsys.readouterr().err
 
     return ask
 
 
-def test_everything_that_can_be_said(asked: Asked, home: Path) -> None:
-    (home / "exp").mkdir()
-    (home / "exp/req.txt").write_text("torch\n")
+def test_everything_that_can_be_said(asked: Asked, project: Path) -> None:
+    (project / "exp/req.txt").write_text("torch\n")
     found = asked(
         "command: [python, train.py, --lr, 3e-4, --seed, 007]\nname: sweep\nimage: x:1.10\nruntime: docker\n"
         "user: root\npackages: einops, numpy>=2,<3\nrequirements: req.txt\nenv: {TOKEN: s3cret, DEBUG: yes}\n"
@@ -90,12 +92,12 @@ def test_everything_that_can_be_said(asked: Asked, home: Path) -> None:
     assert [spec[key] for key in kept] == ["night", -3, 2, 60, ["oom", "lost"], 30, 1024, "hold", 7]
 
 
-def test_the_example_shows_every_option(home: Path, asked: Asked) -> None:
+def test_the_example_shows_every_option(project: Path, asked: Asked) -> None:
     example = EXAMPLE.read_text()
     everything = re.sub(r"(?m)^( *)# (?=[A-Za-z_]+:|  )", r"\1", example)
-    (home / "job.yaml").write_text(everything)
+    (project / "job.yaml").write_text(everything)
     known = job_file.kinds(submit.parser(argparse.ArgumentParser))
-    assert set(yaml_file.read(home / "job.yaml", known, "")) == set(known)
+    assert set(yaml_file.read(project / "job.yaml", known, "")) == set(known)
     of_the_call = {
         "-f",
         "--file",
@@ -122,8 +124,8 @@ def test_a_text_is_a_script(asked: Asked) -> None:
     ]  # fmt: skip
 
 
-def test_a_dry_run_shows_the_words_that_would_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (home / "job.yaml").write_text('command: "echo \\e[31m; ls -l"\n')
+def test_a_dry_run_shows_the_words_that_would_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "job.yaml").write_text('command: "echo \\e[31m; ls -l"\n')
     assert cli.main(["submit", "-f", "job.yaml", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("would submit: sh -c 'echo \N{REPLACEMENT CHARACTER}[31m; ls -l'\n")
 
@@ -206,11 +208,11 @@ def test_which_folder_s_code_goes_along(asked: Asked, content: str, words: tuple
     ],
     ids=lambda v: v.splitlines()[0][:30] if isinstance(v, str) and v else "",
 )
-def test_what_is_wrong_is_said(refused: Asked, home: Path, content: str, words: str) -> None:
+def test_what_is_wrong_is_said(refused: Asked, project: Path, content: str, words: str) -> None:
     more = () if "run?" in words else ("--", "true")
     said = refused(content, *more)
     assert words in said and "bug" not in said
-    assert not (home / "hacked").exists()
+    assert not (project / "hacked").exists()
 
 
 def test_what_a_flag_says_wrong_is_not_the_file_s(refused: Asked) -> None:
@@ -236,6 +238,16 @@ def test_what_is_wrong_in_a_session_s_file_is_said_to_be_there(refused: Asked, c
     assert "job.yaml" not in refused("host: local\n", "--name", "Foo_Bar", verb="session")
 
 
+def test_code_that_can_not_be_sent_is_refused_where_it_was_said(
+    refused: Asked, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "job.yaml: code: there is no folder nope" in refused("command: [a]\ncode: nope\n")
+    assert "either --code" in refused("command: [a]\ncode: src\nfolder: /data\n")
+    monkeypatch.setenv("HOME", str(project))
+    assert "mlbox: you are in your home folder" in refused("command: [a]\nqueue: night\n")
+    assert "job.yaml: cpus: " in refused("command: [a]\ncpus: -1\n")
+
+
 def test_a_home_is_no_absence_of_a_folder(asked: Asked) -> None:
     assert asked("command: [pwd]\nfolder: ~\n")["spec"]["folder"] == "~"
     assert asked("command: [pwd]\nfolder: null\n")["spec"]["folder"] == ""
@@ -252,8 +264,8 @@ def test_an_array_of_the_file_s_may_be_left_out(asked: Asked, words: tuple[str, 
     assert asked("command: [a]\narray: 20%4\n", *words)["array"] == count
 
 
-def test_run_follows_the_first_of_an_array(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (home / "job.yaml").write_text("command: [a]\narray: 20\n")
+def test_run_follows_the_first_of_an_array(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "job.yaml").write_text("command: [a]\narray: 20\n")
     assert cli.main(["run", "-f", "job.yaml", "--array", "1", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["array"] == 1
 
@@ -262,10 +274,10 @@ def test_run_follows_one_job_of_a_file_too(refused: Asked) -> None:
     assert "run follows one job" in refused("command: [a]\narray: 3\n", verb="run")
 
 
-def test_it_is_read_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_read_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From a shell's <(…), say."""
-    os.mkfifo(home / "pipe")
-    writer = threading.Thread(target=(home / "pipe").write_text, args=("command: [from, a, pipe]\n",))
+    os.mkfifo(project / "pipe")
+    writer = threading.Thread(target=(project / "pipe").write_text, args=("command: [from, a, pipe]\n",))
     writer.start()
     assert cli.main(["run", "-f", "pipe", "--dry-run", "--json"]) == 0
     writer.join()

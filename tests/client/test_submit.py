@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import homes
 import pytest
 
 from mlbox import cli, errors
@@ -59,6 +60,24 @@ def test_a_file_is_no_command(words: list[str], hint: str, tmp_path: Path, monke
     with pytest.raises(errors.Usage, match=f"{words[0]} is a file here") as refused:
         submit.prepare(arguments, state.Config())
     assert refused.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--code", "nope"], "there is no folder nope"),
+        (["--code", "a.py"], "there is no folder a.py"),
+        (["--code", ".", "--folder", "/data"], "either --code, which is sent, or --folder, which is there"),
+        ([], "you are in your home folder"),
+    ],
+)
+def test_a_dry_run_refuses_what_would_be_refused_here(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(homes.fresh(tmp_path / "home", monkeypatch))
+    Path("a.py").touch()
+    assert cli.main(["submit", *words, "--dry-run", "--", "true"]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("waits", "warned"), [({"01": ""}, True), ({}, False)])

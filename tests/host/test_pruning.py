@@ -281,6 +281,15 @@ def test_so_many_ended_ones_as_are_asked_for_are_shown_after_a_pruning(box: Box)
     assert names(box.call(jobs, ended=2)["jobs"]) == [*(job.id for job in kept), needed.id]
 
 
+def test_ended_ones_of_a_queue_are_shown_behind_any_number_of_others(box: Box) -> None:
+    box.lab("queues: {default: , night: }")
+    of_night = box.end(box.submit("true", queue="night"))
+    for _ in range(2):
+        ended(box, -0.01)  # since then
+    [row] = box.call(jobs, ended=1, queue="night")["jobs"]
+    assert (row["queue"], row["state"]) == ("night", of_night.name)
+
+
 def test_a_dry_run_says_the_same_and_changes_nothing(box: Box) -> None:
     gone, needed = ended(box), ended(box)
     waiting(box, needed)

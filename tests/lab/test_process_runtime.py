@@ -100,6 +100,7 @@ class TestOneSession:
 
     def test_nothing_listens_on_the_hosts_network(self, here: Here) -> None:
         listening = ssh(HOST, "ss -Hltn | awk '{print $4}'").split()
+        assert listening
         assert all(address in ("0.0.0.0:22", "[::]:22") or address.startswith("127.") for address in listening)
 
     def test_another_user_hears_nothing_of_what_its_cells_print(self, here: Here) -> None:

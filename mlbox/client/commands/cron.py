@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import options, output
-from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, told
+from mlbox.client import lab, options, output
+from mlbox.client.hosts import ask_all, exit_code, facts, told
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -16,17 +16,17 @@ def parser(make: Any) -> argparse.ArgumentParser:
         description="One line in your crontab on each host: a pass every minute.",
     )
     made.add_argument("do", choices=("install", "show", "remove"), metavar="WHAT", help="install, show or remove")
-    made.add_argument(
-        "hosts", nargs="*", default=[], metavar="HOST", help="default: the hosts that are configured or known"
-    )
+    made.add_argument("hosts", nargs="*", default=[], metavar="HOST", help="as several of --host")
     options.dry_run(made)
-    options.queue(made)
+    options.queue(made, options.ALL)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
-    hosts = arguments.hosts or ([arguments.host] if arguments.host else known_hosts(settings))
+    if arguments.hosts and arguments.host:
+        raise errors.Usage("either HOST or --host", f"mlbox cron {arguments.do} {arguments.host} …")
+    hosts = arguments.hosts or lab.each(arguments, settings)
     replies = ask_all(hosts, "cron", {"do": arguments.do}, settings)
     failed = {host: reply for host, reply in replies.items() if isinstance(reply, errors.MlboxError)}
     good = {host: reply for host, reply in replies.items() if not isinstance(reply, errors.MlboxError)}

@@ -25,7 +25,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         epilog="examples:\n  mlbox image list gpu1\n  mlbox image prune --older-than 7d --dry-run",
         description="Layers that mlbox added to images, environments without a container, code of jobs, archives of "
-        "VS Code's server, and mlbox's own files, on each HOST (default: those configured or seen before).",
+        "VS Code's server, and mlbox's own files, on each HOST (default: those configured or seen before, else this "
+        "machine).",
     )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (("list", "what there is, its size and last use"), ("prune", "remove what nothing uses")):

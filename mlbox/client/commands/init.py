@@ -24,7 +24,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as `ssh` knows them")
     options.dry_run(made)
-    options.queue(made)
+    options.queue(made, host="")
     return made
 
 

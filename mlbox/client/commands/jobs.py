@@ -21,7 +21,8 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )
     made.add_argument("--all", action="store_true", help="everybody's")
     made.add_argument("--queue", metavar="Q", default="", help="of one queue")
-    made.add_argument("-n", "--ended", type=int, default=20, metavar="N", help="ended ones to show (default: 20)")
+    ended = "ended ones to show, of each user (default: 20)"
+    made.add_argument("-n", "--ended", type=int, default=20, metavar="N", help=ended)
     options.queue(made)
     return made
 

@@ -42,7 +42,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
         "--in", dest="tool", choices=(*EDITORS, *PAGES), default="vscode",
         help="an editor, VS Code's page (browser) or Jupyter's (default: vscode)",
     )  # fmt: skip
-    options.place(made)
+    options.place(made, options.WHERE)
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
-from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, told
+from mlbox.client.hosts import ask_all, exit_code, facts, told
 from mlbox.core import text
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
             either.add_argument("--watch", action="store_true", help="again and again, until ^C")
         if name != "list":
             options.dry_run(either if name == "process" else one)
-        options.queue(one)
+        options.queue(one, options.ALL if name == "process" else options.ANY)
     return made
 
 
@@ -76,7 +76,7 @@ def _row(queue: Json) -> tuple[str, ...]:
 
 
 def _process(arguments: argparse.Namespace, settings: state.Config) -> int:
-    hosts = [arguments.host] if arguments.host else known_hosts(settings)
+    hosts = lab.each(arguments, settings)
     if arguments.watch:
         output.note(f"  {', '.join(hosts)}: a pass every {_EVERY:.0f} s, until ^C; what it does is said here")
     while True:

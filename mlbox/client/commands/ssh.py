@@ -25,7 +25,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("session", nargs="?", default="", metavar="NAME|ID", help="needed where you have more than one")
     made.add_argument("words", nargs=argparse.REMAINDER, metavar="…", help="for ssh")
-    options.place(made)
+    options.place(made, options.WHERE)
     return made
 
 

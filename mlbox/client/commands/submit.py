@@ -127,12 +127,18 @@ def _prepared(arguments: argparse.Namespace, settings: state.Config) -> Prepared
         after=tuple(one for one in after if ids.is_ulid(one.job)), folder=arguments.folder or "", **_policy(arguments),
     )  # fmt: skip
     check_folder(spec.folder)
-    code = "" if spec.folder else "." if arguments.code is None else arguments.code
-    _no_file(command[0], code)
+    if spec.folder and arguments.code:
+        raise errors.Usage("either --code, which is sent, or --folder, which is there", "one of them")
+    folder = "" if spec.folder else "." if arguments.code is None else arguments.code
+    _no_file(command[0], folder)
+    if folder:
+        from mlbox.client import code
+
+        code.check(folder)
     if arguments.if_absent and not spec.name:
         raise errors.Usage("--if-absent: of which name?", "mlbox submit --if-absent --name NAME … -- COMMAND …")
     named = tuple(one for one in after if not ids.is_ulid(one.job))
-    return Prepared(spec, count, code, named, bool(arguments.if_absent))
+    return Prepared(spec, count, folder, named, bool(arguments.if_absent))
 
 
 def _no_file(word: str, code: str) -> None:

@@ -32,7 +32,7 @@ def run(call: Call) -> Json:
     if wanted and wanted not in (queues := lab.rules(found).lab.queues):
         raise errors.NotFound(f"there is no queue {text.safe(str(wanted))}", "there are: " + ", ".join(queues))
     reasons = Reasons(found, users)
-    rows = [row for user in users for row in _rows(found, user, reasons, int(ended))]
+    rows = [row for user in users for row in _rows(found, user, reasons, int(ended), wanted)]
     of_array = {row.get("array"): row["waits"] for row in rows if row.get("waits")}
     for row in rows:  # those behind the first of an array that waits are not looked at one by one
         if row.get("state") in WAITING and row.get("array") and not row.get("waits"):
@@ -41,10 +41,13 @@ def run(call: Call) -> Json:
     return {"host": found.host, "jobs": jobs, "trouble": reasons.trouble}
 
 
-def _rows(found: store.Store, user: str, reasons: Reasons, ended: int) -> list[Json]:
-    rows: dict[str, Json] = {}
-    for row in reversed(archive.latest(found, user, ended, lambda id_: _is_left(found.job(id_, user)))):
-        rows[row["id"]] = row
+def _rows(found: store.Store, user: str, reasons: Reasons, ended: int, wanted: str) -> list[Json]:
+    """`ended`: how many of these, all of queue `wanted` where one is."""
+
+    def is_meant(line: Json) -> bool:
+        return wanted in ("", line.get("queue")) and _is_left(found.job(line["id"], user))
+
+    rows = {row["id"]: row for row in reversed(archive.latest(found, user, ended, is_meant))}
     running = [run.id for run in view.running_of(found, user) if run.kind == "job"]
     in_line = (shown for queue in ready.queues(found, user) for shown in _in_line(found, user, queue))
     for job, more in (*((job, 0) for job in running), *in_line):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import queue
 import signal
 import socket
@@ -33,7 +34,10 @@ Json = dict[str, Any]
 _UP = 60.0  # s for the tunnel to come up after the session is ready
 _REPLY = 20.0  # s
 _BEGIN = 60.0  # s for the holder to begin; a laptop may be busy
-_PROGRAM = "import sys; sys.path[0] = sys.argv[1]; from mlbox.client import hold; hold.main(int(sys.argv[2]))"
+# It is the same program, and by this name ssh starts it where a session has moved (ssh_config.py).
+_PROGRAM = (
+    "import sys; sys.path[0], sys.argv[0] = sys.argv[1:3]; from mlbox.client import hold; hold.main(int(sys.argv[3]))"
+)
 
 
 class Attached:
@@ -109,7 +113,7 @@ class Attached:
         """False where another one was faster."""
         ours, its = socket.socketpair()
         talk = Talk(ours)
-        argv = (sys.executable, "-c", _PROGRAM, str(Path(mlbox.__file__).parents[1]), str(its.fileno()))
+        argv = _holder(its.fileno())
         # ^C before it is set up for it would be a traceback of its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -284,3 +288,8 @@ def addresses(attached: Attached) -> list[str]:
     """Of what is a page."""
     urls = attached.urls()
     return [f"{TITLES[name] + ':':<12}{urls[name]}" for name in ("jupyter", "vscode") if name in urls]
+
+
+def _holder(descriptor: int) -> tuple[str, ...]:
+    where, program = str(Path(mlbox.__file__).parents[1]), os.path.abspath(sys.argv[0])
+    return (sys.executable, "-c", _PROGRAM, where, program, str(descriptor))

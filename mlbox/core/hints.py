@@ -12,7 +12,7 @@ from typing import Any
 
 from mlbox.core import ids, shape, text
 from mlbox.core.job import MOST_IN_ARRAY, PRIORITIES, JobSpec, check_dependencies, dependencies
-from mlbox.core.log import State, number
+from mlbox.core.log import State, moment, number
 from mlbox.core.resources import Resources
 from mlbox.core.schedule import Running, Waiting
 from mlbox.errors import Usage
@@ -28,7 +28,7 @@ def waiting(job: str, owner: str, spec: JobSpec, state: State) -> Waiting:
     facts = state.facts
     return Waiting(
         job, owner, str(facts.get("queue", spec.queue)), spec.resources, number(facts.get("priority", spec.priority)),
-        number(facts.get("rank", 0)), spec.after, spec.array, spec.array_limit, float(facts.get("not_before", 0)),
+        number(facts.get("rank", 0)), spec.after, spec.array, spec.array_limit, moment(facts.get("not_before")),
         "session" if spec.session else "job", state.moves,
     )  # fmt: skip
 

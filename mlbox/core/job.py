@@ -25,7 +25,7 @@ _MOST_RETRIES, MOST_IN_ARRAY, _MOST_DEPENDENCIES = 1000, 10_000, 100
 PRIORITIES = range(-1000, 1001)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_COMMAND = 32 * 1024  # bytes
-_SECRET = ("env", "packages", "requirements")
+_SECRET = ("env", "packages", "requirements", "init_script")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,10 @@ class JobSpec:
     def secrets(self) -> Json:
         """What `without_secrets` leaves out; `with_secrets` puts it back."""
         work = self.work
-        return {"env": dict(work.env), "packages": list(work.packages), "requirements": work.requirements}
+        return {
+            "env": dict(work.env), "packages": list(work.packages), "requirements": work.requirements,
+            "init_script": work.init_script,
+        }  # fmt: skip
 
     def with_secrets(self, kept: Mapping[str, Any]) -> JobSpec:
         """Raises Usage where they are not what `secrets` made."""

@@ -214,8 +214,8 @@ def _plan_environment(work: _Plan) -> None:
     title = "installing " + ", ".join(
         [*(line.split("==")[0] for line in lines), *(["requirements"] if spec.requirements else [])]
     )
-    work.files["venv.py"] = venv.SCRIPT
-    script = "\n".join([f'"{facts.python}" "$BUILD/venv.py" "$PREFIX/venv"', *installs])
+    work.files[venv.NAME] = venv.SCRIPT
+    script = "\n".join([f'"{facts.python}" "$BUILD/{venv.NAME}" "$PREFIX/venv"', *installs])
     work.steps.append(Step(title, script))
     work.after = replace(
         work.after,

@@ -107,3 +107,8 @@ def follow(events: Iterable[Mapping[str, Any]], event: Json, attempt: int = 0) -
 def number(value: Any) -> int:
     """A fact that should be one: what a log of another version has there instead counts as none."""
     return value if type(value) is int else 0
+
+
+def moment(value: Any) -> float:
+    """The same of a time (s since 1970, or since a boot); one beyond all bounds breaks sums."""
+    return float(value) if type(value) in (int, float) and -1e12 < value < 1e12 else 0.0

@@ -142,12 +142,14 @@ class Spec:
         return str(getattr(self, service)) if service in ("jupyter", "vscode") else "auto"
 
     def without_secrets(self) -> Spec:
-        """What may be shown, and kept on a share: no value of the environment, no password in a URL."""
+        """What may be shown, and kept on a share: no value of the environment, no password in a URL, and no
+        script, which may export one."""
         return replace(
             self,
             env={name: text.mask(value) for name, value in self.env.items()},
             packages=tuple(text.without_credentials(package) for package in self.packages),
             requirements=text.without_credentials(self.requirements),
+            init_script=text.mask(self.init_script),
         )
 
     def to_wire(self) -> Json:

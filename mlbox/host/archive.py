@@ -18,11 +18,13 @@ from typing import Any
 
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
-from mlbox.core.log import State
+from mlbox.core.log import State, moment, number
 from mlbox.host import files, store
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
+_WORDS = ("id", "owner", "name", "queue", "state", "requested", "host", "why", "array")
+_NUMBERS, _TIMES = ("attempt", "array_index"), ("submitted", "at")
 _MOST = 64 * 1024 * 1024  # bytes read of one day's file
 
 
@@ -50,13 +52,26 @@ def _is_whole(path: Path) -> bool:
 def summary(job: Job, spec: JobSpec, state: State) -> Json:
     """What a list shows of a job."""
     facts = state.facts
-    return {
+    return _typed({
         "id": job.id, "owner": job.owner, "name": spec.name, "queue": facts.get("queue", spec.queue),
-        "state": state.name, "requested": state.requested, "host": facts.get("host", ""),
-        "gpus": list(facts.get("gpus", ())), "attempt": state.attempt, "submitted": facts.get("submitted", 0),
-        "at": facts.get("at", 0), "exit": facts.get("exit"), "why": facts.get("why", ""),
-        "command": list(spec.command)[:20], "array": spec.array, "array_index": spec.array_index,
-    }  # fmt: skip
+        "state": state.name, "requested": state.requested, "host": facts.get("host"), "gpus": facts.get("gpus"),
+        "attempt": state.attempt, "submitted": facts.get("submitted"), "at": facts.get("at"),
+        "exit": facts.get("exit"), "why": facts.get("why"), "command": list(spec.command)[:20], "array": spec.array,
+        "array_index": spec.array_index,
+    })  # fmt: skip
+
+
+def _typed(row: Json) -> Json:
+    """All that a list shows, and each as what it should be: a log, or a line here, may be anybody's."""
+    words, numbers, times = ({name: row.get(name) for name in names} for names in (_WORDS, _NUMBERS, _TIMES))
+    lists = {name: row.get(name) for name in ("gpus", "command")}
+    return {
+        **{name: value if isinstance(value, str) else "" for name, value in words.items()},
+        **{name: number(value) for name, value in numbers.items()},
+        **{name: moment(value) for name, value in times.items()},
+        **{name: list(map(str, value)) if isinstance(value, list) else [] for name, value in lists.items()},
+        "exit": row.get("exit") if type(row.get("exit")) is int else None,
+    }
 
 
 def latest(
@@ -67,7 +82,7 @@ def latest(
     lines: dict[str, Json] = {}
     for line in _lines(found, owner) if limit > 0 else ():
         if line["id"] not in lines and is_meant(line):
-            lines[line["id"]] = line
+            lines[line["id"]] = {**line, "owner": owner}  # whatever it says
         if len(lines) >= limit:
             break
     return list(lines.values())
@@ -99,7 +114,7 @@ def _rows(path: Path) -> Iterator[Json]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and _is_sound(row):
-            yield row
+            yield _typed(row)
 
 
 def forget(found: store.Store, there: Container[str]) -> None:

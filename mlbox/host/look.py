@@ -12,7 +12,7 @@ the file costs the look from its beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,18 @@ def remembered(found: store.Store, user: str) -> Json:
 class Look:
     """At one user's jobs in one queue; `jobs` are all that it read, and `whole` is whether no more were behind them."""
 
-    def __init__(self, found: store.Store, user: str, queue: str, could: Callable[[Waiting], bool], now: float) -> None:
+    def __init__(
+        self,
+        found: store.Store,
+        user: str,
+        queue: str,
+        could: Callable[[Waiting], bool],
+        now: float,
+        unable: Collection[tuple[str, str]] = (),
+    ) -> None:
+        """`unable`: HostFacts.unable."""
         self._found, self._user, self._queue, self._could, self._now = found, user, queue, could, now
+        self._unable = unable
         self.jobs: dict[str, Waiting] = {}
         self.whole = False
         self._able: list[Place] = []
@@ -69,7 +79,7 @@ class Look:
                 self.jobs[job.id] = job
                 if self._could(job):
                     self._able.append(place)
-                elif job.array and job.not_before <= self._now:
+                elif job.array and job.not_before <= self._now and (self._user, job.id) not in self._unable:
                     passed = place[:-1]  # the others of the array wait for the same
             if self._full() or read >= BLOCK:
                 return place

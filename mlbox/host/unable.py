@@ -14,12 +14,12 @@ from itertools import islice
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import ids, text
+from mlbox.core import ids, log, text
 from mlbox.host import processes
 
 Told = dict[str, tuple[float, str]]
 REST = 45.0  # s, where the trouble has no time of its own: until the next of cron's ticks
-_MOST, _LONGEST = 1000, 300  # jobs; letters of a reason
+_MOST, _LONGEST = 200, 300  # jobs; letters of a reason. In all less than is read back (files.MAX_FILE)
 
 
 class LeftAlone(errors.HostUnready):
@@ -43,8 +43,8 @@ def read(document: Any) -> Told:
     for job, entry in islice(told.items(), _MOST) if isinstance(told, dict) else ():
         if ids.is_ulid(job) and isinstance(entry, list) and len(entry) == 2:
             until, why = entry
-            if isinstance(until, (int, float)) and isinstance(why, str):
-                found[job] = until, why[:_LONGEST]
+            if log.moment(until) and isinstance(why, str):
+                found[job] = float(until), why[:_LONGEST]
     return found
 
 

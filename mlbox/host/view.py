@@ -20,6 +20,7 @@ from mlbox.core import ids, resources
 from mlbox.core.gpu import Gpu
 from mlbox.core.hints import running_from_wire
 from mlbox.core.lab import Lab
+from mlbox.core.log import moment
 from mlbox.core.resources import HostFacts
 from mlbox.core.schedule import Running, Startable, View, Waiting, reserved_on
 from mlbox.host import files, heard, inventory, lease, look, store, unable, usage
@@ -90,7 +91,7 @@ def _lines(found: store.Store, view: View, awaited: Awaited, served: list[str], 
     for user in served:
         memory = look.remembered(found, user)
         for queue in view.host.queues:
-            line = look.Look(found, user, queue, could, now)
+            line = look.Look(found, user, queue, could, now, view.host.unable)
             place = line.read(memory.get(queue), onward=user == found.user)
             for job in line.jobs.values():  # one that is being moved stands in two lines
                 if job.moves >= waiting.setdefault((user, job.id), job).moves:
@@ -164,12 +165,7 @@ def _without_the_jobs_own(
 
 def _ticks(beat: Any, now: float) -> bool:
     """Whether a user's ticks run here, by what they last told. This host's clock wrote it, so it may be compared."""
-    return isinstance(beat, dict) and abs(now - _number(beat.get("at"))) < BEAT
-
-
-def _number(value: Any) -> float:
-    """Of anybody's file: 0 for what is no number, or beyond all bounds."""
-    return float(value) if isinstance(value, (int, float)) and -1e12 < value < 1e12 else 0.0
+    return isinstance(beat, dict) and abs(now - moment(beat.get("at"))) < BEAT
 
 
 def running_of(found: store.Store, user: str) -> Iterable[Running]:
@@ -212,10 +208,10 @@ def published(found: store.Store, rules: Lab, users: Iterable[str]) -> list[Host
         for name in names(found.own(user) / "on"):
             document = _told(found.on(name, user), pauses)
             if isinstance(document, dict):
-                at = _number(document.get("at"))
+                at = moment(document.get("at"))
                 told[name] = f"{told.get(name, '')}{user} {at} "
                 passed_over.setdefault(name, {}).update(unable.words(name, user, unable.read(document)))
-                if at >= _number(newest.get(name, {}).get("at")):
+                if at >= moment(newest.get(name, {}).get("at")):
                     newest[name] = document
     silent = heard.silent(found, told)
     known = (_host(found, rules, name, document) for name, document in sorted(newest.items()))
@@ -261,7 +257,7 @@ def _host(found: store.Store, rules: Lab, name: str, document: Json) -> HostFact
     gpus = inventory.from_wire(document)
     if gpus is None or "cpus" not in document or "memory" not in document:
         return None
-    cpus, memory = int(_number(document["cpus"])), int(_number(document["memory"]))
+    cpus, memory = int(moment(document["cpus"])), int(moment(document["memory"]))
     return HostFacts(name, gpus, cpus, memory, entry.labels, entry.queues, _is_drained(found, name))
 
 

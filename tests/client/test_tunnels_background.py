@@ -25,6 +25,7 @@ from terminal import Terminal
 
 import mlbox
 from mlbox import cli
+from mlbox.client import attached as attached_module
 from mlbox.client import journal, owners, sessions, state
 from mlbox.client.attached import Attached, block
 from mlbox.client.commands import attach
@@ -540,6 +541,19 @@ def test_a_late_reply_is_not_the_next_question_s(
     answering.join()
     holder.close()
     assert attached.ended.wait(_LONG)
+
+
+def test_what_holds_the_tunnels_is_the_same_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes down by what ssh looks for a session that has moved."""
+    room = tmp_path / "mlbox/client"
+    room.mkdir(parents=True)
+    for package in (room.parent, room):
+        (package / "__init__.py").touch()
+    (room / "hold.py").write_text("import sys\ndef main(number): print(sys.argv[0], number, sys.path[0])\n")
+    monkeypatch.setattr(mlbox, "__file__", str(tmp_path / "mlbox/__init__.py"))
+    monkeypatch.setattr("sys.argv", ["./mlbox.pyz", "session"])
+    said = subprocess.run(attached_module._holder(7), stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert said.split() == [os.path.abspath("mlbox.pyz"), "7", str(tmp_path)]
 
 
 def test_one_that_does_not_begin_in_time_is_said(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:

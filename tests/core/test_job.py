@@ -77,9 +77,10 @@ def test_a_session_is_a_job_without_a_command() -> None:
 
 def test_no_secret_is_left_and_all_come_back() -> None:
     work = Spec(env={"KEY": "s3cret"}, packages=("x @ https://me:pw@host/x.whl",), requirements="-i https://t0k@host/")
+    work = replace(work, init_script="export WANDB_API_KEY=k3y")
     spec = replace(TRUE, work=work)
     public = spec.without_secrets()
-    assert not any(word in json.dumps(public.to_wire()) for word in ("s3cret", "pw", "t0k"))
+    assert not any(word in json.dumps(public.to_wire()) for word in ("s3cret", "pw", "t0k", "k3y"))
     assert public.with_secrets(json.loads(json.dumps(spec.secrets()))) == spec
     assert public.with_secrets({"env": {"A": "b"}, "name": "someone-else", "queue": "x"}).name == ""
 

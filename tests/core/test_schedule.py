@@ -831,6 +831,13 @@ def test_one_host_keeps_room(asked: Waiting, hosts: list[HostFacts], name: str) 
     assert reserving([asked], hosts) == {name: {asked.id} for name in [name] if name}
 
 
+@pytest.mark.parametrize("owner", ["ann", "bob"])
+def test_one_that_no_host_can_start_takes_no_other_s_place(owner: str) -> None:
+    """They ask for the same; what is behind would go past it for ever."""
+    first, second = job("a1", "4"), replace(job("a2", "4"), owner=owner)
+    assert reserving([first, second], [host("a", HALF, unable={("ann", "a1"): BROKEN})]) == {"a": {"a2"}}
+
+
 def reserving(jobs: list[Waiting], hosts: list[HostFacts], *running: Running, rules: Lab = NIGHT) -> dict[str, Any]:
     """Host -> the jobs that by its own tick wait there."""
     found = {}

@@ -23,6 +23,7 @@ from queuebox import Box, Call, gone, hint, kill, until
 from users import let_in, nobody
 
 from mlbox import entry, errors
+from mlbox.client.commands import jobs as lab_jobs
 from mlbox.core import ids, wire
 from mlbox.core.hints import waiting
 from mlbox.core.job import JobSpec
@@ -1386,6 +1387,15 @@ def _job_at_the_end_of_all_ids(theirs: store.Store) -> None:
     theirs.create(theirs.job(last), JobSpec(command=("true",)), queued=True)
 
 
+def _hostile_log(**facts: Any) -> Callable[[store.Store], None]:
+    def make(theirs: store.Store) -> None:
+        made = hint(theirs, TRUE, THEIRS)
+        theirs.create(made, TRUE, queued=True)
+        made.append("submitted", {"queue": "default", "owner": "nobody", **facts})
+
+    return make
+
+
 def _fifos(theirs: store.Store) -> None:
     (theirs.on() / "live").mkdir(parents=True)
     for name in ("host.json", "usage.json", "waits.json", "live/01ARYZ6S41TSV4RRFFQ69G5FAV"):
@@ -1426,6 +1436,8 @@ def test_a_job_whose_spec_is_another_s_is_not_run(box: Box) -> None:
 HUGE = "1" + "0" * 400
 THEIRS = "01ARYZ6S41TSV4RRFFQ69G5FAV"
 LIVE = "on/HOST/live/01ARYZ6S41TSV4RRFFQ69G5FAV"
+UNABLE = '{"at": 1, "unable": {"01ARYZ6S41TSV4RRFFQ69G5FAV": [%s, "x"]}}'
+ROWS = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": 1, "silent": "x", "more": [], "gpus": 5, "array": "", "exit": "x"}\n'
 ROW = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": %s}\n'
 
 
@@ -1447,9 +1459,12 @@ ROW = '{"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "at": %s}\n'
         _hostile_gpu(name=5), _hostile_gpu(memory="lots"), _hostile_gpu(index=None), _hostile_gpu(uuid=["u"]),
         _hostile_gpu(processes=[5]), _hostile_gpu(holder="x"), _hostile_gpu(colour="red"),
         _hostile_file("on/\x1b[2J/host.json", '{"at": 1, "cpus": 9, "memory": 9}'),
+        _hostile_file("on/gpu9/host.json", UNABLE % "Infinity"), _hostile_file("on/HOST/host.json", UNABLE % HUGE),
         _hostile_file("on/HOST/waits.json", '{"x": {"y": [1]}, "01ARYZ6S41TSV4RRFFQ69G5FAV": "\\u001b[2J"}'),
         _hostile_file("archive/2026-11-25.x.jsonl", "[" * 100_000 + '\n{"at": []}\n' + ROW % '"x"' + ROW % HUGE),
         _hostile_gpu(memory=int(HUGE)),
+        _hostile_file("archive/2026-11-25.x.jsonl", ROW % 1.0), _hostile_file("archive/2026-11-25.x.jsonl", ROWS),
+        _hostile_log(not_before="x", at="y", submitted=[], gpus=5, host=7, why=[]), _hostile_log(not_before=None),
         _loop, _fifos, _links(""), _links("x" * 300), _job_at_the_end_of_all_ids,
     ],
 )  # fmt: skip
@@ -1466,6 +1481,7 @@ def test_a_hostile_neighbour_stops_nobody(box: Box, make: Callable[[store.Store]
     assert box.end(after).name == "finished"
     listed = box.call(jobs_handler, all=True)["jobs"]
     assert {job.id, after.id} <= {row["id"] for row in listed}
+    assert [lab_jobs._rows(row) for row in listed]
     assert "\x1b" not in json.dumps(listed).replace("\\u001b", "\x1b")
     assert box.call(show, job=job.spec().name)["job"]["id"] == job.id
     box.call(queue, do="list")

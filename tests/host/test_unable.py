@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from mlbox.core.job import JobSpec
 from mlbox.core.lab import Lab
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import claim, files, processes, runner, store, unable, view
+from mlbox.host import claim, engines, files, processes, runner, store, unable, view
+from mlbox.host.engines import aside
 from mlbox.host.handlers import queue
 
 BIG = JobSpec(("true",), work=Spec(runtime="process"), resources=Resources(gpus="0", cpus=0, memory=49152))
@@ -125,3 +127,26 @@ def test_it_is_passed_over_for_a_while_and_tried_again(box: Box, monkeypatch: py
     assert box.tick().started == (job.id,) and box.end(job).name == "finished"
     box.tick()
     assert files.read_json(box.found.on() / "host.json")["unable"] == {}
+
+
+def test_one_of_an_array_hides_none_of_the_others(box: Box) -> None:
+    box.call(queue, do="pause", queue="default")
+    first, *others = box.submit_all("true", array=20)
+    (box.root / "paused/default").unlink()
+    beat = box.found.on() / "host.json"
+    told = files.read_json(beat) or {}
+    beat.write_text(
+        json.dumps({**told, "boot": processes.boot_id(), "unable": {first.id: [processes.uptime() + 60, "x"]}})
+    )
+    assert sorted(box.tick().started) == [job.id for job in others]
+    for job in others:
+        box.end(job)
+
+
+def test_of_two_engines_the_one_that_is_tried_again_first_says_when(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "present", lambda: {"docker", "podman"})
+    aside.put(box.found, "podman", False, "podman is broken")
+    monkeypatch.setattr(aside, "REST", 600.0)
+    aside.put(box.found, "docker", False, "docker is broken")
+    with pytest.raises(unable.LeftAlone, match="podman is broken; tried again in"):
+        engines.choose(Spec(image="alpine"), box.found, partial(aside.identify, False))

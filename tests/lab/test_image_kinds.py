@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,6 +161,16 @@ def test_what_is_added_sees_the_image_s_own_environment(laptop: Laptop, environe
     session = laptop.attach("session", HOST, "--image", environed, *PLAIN, *added)
     shown = inside(laptop, session.block()["name"], "python -c 'import theirs, toolz; print(theirs.__file__)'")
     assert shown == "/opt/app/lib/python3.11/site-packages/theirs.py"
+    assert session.stop() == 0
+
+
+def test_an_image_s_own_jupyter_has_its_pages_with_packages_added(laptop: Laptop) -> None:
+    session = laptop.attach("session", HOST, "--image", SESSION_IMAGE, *PLAIN, "--packages", "toolz")
+    url = session.block()["jupyter"]
+    with urllib.request.urlopen(url, timeout=60) as page:
+        assert "jupyter-config-data" in page.read().decode()
+    with Notebook(url) as notebook:
+        assert notebook.run("import toolz; toolz.__name__") == "'toolz'"
     assert session.stop() == 0
 
 

@@ -92,5 +92,7 @@ def test_a_session_of_a_queue_comes_back_with_its_tunnels(laptop: Laptop) -> Non
         argv = ("ssh", "-F", config, "-o", "BatchMode=yes", *way, "hostname")
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
         assert done.stdout == "returns\n", done
+    place = json.loads((laptop.home / f".local/state/mlbox/ssh.d/{session['id']}.json").read_text())
+    assert Path(place["find"][1]).name == "mlbox.pyz"  # what ssh starts where it has moved once more
     assert laptop.run("session", "shutdown", "returns").code == 0
     _until(lambda: laptop.run("tunnels", "list", "--json").out == "[]\n", 60)

@@ -32,7 +32,7 @@ def reserved_on(view: View, others: Iterable[HostFacts]) -> frozenset[str]:
     reserved = []
     for job in view.waiting:
         able = [host for host in hosts if (job.owner, job.id) not in host.unable]
-        key = (job.resources, *rooms.sort(job), *(host.name for host in able if len(able) < len(hosts)))
+        key = (job.resources, tuple(host.name for host in able), *rooms.sort(job))
         if key not in found:
             found[key] = rooms.first(job, able)
         if found[key] == view.host.name:

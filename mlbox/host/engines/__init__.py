@@ -14,7 +14,7 @@ from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.session import ENGINES, Mount, Spec
 from mlbox.core.stored import Stored
-from mlbox.host import store
+from mlbox.host import store, unable
 from mlbox.host.run import Cancel
 
 
@@ -171,7 +171,7 @@ def choose(spec: Spec, found: store.Store, ask: Callable[[str, Spec, store.Store
         except errors.HostUnready as error:
             problems.append(error)
     if problems:
-        raise problems[0]
+        raise min(problems, key=lambda error: unable.of(error)[0])  # the one that is tried again first
     raise errors.HostUnready(
         "there is no container engine on this host (Docker or podman)",
         "install one, or leave out --image: --runtime process needs none",

@@ -216,15 +216,20 @@ def test_what_is_taken_over_is_shown(capsys: pytest.CaptureFixture[str]) -> None
         ("gpu1", Answers(), "x", "docker"),
         ("gpu1", Answers(image="y"), "y", "docker"),
         ("gpu1", Answers(runtime="process"), None, "process"),
-        ("local", Answers(), None, None),
-        ("local", Answers(image="y"), "y", "docker"),
+        ("local", Answers(), "x", "docker"),
+        ("local", Answers(runtime="process"), None, "process"),
     ],
-    ids=["as last time", "another image", "without a container", "local", "local with an image"],
+    ids=["as last time", "another image", "without a container", "local", "local without a container"],
 )
 def test_image_and_runtime_go_together(host: str, said: Answers, image: str | None, runtime: str | None) -> None:
     state.update("last.json", host, to_remember(Answers(image="x", runtime="docker")))
     found = session_start._complete(said, host, state.Config(image="z"), fresh=False)
     assert (found.image, found.runtime) == (image, runtime)
+
+
+@pytest.mark.parametrize(("host", "image"), [("gpu1", "z"), ("local", None)])
+def test_this_machine_needs_no_engine_unless_an_image_was_said_for_it(host: str, image: str | None) -> None:
+    assert session_start._complete(Answers(), host, state.Config(image="z"), fresh=False).image == image
 
 
 # ---- what is remembered --------------------------------------------------------------------------

@@ -49,13 +49,13 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
 def _complete(said: Answers, host: str, config: state.Config, fresh: bool) -> Answers:
     """What was said, over last time's answers for this host, over config.toml; what is taken over is shown."""
     last = Answers() if fresh else remembered(state.load("last.json").get(host, {}))
-    weaker = last.over(Answers(image=config.image or None, sources=config.sources or None))
+    # This machine may have no engine, and `make session` needs none: here an image is what was said for here.
+    image = "" if host == transports.LOCAL else config.image
+    weaker = last.over(Answers(image=image or None, sources=config.sources or None))
     if said.runtime == "process":
         weaker = replace(weaker, image=None)
     elif said.image and weaker.runtime == "process":
         weaker = replace(weaker, runtime=None)
-    if host == transports.LOCAL and not said.image:
-        weaker = replace(weaker, image=None, runtime=None)
     taken = weaker.beyond(said)
     if taken and last != Answers():
         output.note(f"  as last time on {host}: {', '.join(taken)} (--fresh starts from nothing)")

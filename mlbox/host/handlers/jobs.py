@@ -45,7 +45,7 @@ def _rows(found: store.Store, user: str, reasons: Reasons, ended: int, wanted: s
     """`ended`: how many of these, all of queue `wanted` where one is."""
 
     def is_meant(line: Json) -> bool:
-        return wanted in ("", line.get("queue")) and _is_left(found.job(line["id"], user))
+        return wanted in ("", line["queue"]) and _is_left(found.job(line["id"], user))
 
     rows = {row["id"]: row for row in reversed(archive.latest(found, user, ended, is_meant))}
     running = [run.id for run in view.running_of(found, user) if run.kind == "job"]

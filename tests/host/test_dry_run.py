@@ -259,6 +259,7 @@ def test_it_says_what_it_would_do_and_changes_nothing(case: str, at: Lab, monkey
     for module, act in (output, "ask"), (keeping, "tell"), (init, "_try"), (client_lab, "nudge"):
         monkeypatch.setattr(module, act, never)
     made = make(at)
+    until(lambda: not [*at.box.root.rglob("ev/.*")])  # a keeper withdraws its word behind what it told
     before = at.tree()
     code, out, err = at.say(*words.split(), "--dry-run")
     assert (code, said.format(id=made.id if isinstance(made, Job) else "", root=at.box.root) in out) == (0, True), (

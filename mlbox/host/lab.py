@@ -53,7 +53,7 @@ def identify(root: Path) -> str:
     return str(document["id"])
 
 
-def found(root: Path) -> str:
+def make_root(root: Path) -> str:
     """Make `root` a ROOT where it is none yet; its id. Once: whoever comes second takes the first one's."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = root / "mlbox.json"
@@ -81,10 +81,10 @@ class Rules:
     usable: bool = True  # False: the file is broken and no good one is known here, so `lab` is nobody's decision
 
 
-def rules(found_: store.Store) -> Rules:
-    path = found_.root / "lab.yaml"
+def rules(found: store.Store) -> Rules:
+    path = found.root / "lab.yaml"
     seen = files.status(path)
-    known = files.read_json(_memo(found_))
+    known = files.read_json(_memo(found))
     known = known if isinstance(known, dict) else {}
     good, trouble = _still_good(known.get("document")), str(known.get("trouble", ""))
     had_rules = good is not None and bool(known["document"])
@@ -106,9 +106,9 @@ def rules(found_: store.Store) -> Rules:
         # Looked for again only when the file changes, or by another version of mlbox, which may know more: the sentence
         # is kept beside the last good document.
         kept = known.get("document") if good is not None else None
-        _remember(found_, {"mark": mark, "document": kept, "trouble": error.message, "by": program})
+        _remember(found, {"mark": mark, "document": kept, "trouble": error.message, "by": program})
         return _holding(good, error.message)
-    _remember(found_, {"mark": mark, "document": document})
+    _remember(found, {"mark": mark, "document": document})
     return Rules(checked)
 
 
@@ -126,18 +126,18 @@ def _still_good(document: Any) -> lab.Lab | None:
         return None
 
 
-def _memo(found_: store.Store) -> Path:
-    return found_.on() / "lab.json"
+def _memo(found: store.Store) -> Path:
+    return found.on() / "lab.json"
 
 
-def _remember(found_: store.Store, content: Json) -> None:
+def _remember(found: store.Store, content: Json) -> None:
     """Where it can't be written, the YAML is parsed again the next time."""
-    if found_.dry:
+    if found.dry:
         return
     with suppress(OSError, errors.HostUnready):
-        found_.own_place()
-        files.make_folder(found_.on())
-        files.write_whole(_memo(found_), json.dumps(content).encode(), 0o644)
+        found.own_place()
+        files.make_folder(found.on())
+        files.write_whole(_memo(found), json.dumps(content).encode(), 0o644)
 
 
 def catch_up(root: Path) -> None:

@@ -78,7 +78,7 @@ _SPEC = JobSpec(command=("true",), work=Spec(runtime="process", name="bench"), r
 def _place(folder: Path, waits: int, ended: int, held: bool = False, array: bool = False) -> Place:
     """`held`: they wait for a job that is not there, in a queue that is not paused; `array`: they are one."""
     found = store.Store(Path(tempfile.mkdtemp(prefix="root-", dir=folder)))
-    lab.found(found.root)
+    lab.make_root(found.root)
     found.open_users()
     if not held:
         pause(found.root)

@@ -25,7 +25,7 @@ from mlbox.host.store import Store
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    lab.found(tmp_path / "root")
+    lab.make_root(tmp_path / "root")
     return tmp_path / "root"
 
 
@@ -38,8 +38,8 @@ def found(root: Path) -> Store:
 
 
 def test_a_root_is_founded_once(tmp_path: Path) -> None:
-    first = lab.found(tmp_path / "a/b")
-    assert lab.found(tmp_path / "a/b") == lab.identify(tmp_path / "a/b") == first
+    first = lab.make_root(tmp_path / "a/b")
+    assert lab.make_root(tmp_path / "a/b") == lab.identify(tmp_path / "a/b") == first
     assert len(first) == 16
 
 
@@ -85,10 +85,10 @@ def test_who_named_no_root_is_told_how_to(tmp_path: Path) -> None:
 def test_a_founder_that_died_in_the_middle(root: Path) -> None:
     """An empty mlbox.json is nobody's; a foreign one is left alone."""
     (root / "mlbox.json").write_text("")
-    assert lab.found(root) == lab.identify(root)
+    assert lab.make_root(root) == lab.identify(root)
     (root / "mlbox.json").write_text('{"format": 9, "id": "x"}')
     with pytest.raises(errors.HostUnready, match="format 9"):
-        lab.found(root)
+        lab.make_root(root)
 
 
 def test_many_found_at_once(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_many_found_at_once(tmp_path: Path) -> None:
     for _ in range(6):
         if os.fork() == 0:
             try:
-                os.write(write, lab.found(tmp_path / "new").encode())
+                os.write(write, lab.make_root(tmp_path / "new").encode())
             finally:
                 os._exit(0)
     for _ in range(6):

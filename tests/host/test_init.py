@@ -31,7 +31,7 @@ def test_a_root_that_no_container_could_mount_is_refused(tmp_path: Path) -> None
     with pytest.raises(errors.Refused, match="it has a : in it"):
         ask(Call(root))
     assert not root.parent.exists()
-    lab.found(root)  # of an older mlbox's: its jobs without a container run
+    lab.make_root(root)  # of an older mlbox's: its jobs without a container run
     assert ask(Call(root))["made"] is False
 
 

@@ -36,6 +36,7 @@ from mlbox.host import (
     claim,
     cron,
     engines,
+    fence,
     files,
     here,
     idle,
@@ -858,9 +859,9 @@ def fenced(box: Box, *jobs: Job) -> None:
     box.call(queue, do="pause", queue="default")  # otherwise it starts here again
     elsewhere = store.Store(box.root)
     elsewhere.host = "gpu2"
-    assert host_handler._fence(elsewhere, box.found.host) == [job.id for job in jobs]
+    assert fence.host(elsewhere, box.found.host) == [job.id for job in jobs]
     assert box.running() == []  # nobody reckons with it
-    assert host_handler._fence(elsewhere, box.found.host) == []
+    assert fence.host(elsewhere, box.found.host) == []
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["its keeper lives", "its keeper was killed"])

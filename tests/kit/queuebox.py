@@ -78,7 +78,7 @@ def until(true: Callable[[], object], patience: float = PATIENCE) -> None:
 class Box:
     def __init__(self, root: Path) -> None:
         self.root = root
-        lab.found(root)
+        lab.make_root(root)
         self.found = store.Store(root)
         self.jobs: list[Job] = []
 

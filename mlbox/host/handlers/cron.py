@@ -49,7 +49,7 @@ def _root_id(found: store.Store, named: bool) -> str:
     """The user's own data home needs no ceremony; a dry run does not make it, so its id is not known yet."""
     if named or (found.dry and (found.root / "mlbox.json").exists()):
         return lab.identify(found.root)
-    return "…" if found.dry else lab.found(found.root)
+    return "…" if found.dry else lab.make_root(found.root)
 
 
 def _line(found: store.Store, mark: str) -> str:

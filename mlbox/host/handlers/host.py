@@ -9,15 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import ids, resources, text
 from mlbox.core import lab as lab_rules
+from mlbox.core import resources, text
 from mlbox.core import reverse as reverse_words
-from mlbox.core.hints import waiting
-from mlbox.core.log import State
-from mlbox.core.verdict import lost
-from mlbox.host import able, attempts, files, lab, marks, ready, reverse, store, view
+from mlbox.host import able, fence, files, lab, marks, reverse, store, view
 from mlbox.host.handlers.logs import pause
-from mlbox.host.job import Job
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -64,14 +60,14 @@ def _known(found: store.Store, name: str) -> str:
     return name
 
 
-def _requeue(call: Call, found: store.Store, name: str) -> Json:
+def _fence(call: Call, found: store.Store, name: str) -> Json:
     """What it has counts for nothing from here on: nobody's job waits for it, and should it be back, it starts nothing
     until a person says so."""
     if name == found.host:
         raise errors.Refused(f"{name} is the host that answers this, so it is not gone", "mlbox host drain")
     with suppress(errors.Refused):  # another has drained, or fenced, it already
         _drain(found, name, True, "fenced")  # first: it starts nothing of what is in line again from here on
-    return {"requeued": _fence(found, name), "nudge": able.others(found, lab.rules(found).lab)}
+    return {"requeued": fence.host(found, name), "nudge": able.others(found, lab.rules(found).lab)}
 
 
 # ---- reverse tunnels ------------------------------------------------------------------------------------------
@@ -173,42 +169,4 @@ def _may_meet(found: store.Store, name: str, user: str) -> bool:
         return True
 
 
-_OTHERS = {"fence": _requeue, "add": _add, "meet": _meet, "place": _place, "remove": _remove}
-
-
-def _fence(found: store.Store, name: str) -> list[str]:
-    """`name` is gone for good, says a person: this user's jobs there are in line again, whatever it was doing.
-
-    Should it come back all the same, it finds its marks fenced, ends what it runs, and that counts for nothing."""
-    requeued = []
-    for id_ in view.names(found.on(name) / "live"):
-        if not ids.is_ulid(id_):
-            continue
-        job = found.job(id_)
-        if found.is_fenced(job, name):
-            continue
-        if found.dry:
-            requeued += [job.id] if _loss(found, job, name)[1].waiting else []
-            continue
-        job.log().fence(name)
-        spec = job.shown()  # of one whose spec is lost, the next claim says so; the others go on
-        event, state = _loss(found, job, name)
-        if event:
-            job.append(str(event.pop("event")), event, state.attempt)
-            state = job.state()
-        if state.waiting:
-            ready.publish(found, waiting(job.id, job.owner, spec, state))
-            requeued.append(job.id)
-        found.mark_fenced(job, name)
-        if not state.live:
-            attempts.settle(found, job, spec)
-    return requeued
-
-
-def _loss(found: store.Store, job: Job, name: str) -> tuple[Json, State]:
-    """The event by which it is lost on `name`, empty where it does not run there; and its state behind that."""
-    state = job.state()
-    if not state.running or state.facts.get("host") != name:
-        return {}, state
-    event = lost(job.shown(), state, f"host {name} was declared gone by {found.user}", time.time())
-    return event, job.foreseen(event["event"], event)
+_OTHERS = {"fence": _fence, "add": _add, "meet": _meet, "place": _place, "remove": _remove}

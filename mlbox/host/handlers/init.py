@@ -68,7 +68,7 @@ def run(call: Call) -> Json:
 def _root_id(found: store.Store, made: bool) -> str:
     """Of one that a dry run does not make it is not known yet. Raises what making it would."""
     if not found.dry:
-        return lab.found(found.root)
+        return lab.make_root(found.root)
     if not made:
         return lab.identify(found.root)
     there = next(folder for folder in (found.root, *found.root.parents) if folder.exists())

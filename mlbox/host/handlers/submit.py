@@ -85,7 +85,7 @@ def _looked_up(found: store.Store, said: After) -> After:
 def _root(call: Call, found: store.Store) -> None:
     """A lab's ROOT is made by `init`; the user's own data home needs no ceremony."""
     if call.root is None:
-        lab.found(found.root)
+        lab.make_root(found.root)
     lab.identify(found.root)
     alone(found)  # the tick will ask, too; by then the jobs are in line
 

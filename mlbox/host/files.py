@@ -121,13 +121,20 @@ def status(path: Path) -> os.stat_result | None:
     return path.lstat()
 
 
+_DEEP = 16  # folders; of ours there are fewer, and a container may nest them as deep as it likes
+
+
 def keep_young(folder: Path) -> None:
-    """Systems that remove old files from /tmp leave these alone."""
-    with suppress(RecursionError):  # a container may nest folders in it as deep as it likes
-        for top, _, names in os.walk(folder):  # unlike rglob, passes over what vanishes meanwhile
-            for path in (top, *(os.path.join(top, name) for name in names)):
-                with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
-                    os.utime(path, follow_symlinks=False)
+    """Systems that remove old files from /tmp leave these alone. Nor is anything else touched: a container may put a
+    link in the place of a folder meanwhile."""
+    for top, folders, names, descriptor in os.fwalk(folder):
+        with suppress(OSError):
+            os.utime(descriptor)
+        for name in (*folders, *names):
+            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+                os.utime(name, dir_fd=descriptor, follow_symlinks=False)
+        if top.count("/") >= str(folder).count("/") + _DEEP:
+            folders.clear()
 
 
 def sync_folder(folder: Path) -> None:

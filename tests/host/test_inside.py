@@ -271,3 +271,27 @@ def test_folders_in_folders_without_end_keep_no_session_from_its_end(box: Box) -
         os.chdir(before)
         os.close(before)
         subprocess.run(("rm", "-rf", str(job.boot_folder)), check=True)
+
+
+def test_a_link_in_the_place_of_a_folder_has_nothing_else_kept_young(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container swaps them between two names that are looked at."""
+    inside, outside = tmp_path / "boot/s", tmp_path / "outside"
+    for folder in (inside, outside):
+        folder.mkdir(parents=True)
+        for name in "xy":
+            (folder / name).touch()
+            os.utime(folder / name, (1, 1))
+    real = os.utime
+
+    def swapping(path: Any, *words: Any, **more: Any) -> None:
+        real(path, *words, **more)
+        if str(path)[-1] in "xy" and not inside.is_symlink():
+            inside.rename(tmp_path / "was")
+            inside.symlink_to(outside)
+
+    monkeypatch.setattr(os, "utime", swapping)
+    files.keep_young(tmp_path / "boot")
+    assert {path.stat().st_mtime for path in outside.iterdir()} == {1}
+    assert 1 not in {path.stat().st_mtime for path in (tmp_path / "was").iterdir()}

@@ -390,7 +390,10 @@ def test_a_call_without_a_tunnel_says_why(box: Box, quiet_stdin: None, monkeypat
     (job.attempt(1) / "tunnel.json").write_text('{"up": false, "why": "Permission denied"}')
     with pytest.raises(errors.Unreachable, match=r"tunnel of ws to .* is not up: Permission denied"):
         box.call(relay, session=job.id, verb="sessions", args={})
-    job.append("finished", {"why": "shut down"}, 1)
+    job.append("lost", {"at": 2.0, "why": "ws was rebooted"}, 1)
+    with pytest.raises(errors.Unreachable, match="waits in line, so no tunnel of it is up"):
+        box.call(relay, session=job.id, verb="sessions", args={})
+    job.append("cancelled", {"why": "shut down"})
     with pytest.raises(errors.Ended, match="has ended: shut down"):
         box.call(relay, session=job.id, verb="sessions", args={})
 

@@ -50,6 +50,10 @@ def _connect(found: store.Store, job: Job) -> socket.socket:
         except OSError:
             connection.close()
         if time.monotonic() > deadline:
+            if state.waiting:
+                raise errors.Unreachable(
+                    f"{job.id} waits in line, so no tunnel of it is up", f"mlbox show {job.id} says why"
+                )
             host = str(state.facts.get("host", ""))
             told = files.read_json(job.attempt(1) / "tunnel.json")
             why = told.get("why") if isinstance(told, dict) else ""

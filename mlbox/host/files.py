@@ -121,20 +121,16 @@ def status(path: Path) -> os.stat_result | None:
     return path.lstat()
 
 
-_DEEP = 16  # folders; of ours there are fewer, and a container may nest them as deep as it likes
-
-
 def keep_young(folder: Path) -> None:
-    """Systems that remove old files from /tmp leave these alone. Nor is anything else touched: a container may put a
-    link in the place of a folder meanwhile."""
+    """Systems that remove old files from /tmp leave these alone. A container may put a link in a folder's place."""
     for top, folders, names, descriptor in os.fwalk(folder):
         with suppress(OSError):
             os.utime(descriptor)
         for name in (*folders, *names):
             with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
                 os.utime(name, dir_fd=descriptor, follow_symlinks=False)
-        if top.count("/") >= str(folder).count("/") + _DEEP:
-            folders.clear()
+        if top.count("/") >= str(folder).count("/") + 16:
+            folders.clear()  # ours are fewer, and a container may nest them as deep as it likes
 
 
 def sync_folder(folder: Path) -> None:

@@ -32,6 +32,10 @@ class Job:
     def attempt(self, number: int) -> Path:
         return self.folder / f"attempts/{number}"
 
+    def keeper_log(self, state: State) -> Path:
+        """Of its last attempt."""
+        return self.attempt(state.attempt or 1) / "keeper.log"
+
     @property
     def sockets(self) -> Path:
         return self.boot_folder / "s"

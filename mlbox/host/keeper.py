@@ -188,7 +188,9 @@ class Keeper:
                 log = files.end(self.job.logs / "guest.log").decode(errors="replace")
                 raise failure.ended_at_once(self.spec.runtime, self._child.returncode, log)
             if time.monotonic() > deadline:
-                raise errors.StartFailed("the session's guest did not report in time", f"see {self.job.attempt(1)}/log")
+                raise errors.StartFailed(
+                    "the session's guest did not report in time", f"see {self.job.attempt(self.claim.number)}/log"
+                )
             waiting = sorted(wanted - set(self.guest.services))
             if waiting:
                 self.caller.say("waiting for " + ", ".join(services.TITLES[name] for name in waiting))

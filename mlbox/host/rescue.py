@@ -20,7 +20,7 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
         facts, elapsed = state.facts, processes.since(state.facts.get("uptime"))
         limit = number(facts.get("time_limit"))
         claim = Claim(found, job, spec.work, "", tuple(facts.get("gpus", ())), state.attempt, time_limit=limit)
-        keeping.detach(lambda: Keeper(claim, {}).adopt(elapsed), job.attempt(1) / "keeper.log", (keeper_lock,))
+        keeping.detach(lambda: Keeper(claim, {}).adopt(elapsed), job.keeper_log(state), (keeper_lock,))
         return True
     engines.by_name(spec.work.runtime, found).remove(job.id, 0)
     rebooted = state.facts.get("boot") not in (None, processes.boot_id())

@@ -93,7 +93,7 @@ def _tell(job: Job, name: str, word: Json) -> Json:
 
 
 def _refused(job: Job, name: str, why: str) -> errors.Refused:
-    return errors.Refused(f"{name} can't be shared: {why}", f"see {job.attempt(1)}/keeper.log on the host")
+    return errors.Refused(f"{name} can't be shared: {why}", f"see {job.keeper_log(job.state())} on the host")
 
 
 def _deaf(name: str) -> errors.HostUnready:

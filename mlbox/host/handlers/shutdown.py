@@ -45,7 +45,7 @@ def run(call: Call) -> Json:
     if job.state().live:
         raise errors.MlboxError(
             f"{described['name']} has not ended: what runs for it could not be removed",
-            f"see {job.attempt(1)}/keeper.log on the host; any later call to it tries again",
+            f"see {job.keeper_log(job.state())} on the host; any later call to it tries again",
         )
     return {"session": described, "freed": described["gpus"]}
 
@@ -75,5 +75,5 @@ def _await_end(job: Job, held: IO[bytes]) -> None:
     if waiter.is_alive():
         raise errors.MlboxError(
             f"session {job.id} has not ended within {_PATIENCE:.0f} s",
-            f"see {job.attempt(1)}/keeper.log on the host; it goes on ending",
+            f"see {job.keeper_log(job.state())} on the host; it goes on ending",
         )

@@ -57,13 +57,11 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
 
 def _is_coming(path: Path) -> bool:
     """Whether what exists is a folder: one that another host makes just now is not to be seen at once."""
-    for pause in (0.0, 0.02, 0.1, 0.5, 1.0):
+    for pause in (0.0, 0.02, 0.1, 0.5, 1.0, 2.0):
         time.sleep(pause)
-        if path.is_dir():
-            return True
         if os.path.lexists(path):
             break
-    return False
+    return path.is_dir()
 
 
 def is_own(path: Path, uid: int | None = None) -> bool:

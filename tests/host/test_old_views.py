@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from mlbox.core.hints import waiting
 from mlbox.core.log import fold, follow
 from mlbox.core.schedule import Start
 from mlbox.core.slots import Writer
-from mlbox.host import claim, here, slots, sweep, tick
+from mlbox.host import claim, files, here, slots, sweep, tick
 from mlbox.host.handlers import queue
 from mlbox.host.job import Job
 
@@ -172,3 +173,17 @@ def test_a_log_that_is_stale_just_now_is_looked_up_anew(box: Box, monkeypatch: p
             job.state()
     else:
         assert job.state().name == "submitted"
+
+
+@pytest.mark.parametrize("looks", range(4))
+def test_a_folder_that_another_host_makes_meanwhile_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """Between any two looks it comes into view."""
+    old = iter(range(looks))
+    is_dir, lexists = Path.is_dir, os.path.lexists
+    monkeypatch.setattr(Path, "is_dir", lambda path: next(old, None) is None and is_dir(path))
+    monkeypatch.setattr(os.path, "lexists", lambda path: next(old, None) is None and lexists(path))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    (tmp_path / "made").mkdir()
+    files.make_folder(tmp_path / "made")

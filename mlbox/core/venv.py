@@ -19,7 +19,7 @@ more = [] if inside else ["--system-site-packages"]
 subprocess.check_call([sys.executable, "-I", "-m", "venv"] + more + [top])
 if inside:
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    place = subprocess.check_output([top + "/bin/python", "-c", ask]).decode().strip()
+    place = subprocess.check_output([top + "/bin/python", "-I", "-c", ask]).decode().strip()
     with open(place + "/below.pth", "w") as file:
         file.write("".join("import site; site.addsitedir(%r)\\n" % folder for folder in site.getsitepackages()))
 
@@ -27,12 +27,15 @@ if inside:
 for below in (sysconfig.get_path("data"), sys.prefix):
     for part in ("share/jupyter", "etc/jupyter"):
         for folder, folders, names in os.walk(os.path.join(below, part)):
-            names += [name for name in folders if os.path.islink(os.path.join(folder, name))]
-            if os.path.basename(folder) == "kernels" and "python3" in folders:
-                folders.remove("python3")  # it may name the image's own Python, which lacks what is added
+            # The kernel python3 may name the image's own Python, which lacks what is added; staging is to build pages.
+            unwanted = {"kernels": "python3", "lab": "staging"}.get(os.path.basename(folder))
+            folders[:] = [name for name in folders if name != unwanted]
             here = os.path.join(top, os.path.relpath(folder, below))
-            os.makedirs(here, exist_ok=True)
-            for name in names:
-                if not os.path.lexists(os.path.join(here, name)):
-                    os.symlink(os.path.join(folder, name), os.path.join(here, name))
+            try:
+                os.makedirs(here, exist_ok=True)
+                for name in names:
+                    if not os.path.lexists(os.path.join(here, name)):
+                        os.symlink(os.path.join(folder, name), os.path.join(here, name))
+            except OSError as error:
+                print("not linked:", error)
 """

@@ -42,26 +42,23 @@ def private_folder(path: Path, mode: int = 0o700) -> Path:
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
     """With those above it that are missing: whatever the umask, nobody else may write to what is made."""
-    for _ in range(2):  # not for ever: an old view of a share may have the one above it, and not take a new one
+    missing = 0
+    for pause in (0.0, 0.02, 0.1, 0.5, 1.0, 2.0):
         try:
             path.mkdir(mode=mode & ~0o022)
             return
         except FileNotFoundError:
+            missing += 1
+            if missing > 2:  # not for ever: an old view of a share may have the one above it, and not take a new one
+                raise
             make_folder(path.parent)
         except FileExistsError:
-            if not _is_coming(path):
+            if os.path.lexists(path):
+                if path.is_dir():
+                    return
                 raise
-            return
+            time.sleep(pause)  # one that another host makes just now is not to be seen at once, or is gone again
     path.mkdir(mode=mode & ~0o022)
-
-
-def _is_coming(path: Path) -> bool:
-    """Whether what exists is a folder: one that another host makes just now is not to be seen at once."""
-    for pause in (0.0, 0.02, 0.1, 0.5, 1.0, 2.0):
-        time.sleep(pause)
-        if os.path.lexists(path):
-            break
-    return path.is_dir()
 
 
 def is_own(path: Path, uid: int | None = None) -> bool:
@@ -119,16 +116,20 @@ def status(path: Path) -> os.stat_result | None:
     return path.lstat()
 
 
-def keep_young(folder: Path) -> None:
-    """Systems that remove old files from /tmp leave these alone. A container may put a link in a folder's place."""
-    for top, folders, names, descriptor in os.fwalk(folder):
-        with suppress(OSError):
+def keep_young(folder: Path | str, above: int | None = None, deep: int = 16) -> None:
+    """Systems that remove old files from /tmp leave these alone. A container may put a link, or a FIFO, in the place of
+    any, and nest folders as deep as it likes: ours are fewer than `deep`. `above`: of the folder that it is in."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+        try:
+            for name in os.listdir(descriptor):
+                with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
+                    os.utime(name, dir_fd=descriptor, follow_symlinks=False)
+                if deep:
+                    keep_young(name, descriptor, deep - 1)
             os.utime(descriptor)
-        for name in (*folders, *names):
-            with suppress(OSError):  # a container's root owns some; a socket in use is nowhere removed
-                os.utime(name, dir_fd=descriptor, follow_symlinks=False)
-        if top.count("/") >= str(folder).count("/") + 16:
-            folders.clear()  # ours are fewer, and a container may nest them as deep as it likes
+        finally:
+            os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

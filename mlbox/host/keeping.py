@@ -124,9 +124,9 @@ def stay_young(job: Job, leases: Callable[[], Iterable[str]]) -> None:
     def touch() -> None:
         while True:
             time.sleep(_YOUNG)
+            lease.keep_young([*leases(), *uses.held()])
             for folder in (job.boot_folder, job.dialled):
                 files.keep_young(folder)
-            lease.keep_young([*leases(), *uses.held()])
 
     threading.Thread(target=touch, name="young", daemon=True).start()
 

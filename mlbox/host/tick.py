@@ -114,11 +114,11 @@ def _pass(found: store.Store) -> Report:
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
         done, left_alone = _work_off(found, seen.view, rules.lab)
+        _publish(found, seen, done.waits or {}, {**seen.unable, **left_alone})  # the next one reads it
     if done.failed:  # ends like any other, for which others may wait
         found.of_ticks("wanted").touch(mode=0o600)
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
-    _publish(found, seen, done.waits or {}, {**seen.unable, **left_alone})
     return replace(done, trouble=rules.trouble, whole=seen.whole)
 
 

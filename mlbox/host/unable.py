@@ -20,8 +20,8 @@ from mlbox.core.resources import Turn
 from mlbox.host import processes
 
 Told = dict[str, tuple[float, str, int]]
-REST = 45.0  # s, where the trouble has no time of its own: until the next of cron's ticks
-_MOST, _LONGEST = 200, 300  # jobs; letters of a reason. In all less than is read back (files.MAX_FILE)
+REST = 90.0  # s, where the trouble has no time of its own: beyond the next of cron's ticks, which looks behind them
+_MOST, _LONGEST = 640, 100  # jobs; letters of a reason. In all less than is read back (files.MAX_FILE)
 
 
 class LeftAlone(errors.HostUnready):
@@ -50,12 +50,13 @@ def read(document: Any) -> Told:
     return found
 
 
-def now(document: Any) -> Told:
-    """Of this host's own host.json: what still holds."""
-    uptime = processes.uptime()
+def here(document: Any, own: bool) -> Told:
+    """Of a host.json of this very host and boot. What is a user's `own` is tried again in time; another's is passed
+    over until that one's tick, which does that, takes the word back."""
     if not isinstance(document, dict) or document.get("boot") != processes.boot_id():
         return {}
-    return {job: entry for job, entry in read(document).items() if uptime < entry[0]}
+    uptime = processes.uptime()
+    return {job: entry for job, entry in read(document).items() if not own or uptime < entry[0]}
 
 
 def to_wire(told: Told) -> dict[str, list[Any]]:

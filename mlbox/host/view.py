@@ -53,7 +53,7 @@ def read(found: store.Store, rules: Lab, now: float, asked: inventory.Asked) -> 
     shares = lease.shares()
     told = {user: files.read_json(found.on(user=user) / "host.json") for user in users}
     served = [user for user in users if user == found.user or _ticks(told[user], now)]
-    passed_over = {user: unable.now(told[user]) for user in served}
+    passed_over = {user: unable.here(told[user], user == found.user) for user in served}
     host = replace(
         facts(found, rules, tuple(_without_the_jobs_own(gpus, running, found.host, shares))),
         unable={key: why for user in served for key, why in unable.words(found.host, user, passed_over[user]).items()},

@@ -295,3 +295,12 @@ def test_a_link_in_the_place_of_a_folder_has_nothing_else_kept_young(
     files.keep_young(tmp_path / "boot")
     assert {path.stat().st_mtime for path in outside.iterdir()} == {1}
     assert 1 not in {path.stat().st_mtime for path in (tmp_path / "was").iterdir()}
+
+
+def test_a_folder_that_is_not_there_costs_the_others_nothing(tmp_path: Path) -> None:
+    (tmp_path / "boot").mkdir()
+    os.mkfifo(tmp_path / "boot/fifo")
+    os.utime(tmp_path / "boot/fifo", (1, 1))
+    files.keep_young(tmp_path / "boot.s")
+    files.keep_young(tmp_path / "boot")
+    assert (tmp_path / "boot/fifo").stat().st_mtime > 1

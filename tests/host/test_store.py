@@ -50,19 +50,6 @@ def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     assert (made, mode(made)) == (tmp_path / "a/b", 0o700)
 
 
-def test_a_folder_that_another_host_makes_just_now_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It exists by mkdir's word before a look finds it."""
-    folder, looks = tmp_path / "ev", [False, False, True]
-    folder.mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(os.path, "lexists", lambda path: False)
-        patch.setattr(Path, "is_dir", lambda path: looks.pop(0))
-        files.make_folder(folder)
-    assert looks == []
-
-
 def test_what_is_no_folder_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ev").touch()
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits") if seconds else None)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mlbox import errors
 from mlbox.core.session import Spec
 from mlbox.host import engines, files, processes, store, unable
 
@@ -44,8 +45,8 @@ def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:
             raise left_alone
     try:
         return engines.by_name(engine, found).identify(spec, _PATIENCE)
-    except engines.Silent as silent:
-        put(found, engine, False, silent.message)
+    except errors.HostUnready as error:  # each job would ask it anew
+        put(found, engine, False, error.message)
         raise
 
 

@@ -30,7 +30,10 @@ for below in (sysconfig.get_path("data"), sys.prefix):
             # The kernel python3 may name the image's own Python, which lacks what is added; staging is to build pages.
             unwanted = {"kernels": "python3", "lab": "staging"}.get(os.path.basename(folder))
             folders[:] = [name for name in folders if name != unwanted]
+            names += [name for name in folders if os.path.islink(os.path.join(folder, name))]  # are not walked into
             here = os.path.join(top, os.path.relpath(folder, below))
+            if os.path.realpath(here) != os.path.join(os.path.realpath(top), os.path.relpath(folder, below)):
+                continue  # it is one of those
             try:
                 os.makedirs(here, exist_ok=True)
                 for name in names:

@@ -58,7 +58,8 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
                     return
                 raise
             time.sleep(pause)  # one that another host makes just now is not to be seen at once, or is gone again
-    path.mkdir(mode=mode & ~0o022)
+    if not path.is_dir():
+        path.mkdir(mode=mode & ~0o022)
 
 
 def is_own(path: Path, uid: int | None = None) -> bool:

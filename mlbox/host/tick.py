@@ -114,17 +114,17 @@ def _pass(found: store.Store) -> Report:
     with lease.choosing():
         seen = view.read(found, rules.lab, time.time(), asked)
         done, left_alone = _work_off(found, seen.view, rules.lab)
-        _publish(found, seen, done.waits or {}, {**seen.unable, **left_alone})  # the next one reads it
+        _tell(found, seen, {**seen.unable, **left_alone})  # the next one who chooses reads it
     if done.failed:  # ends like any other, for which others may wait
         found.of_ticks("wanted").touch(mode=0o600)
     if not any(job.owner == found.user for job in seen.view.waiting):
         ready.prune(found)
+    _publish(found, seen, done.waits or {})
     return replace(done, trouble=rules.trouble, whole=seen.whole)
 
 
 def _work_off(found: store.Store, seen: View, rules: Lab) -> tuple[Report, unable.Told]:
-    """Decide, and do it; and again while something could not be started, for its room is the others'. The second of the
-    pair is what this host passes over from now on."""
+    """Decide, and do it; again while something could not be started, for its room is the others'. And what that was."""
     mine = {job.id: job for job in seen.waiting if job.owner == found.user}
     report, left_alone = Report(waits={}), unable.Told()
     while True:
@@ -277,16 +277,18 @@ def _anew(found: store.Store) -> None:
         here.be_readable()
 
 
-def _publish(found: store.Store, seen: view.Seen, waits: Json, left_alone: unable.Told) -> None:
+def _tell(found: store.Store, seen: view.Seen, left_alone: unable.Told) -> None:
     host = seen.view.host
-    # There from the first tick on: an idle one looks into each.
-    for folder in (found.live, found.making, found.own() / "ready"):
+    for folder in (found.live, found.making, found.own() / "ready"):  # an idle tick looks into each
         files.make_folder(folder)
     facts = {
         "at": time.time(), "boot": processes.boot_id(), "driver": seen.driver, "cpus": host.cpus,
         "memory": host.memory, "gpus": [asdict(gpu) for gpu in seen.gpus], "unable": unable.to_wire(left_alone),
     }  # fmt: skip
     files.write_whole(found.on() / "host.json", json.dumps(facts).encode(), 0o644, lasting=False)
+
+
+def _publish(found: store.Store, seen: view.Seen, waits: Json) -> None:
     if seen.view.lab.host(found.host).via or (found.on() / "reverse.json").exists():
         from mlbox.host import reverse  # few hosts dial out
 

@@ -37,10 +37,13 @@ def test_of_another_one(tmp_path: Path, system: bool, monkeypatch: pytest.Monkey
                  "share/jupyter/kernels/python3/kernel.json"):  # fmt: skip
         (below / name).parent.mkdir(parents=True, exist_ok=True)
         (below / name).write_text(name)
+    (tmp_path / "developed").mkdir()
+    (below / "share/jupyter/labextensions").mkdir()
+    (below / "share/jupyter/labextensions/mine").symlink_to(tmp_path / "developed")
     python = on_top_of(below / "bin/python", tmp_path)
     top = Path(python).parents[1]
     assert sorted(path.name for path in top.glob("*/jupyter/*/**/*") if path.is_symlink()) == [
-        "b.json", "index.html", "kernel.json"
+        "b.json", "index.html", "kernel.json", "mine"
     ]  # fmt: skip
     assert (top / "share/jupyter/kernels/ir/kernel.json").read_text() == "share/jupyter/kernels/ir/kernel.json"
     assert not (top / "share/jupyter/lab").is_symlink()

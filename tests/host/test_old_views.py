@@ -175,7 +175,7 @@ def test_a_log_that_is_stale_just_now_is_looked_up_anew(box: Box, monkeypatch: p
         assert job.state().name == "submitted"
 
 
-@pytest.mark.parametrize("looks", range(4))
+@pytest.mark.parametrize("looks", range(7))
 def test_a_folder_that_another_host_makes_meanwhile_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:

@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlbox import errors
 from mlbox.core.session import Spec
 from mlbox.host import engines, files, processes, store, unable
 
@@ -45,8 +44,8 @@ def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:
             raise left_alone
     try:
         return engines.by_name(engine, found).identify(spec, _PATIENCE)
-    except errors.HostUnready as error:  # each job would ask it anew
-        put(found, engine, False, error.message)
+    except engines.Silent as silent:  # no other trouble: by a bad name of its own, one job would put it aside for all
+        put(found, engine, False, silent.message)
         raise
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -25,7 +24,7 @@ from mlbox.core.lab import Lab
 from mlbox.core.log import State
 from mlbox.core.schedule import Start, Waiting, limited
 from mlbox.core.verdict import elsewhere
-from mlbox.host import archive, batch, engines, files, keeping, lease, limits, processes, ready, runner, store, unable
+from mlbox.host import archive, batch, files, keeping, lease, limits, processes, ready, runner, store, unable
 from mlbox.host.attempts import Attempt
 from mlbox.host.engines import aside
 from mlbox.host.job import Job
@@ -136,7 +135,7 @@ def _claim(
     if left_alone:
         why, left = left_alone
         raise unable.LeftAlone(why, processes.uptime() + left)
-    engine = engines.choose(spec.work, found, partial(aside.identify, bool(chosen.gpus)))
+    engine = aside.choose(spec.work, found, bool(chosen.gpus))
     output_limit = (rules or Lab()).output_limit(job.queue, spec.output_limit)
     spec = replace(spec.with_runtime(engine.name), output_limit=output_limit)
     number = state.attempt + 1

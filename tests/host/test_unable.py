@@ -17,7 +17,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.lab import Lab
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import claim, engines, files, processes, runner, store, unable, view
+from mlbox.host import claim, engines, files, look, processes, runner, store, unable, view
 from mlbox.host.engines import aside
 from mlbox.host.handlers import queue
 
@@ -153,3 +153,20 @@ def test_of_two_engines_the_one_that_is_tried_again_first_says_when(box: Box, mo
     aside.put(box.found, "docker", False, "docker is broken")
     with pytest.raises(unable.LeftAlone, match="podman is broken; tried again in"):
         engines.choose(Spec(image="alpine"), box.found, partial(aside.identify, False))
+
+
+def test_any_number_that_have_no_engine_here_hide_nobody(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "present", lambda: ["process"])
+    box.call(queue, do="pause", queue="default")
+    images = JobSpec(("true",), work=Spec(image="alpine"), resources=Resources(gpus="0", cpus=0))
+    for _ in range(3 * look.LOOK):
+        made = hint(box.found, images)
+        box.found.create(made, images, queued=True)
+        made.append("submitted", {"at": 0.0, "queue": "default", "owner": box.found.user})
+    job = box.sh("true")
+    (box.root / "paused/default").unlink()
+    now, started = processes.uptime, list[str]()
+    for minute in range(6):
+        monkeypatch.setattr(processes, "uptime", lambda minute=minute: now() + 60 * minute)
+        started += box.tick().started
+    assert started == [job.id] and box.end(job).name == "finished"

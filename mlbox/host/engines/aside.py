@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlbox.core.session import Spec
+from mlbox import errors
+from mlbox.core.session import ENGINES, Spec
 from mlbox.host import engines, files, processes, store, unable
 
 Json = dict[str, Any]
@@ -34,6 +36,18 @@ def put(found: store.Store, engine: str, gpus: bool, why: str) -> None:
     note = {"boot": processes.boot_id(), "until": now + rest, "rest": rest, "why": why}
     with suppress(OSError):  # it is found out anew
         files.write_whole(path, json.dumps(note).encode(), lasting=False)
+
+
+def choose(spec: Spec, found: store.Store, gpus: bool) -> engines.Choice:
+    """As engines.choose, for a tick. What has no engine here will hardly have one soon: what is behind it is looked at
+    meanwhile. Raises LeftAlone then, too."""
+    try:
+        return engines.choose(spec, found, partial(identify, gpus))
+    except errors.HostUnready as error:
+        wanted = (spec.runtime,) if spec.runtime in ENGINES else ENGINES
+        if {*wanted}.intersection(engines.present()):
+            raise
+        raise unable.LeftAlone(error.message, processes.uptime() + LONGEST) from None
 
 
 def identify(gpus: bool, engine: str, spec: Spec, found: store.Store) -> str:

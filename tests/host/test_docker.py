@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlbox import errors
-from mlbox.core.session import Mount
+from mlbox.core.session import Mount, Spec
 from mlbox.host import here, store
 from mlbox.host.engines import Run, container, selinux
 from mlbox.host.engines.docker import Docker
@@ -181,3 +181,12 @@ def test_what_ended_is_told_from_what_never_ran(
     answers = {"ps": "c0ffee\n", "inspect": f"{said}\n"}
     monkeypatch.setattr(container, "capture", lambda argv, timeout: (0, answers[argv[1]], ""))
     assert Docker(store.Store()).ending("01ARYZ6S41TSV4RRFFQ69G5FAV") == seen
+
+
+@pytest.mark.parametrize(
+    "said", ["No such image: x", "invalid reference format: repository name (library/Ubuntu) must be lowercase"]
+)
+def test_a_name_that_no_image_can_have_is_the_job_s_own_trouble(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Else it would wait for ever for the host to be mended; a pull says what is wrong with it."""
+    monkeypatch.setattr(container, "capture", lambda argv, timeout: (1, "", f"Error response from daemon: {said}"))
+    assert Docker(store.Store()).identify(Spec(image="Ubuntu")) == ""

@@ -81,7 +81,8 @@ class Container:
         code, out, error = self.ask("image", "inspect", "--format", "{{.Id}}", spec.image, timeout=patience)
         if code == 0:
             return out.strip()
-        if re.search("no such image|image not known", error, re.I):
+        # What no image can be called is refused by the pull, in words.
+        if re.search("no such image|image not known|invalid reference format", error, re.I):
             return ""
         raise self.failed(code, error)
 

@@ -21,7 +21,7 @@ RUNNING = {"id": "01ARYZ6S41TSV4RRFFQ69G5FAV", "name": "kind-otter"}
         (Answers(host="gpu1", port=("6006",)), ""),
         (
             Answers(host="gpu1", gpus="2", vscode=False, env=("TOKEN=s3cret",)),
-            "  it stays as it is; for a new one: --gpus, --no-vscode, --env\n",
+            "  it stays as it is: only a new one takes --gpus, --no-vscode, --env\n",
         ),
     ],
 )

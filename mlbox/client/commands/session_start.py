@@ -96,7 +96,7 @@ def _offer(
     output.note(f"  joining {newest['name']}, which is running already (--new starts another)")
     unheeded = replace(said, host=None, name=None, port=None).beyond(Answers())
     if unheeded:  # by their names: a value may be a secret
-        output.note(f"  it stays as it is; for a new one: {', '.join(flag.split()[0] for flag in unheeded)}")
+        output.note(f"  it stays as it is: only a new one takes {', '.join(flag.split()[0] for flag in unheeded)}")
     ports = ports_of(said)
     return attach.join(host, str(newest["id"]), config, ports, options)
 

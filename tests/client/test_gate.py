@@ -153,3 +153,32 @@ def test_a_refused_client_gets_the_page_and_the_end() -> None:
             assert admit(near, KEY) is None
         reply = b"".join(iter(lambda: browser.recv(4096), b""))
         assert reply.startswith(b"HTTP/1.1 403 ")
+
+
+def test_a_head_that_came_whole_and_may_pass_is_left_to_be_read() -> None:
+    near, browser = socket.socketpair()
+    with near, browser:
+        whole = head("GET / HTTP/1.1", f"Cookie: mlbox-{KEY.session_id}={KEY.token}") + b"and more"
+        browser.sendall(whole)
+        assert admit(near, KEY) == b""
+        assert near.gettimeout() is None
+        assert near.recv(HEAD_LIMIT) == whole
+
+
+def test_a_head_that_comes_in_pieces_is_passed_on_as_it_was_read() -> None:
+    near, browser = socket.socketpair()
+    with near, browser:
+        whole = head("GET / HTTP/1.1", f"Cookie: mlbox-{KEY.session_id}={KEY.token}")
+        browser.sendall(whole[:20])
+
+        class Watched(socket.socket):
+            """The rest comes once somebody has looked at the beginning."""
+
+            def recv(self, size: int, flags: int = 0) -> bytes:
+                found = super().recv(size, flags)
+                if flags == socket.MSG_PEEK:
+                    browser.sendall(whole[20:])
+                return found
+
+        with Watched(fileno=near.detach()) as watched:
+            assert admit(watched, KEY) == whole

@@ -31,7 +31,7 @@ from mlbox.client.transports.fabric import connection
 from mlbox.client.transports.fabric.channel import Channel as FabricChannel
 from mlbox.client.transports.fabric.settings import parts as parts_of
 from mlbox.client.transports.fabric.settings import resolve
-from mlbox.client.tunnels import Link
+from mlbox.client.tunnels import Link, SshLink
 from tests.client.kit import SSHD, Host, Opened, Server, Sshd
 
 pytestmark = pytest.mark.skipif(
@@ -445,6 +445,23 @@ def test_a_command_asks_for_each_key_once(place: Place, tmp_path: Path, monkeypa
 def test_a_name_that_would_be_an_option(place: Place, kind: str, name: str) -> None:
     with pytest.raises(errors.Usage):
         place.transport(kind, host=name)
+
+
+@pytest.mark.parametrize(
+    ("ciphers", "ours"),
+    [
+        ("chacha20-poly1305@openssh.com,aes128-ctr,aes192-ctr,aes256-ctr,aes128-gcm@openssh.com", True),  # until 9.9
+        ("chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr", True),  # from 10.0
+        ("aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr", False),  # a system's policy
+        ("chacha20-poly1305@openssh.com", False),
+    ],
+)
+def test_ciphers_that_somebody_chose_are_left_alone(tmp_path: Path, ciphers: str, ours: bool) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"Host gpu1\n  Ciphers {ciphers}\n")
+    link = transports.make("gpu1", Config(ssh_config=str(config))).link({"guest": "/r/guest.sock"}, tmp_path, 2)
+    assert isinstance(link, SshLink)
+    assert ("Ciphers=^aes128-gcm@openssh.com" in link.argv) == ours
 
 
 # The host part

@@ -550,7 +550,8 @@ def test_the_command_line() -> None:
     assert words.endswith("-F /c -L /l/7-guest:/r/guest.sock -- gpu1")
     for option in (
         "BatchMode=yes",
-        "ControlPath=none",
+        "ControlPath=/l/7-control",
+        "ControlPersist=no",
         "ConnectTimeout=10",
         "Ciphers=^aes128-gcm@openssh.com",
     ):

@@ -210,7 +210,7 @@ def test_a_forward_of_the_users_own_does_not_matter(sshd: Sshd, host: Host) -> N
 def test_close_leaves_no_process_no_file_and_no_port(sshd: Sshd, host: Host) -> None:
     with Lab(sshd, host) as lab:
         link = lab.up()
-        assert len(list(lab.folder.iterdir())) == 4
+        assert len(list(lab.folder.iterdir())) == 5  # four services, and where it is handed connections
         assert lab.folder.stat().st_mode & 0o777 == 0o700
         assert all(path.stat().st_mode & 0o077 == 0 for path in lab.folder.iterdir())
         pid, port = link.pid, lab.tunnels.port("echo")

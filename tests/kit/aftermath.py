@@ -35,7 +35,7 @@ def traces(host: str) -> list[str]:
 
 def all_processes(laptop: Laptop) -> list[str]:
     """What this (watched) laptop's commands still run."""
-    return list(_marked(laptop.env["XDG_RUNTIME_DIR"]).values())
+    return list(marked(laptop.env["XDG_RUNTIME_DIR"]).values())
 
 
 def own_processes(laptop: Laptop) -> list[str]:
@@ -43,7 +43,7 @@ def own_processes(laptop: Laptop) -> list[str]:
     return [command for command in all_processes(laptop) if "[mux]" not in command and " -f -N " not in command]
 
 
-def _marked(runtime: str) -> dict[int, str]:
+def marked(runtime: str) -> dict[int, str]:
     """The command lines of processes that were started with this runtime folder; a zombie has none."""
     mark, found = f"XDG_RUNTIME_DIR={runtime}".encode(), {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -74,7 +74,7 @@ def watched(home: Path, *hosts: str) -> Iterator[Laptop]:
             assert left == [], f"left on {host}: {left}"
     finally:
         laptop.close()
-        for pid in _marked(runtime):  # the shared connections; after a failure, whatever there is
+        for pid in marked(runtime):  # the shared connections; after a failure, whatever there is
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         shutil.rmtree(runtime, ignore_errors=True)  # ssh takes its socket away while it ends

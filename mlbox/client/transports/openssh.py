@@ -29,6 +29,7 @@ from mlbox.client.transports.child import Child
 from mlbox.client.tunnels import Link, SshLink
 
 _PERSIST = "10m"
+_DEFAULT_CIPHERS = ("chacha20-poly1305@openssh.com,aes128-ctr", "chacha20-poly1305@openssh.com,aes128-gcm")  # 10.0's
 
 
 class OpenSsh:
@@ -129,7 +130,7 @@ class OpenSsh:
     def _default_ciphers(self) -> bool:
         """Whether the user left the ciphers alone: then the faster of the safe ones goes first."""
         self._resolver.join()
-        return self._resolved.get("ciphers", [""])[0].startswith("chacha20-poly1305@openssh.com,aes128-ctr")
+        return self._resolved.get("ciphers", [""])[0].startswith(_DEFAULT_CIPHERS)
 
 
 def _may_ask() -> bool:

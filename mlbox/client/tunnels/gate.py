@@ -9,8 +9,9 @@ a cookie, which is handed out for the token in the printed URL:
 Host must name this machine (DNS rebinding), and a WebSocket's Origin must be the Host (cookies know no
 ports, so a page on another local port would bring ours along).
 Assumed: HTTP/1 without TLS, and browsers that pool connections by host, port and top-level site. Later
-requests on a connection that was let in are not looked at. The head is read, not peeked at: closing a socket
-with unread bytes sends a reset that destroys the reply, and nothing portable sleeps until "more than peeked".
+requests on a connection that was let in are not looked at. A head that came whole, as nearly all do, and may pass is
+only peeked at, so that the connection can be handed on as it is. Any other is read: closing a socket with unread bytes
+sends a reset that destroys the reply, and nothing portable sleeps until "more than peeked".
 """
 
 from __future__ import annotations
@@ -96,8 +97,12 @@ def read_head(conn: socket.socket, timeout: float = HEAD_TIMEOUT) -> bytes | Non
 
 
 def admit(conn: socket.socket, key: Key) -> bytes | None:
-    """The bytes to pass on if it may go on; None if it was answered here, and the caller closes it."""
-    head = read_head(conn)
+    """The bytes to pass on first if it may go on, none where its head came in one piece: that is still to be read from
+    it. None if it was answered here, and the caller closes it."""
+    peeked = _peek(conn)
+    if _END in peeked and judge(peeked, key).allowed:
+        return b""
+    head = read_head(conn) if peeked else None
     verdict = judge(head, key) if head is not None else _forbidden()
     if verdict.allowed:
         return head
@@ -107,6 +112,18 @@ def admit(conn: socket.socket, key: Key) -> bytes | None:
         conn.settimeout(1.0)
         conn.recv(HEAD_LIMIT)  # until the client has closed: closing first may reset, and lose the reply
     return None
+
+
+def _peek(conn: socket.socket) -> bytes:
+    """What has come, once anything has."""
+    try:
+        conn.settimeout(HEAD_TIMEOUT)
+        return conn.recv(HEAD_LIMIT, socket.MSG_PEEK)
+    except OSError:
+        return b""
+    finally:
+        with contextlib.suppress(OSError):
+            conn.settimeout(None)
 
 
 def _headers(lines: list[bytes]) -> list[tuple[bytes, bytes]] | None:

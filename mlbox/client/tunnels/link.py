@@ -1,8 +1,9 @@
 """One way to a session's sockets: an ssh process that forwards them, or nothing at all when they are here.
 
-`ssh -N -L LOCAL.sock:REMOTE.sock ... HOST` runs on a connection of its own (no ControlMaster: killing a
-tunnel must not kill commands). LOCAL.sock carries the link's generation, so two links live side by side.
-Ready means that the sockets exist; a probe through one tells that it works. stderr says why it ended.
+`ssh -N -L LOCAL.sock:REMOTE.sock ... HOST` runs on a connection of its own, not the commands': killing a tunnel
+must not kill commands. It is a ControlMaster only to be handed connections (handover.py). LOCAL.sock carries the
+link's generation, so two links live side by side. Ready means that the sockets exist; a probe through one tells
+that it works. stderr says why it ended.
 ssh dies with us, also after kill -9, on Linux (PR_SET_PDEATHSIG, tied to the thread that started it).
 Assumed: OpenSSH 6.7 or newer. ExitOnForwardFailure stays off: a LocalForward of the user's own for this
 host is held by the first link and would make every later one fail; ours are checked by path instead.
@@ -26,9 +27,13 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from mlbox.client import state
+from mlbox.client.tunnels.handover import takes_connections
 from mlbox.errors import MlboxError, Unreachable
 
 PATH_LIMIT = 100  # bytes; sun_path holds 104 (macOS) or 108 (Linux), and ssh wants a little
+CONTROL_LIMIT = (
+    PATH_LIMIT - 17
+)  # bytes; ssh makes it under a name that is so much longer, and ends where that is too long
 POLITE = 0.5  # seconds between SIGTERM and SIGKILL; ssh -N has nothing to save
 _FORWARDABLE = re.compile(r"/[^\s:%$\\\"']*")  # ssh expands %, $ and splits at :
 _GUARD = """\
@@ -56,6 +61,9 @@ class Link(Protocol):
 
     def path(self, service: str) -> str: ...
 
+    def handover(self, service: str) -> tuple[str, str] | None:
+        """Its ssh's control socket and the service's path on the host, where that ssh takes connections."""
+
     def alive(self) -> bool: ...
 
     def close(self) -> None:
@@ -79,6 +87,9 @@ class LocalLink:
 
     def path(self, service: str) -> str:
         return self._paths[service]
+
+    def handover(self, service: str) -> tuple[str, str] | None:
+        return None
 
     def alive(self) -> bool:
         return True
@@ -113,11 +124,16 @@ class SshLink:
         self._paths = {name: str(directory / f"{generation}-{name}") for name in forwards}
         for path in (*self._paths.values(), *forwards.values()):
             _check(path)
+        control = str(directory / f"{generation}-control")
+        self._control = (
+            control if len(os.fsencode(control)) <= CONTROL_LIMIT and _FORWARDABLE.fullmatch(control) else ""
+        )
+        self._forwards = dict(forwards)
         self._directory = directory
         self._batch = batch
         self._argv = (
             *(ssh[0], "-N", "-T", "-a", "-x"),
-            *_options(ssh[1:], batch, fast_cipher, connect_timeout),
+            *_options(ssh[1:], self._control, batch, fast_cipher, connect_timeout),
             *ssh[1:],
             *(part for name in forwards for part in ("-L", f"{self._paths[name]}:{forwards[name]}")),
             *("--", destination),
@@ -153,6 +169,9 @@ class SshLink:
     def path(self, service: str) -> str:
         return self._paths[service]
 
+    def handover(self, service: str) -> tuple[str, str] | None:
+        return (self._control, self._forwards[service]) if self._control and takes_connections(self._argv[0]) else None
+
     def alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
@@ -170,6 +189,7 @@ class SshLink:
     def _live(self, spawned: threading.Event, ended: Callable[[], None]) -> None:
         """The process's whole life, in the one thread whose end kills it."""
         try:
+            self._unlink()  # with a control socket of that name, one that was killed, ssh would make none
             process = self._spawn()
         except OSError as error:
             self._failure = error
@@ -210,15 +230,18 @@ class SshLink:
                 os.killpg(process.pid, number) if self._batch else os.kill(process.pid, number)
 
     def _unlink(self) -> None:
-        for path in self._paths.values():
+        for path in (*self._paths.values(), self._control):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
 
-def _options(given: tuple[str, ...], batch: bool, fast_cipher: bool, connect_timeout: int) -> tuple[str, ...]:
-    """Ours come first: ssh takes the first value of an option."""
+def _options(
+    given: tuple[str, ...], control: str, batch: bool, fast_cipher: bool, connect_timeout: int
+) -> tuple[str, ...]:
+    """Ours come first: ssh takes the first value of an option. ControlPersist would send ssh to the background."""
     options = [
-        *("ControlPath=none", "ControlMaster=no", "ExitOnForwardFailure=no"),
+        *(f"ControlPath={control or 'none'}", f"ControlMaster={'yes' if control else 'no'}", "ControlPersist=no"),
+        "ExitOnForwardFailure=no",
         *("StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177", "ServerAliveInterval=0", "LogLevel=INFO"),
     ]
     if batch:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from mlbox.client.tunnels import inside
 from mlbox.client.tunnels.events import Backoff, OnEvent, Timing
 from mlbox.client.tunnels.gate import Key, admit
+from mlbox.client.tunnels.handover import Handover
+from mlbox.client.tunnels.held import Held
 from mlbox.client.tunnels.listener import Listener, Port, Service, allow_many_files
 from mlbox.client.tunnels.probe import Probe, ping
 from mlbox.client.tunnels.supervisor import LinkFactory, Supervisor
@@ -116,11 +118,12 @@ class Tunnels:
             self._carry(service, connection, head)
 
     def _carry(self, service: Service, connection: socket.socket, head: bytes) -> None:
-        """Wait for a link that takes the connection, then copy until it ends."""
+        """Wait for a link that takes the connection, and see it to its end."""
         deadline, again = time.monotonic() + self._wait, Backoff(_AGAIN_FIRST, _AGAIN_LAST)
         while True:
             held = self._supervisor.current(max(0.0, deadline - time.monotonic()))
-            if held is None:
+            whole = not head and not service.inside  # nothing is to be said before its own bytes
+            if held is None or (whole and self._hand_over(held, service, connection)):
                 return
             try:
                 far = inside.connect(held.link, service) if service.inside else _connect(held.link.path(service.name))
@@ -136,8 +139,22 @@ class Tunnels:
         try:
             splice.run(head)
         finally:
-            held.splices.remove(splice)
-            self._supervisor.drained(held.generation)
+            self._leave(held, splice)
+
+    def _hand_over(self, held: Held, service: Service, connection: socket.socket) -> bool:
+        """Whether the link's own process took it, which it had to its end."""
+        offer = held.link.handover(service.name)
+        if offer is None:
+            return False
+        handover = Handover(*offer, connection)
+        try:
+            return held.splices.add(handover) and handover.run()
+        finally:
+            self._leave(held, handover)
+
+    def _leave(self, held: Held, carried: Splice | Handover) -> None:
+        held.splices.remove(carried)
+        self._supervisor.drained(held.generation)
 
 
 def _connect(path: str) -> socket.socket | None:

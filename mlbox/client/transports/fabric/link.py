@@ -50,6 +50,9 @@ class FabricLink:
     def path(self, service: str) -> str:
         return self._paths[service]
 
+    def handover(self, service: str) -> tuple[str, str] | None:
+        return None
+
     def alive(self) -> bool:
         return self._thread.ident is not None and not self._over.is_set()
 

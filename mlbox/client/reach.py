@@ -11,7 +11,7 @@ from mlbox.core import reverse
 Json = dict[str, Any]
 PORTS = {"jupyter": 8878, "vscode": 8898, "ssh": 8022}
 GUEST = "guest"  # the link's name for the socket of the guest itself
-_LATER = ("guest_key", "owner", "moves")  # which an older mlbox does not know
+_LATER = ("guest_key", "owner", "moves", "lab")  # which an older mlbox does not know
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,18 @@ class Reach:
     via: str = ""  # the rendezvous where these sockets are, at the end of a reverse tunnel; empty: they are on `host`
     owner: str = ""  # of a colleague's
     moves: bool = False  # it is from a queue: after a loss it waits in line again, and may then run elsewhere
+    lab: str = ""  # the id of the ROOT that has that queue
 
     @classmethod
     def of(cls, session: Json, host: str, root: str) -> Reach:
         id_, name, services, place = session["id"], session["name"], session["services"], session.get("via")
         key, owner, moves = session.get("guest_key", ""), session.get("owner", ""), bool(session.get("queued"))
+        lab = session.get("lab", "")
         if not place:
-            return cls(id_, name, host, root, services, session["guest_socket"], key, owner=owner, moves=moves)
+            return cls(id_, name, host, root, services, session["guest_socket"], key, "", owner, moves, lab)
         at = {service: f"{place['folder']}/{reverse.lasting(id_, service)}" for service in (*services, GUEST)}
         services = {service: {**facts, "socket": at[service]} for service, facts in services.items()}
-        return cls(id_, name, host, root, services, at[GUEST], key, place["via"], owner, moves)
+        return cls(id_, name, host, root, services, at[GUEST], key, place["via"], owner, moves, lab)
 
     def to_wire(self) -> Json:
         """Without what is not there: an older mlbox may hold the tunnels."""

@@ -108,9 +108,10 @@ def ask_around(wanted: str, config: state.Config) -> Host:
     raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or "mlbox session HOST starts one")
 
 
-def elsewhere(session: str, than: str, config: state.Config) -> Host:
-    """The host where a session of one's own runs that may be on `than` no more, as the lab's other hosts tell. Raises
-    Ended where they tell that, and NotFound. A colleague's door may offer any id: what is found there is none's own."""
+def elsewhere(session: str, than: str, config: state.Config, lab: str = "") -> Host:
+    """The host where a session of one's own runs that may be on `than` no more, as the lab's other hosts tell. `lab`:
+    as in reveal. Raises Ended where they tell that, and NotFound. A colleague's door may offer any id: what is found
+    there is none's own."""
     replies = ask_all([name for name in known_hosts(config) if name != than], "sessions", {}, config)
     for one in (one for name, reply in replies.items() for one in listed({name: reply})):
         if one["id"] == session and not one.get("owner"):
@@ -118,7 +119,9 @@ def elsewhere(session: str, than: str, config: state.Config) -> Host:
     for name, reply in replies.items():
         if not isinstance(reply, errors.MlboxError):
             with contextlib.suppress(errors.HostUnready, errors.Unreachable):  # it is of no lab, or away by now
-                connect(name, config).call("sessions", {"session": session})  # the log tells all that it is over
+                connect(name, config).call(
+                    "sessions", {"session": session, "lab": lab}
+                )  # the log tells all that it is over
                 break
     raise errors.NotFound(f"no other host of the lab runs session {session}", "mlbox session list shows what runs")
 
@@ -157,10 +160,11 @@ def remembered(wanted: str, host: str) -> tuple[str, str]:
     return next((pair for pair in sorted(named, key=lambda p: p[1], reverse=True) if host in ("", pair[0])), ("", ""))
 
 
-def reveal(host: Host, wanted: str) -> Json:
-    """What it takes to reach it; this laptop's keys are let in from now on."""
+def reveal(host: Host, wanted: str, lab: str = "") -> Json:
+    """What it takes to reach it; this laptop's keys are let in from now on. Raises Ended where the ROOT whose id is
+    `lab` has no such session any more."""
     keys = list(host.transport.public_keys())
-    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys})
+    reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys, "lab": lab})
     session = dict(reply["session"])
     _check_owner(host, session)
     return session

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import pkgutil
+import pwd
 import re
 import shlex
 import sys
@@ -219,13 +220,25 @@ def words(session: str, port: int, user: str) -> str:
     known = shortened(session)
     if not known:  # its host is not reached by ssh (transport = "fabric")
         return f"{by_file()} -p {port} {shlex.quote(user)}@localhost"
-    if included():
+    if known_to_ssh():
         return f"ssh {known}    (or: ssh -p {port} {shlex.quote(user)}@localhost)"
     return f"{by_file()} {known}    (port {port})"
 
 
 def by_file() -> str:
     return f"ssh -F {shlex.quote(str(top()))}"
+
+
+def known_to_ssh() -> bool:
+    """Whether ssh knows sessions without an option: it looks in the account's home, whatever HOME says."""
+    return included() and Path.home().resolve() == _account_home().resolve()
+
+
+def _account_home() -> Path:
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a uid without an account, with which ssh does nothing at all
+        return Path.home()
 
 
 def included() -> bool:

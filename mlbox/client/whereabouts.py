@@ -58,14 +58,14 @@ class Place:
         try:
             # One that was asked is asked again as any other: it may be where the session is met, and not where it runs.
             than = "" if here else self.host.transport.host
-            return self._at(sessions.elsewhere(self.reach.id, than, lab))
+            return self._at(sessions.elsewhere(self.reach.id, than, lab, self.reach.lab))
         except errors.Ended:
             raise
         except errors.NotFound as error:
             raise told or error from None  # its own host says best why it is nowhere
 
     def _at(self, host: Host) -> Place:
-        session = sessions.reveal(host, self.reach.id)
+        session = sessions.reveal(host, self.reach.id, self.reach.lab)
         if self.reach.moves and session.get("owner"):
             raise errors.NotFound(f"session {self.reach.id} there is {session['owner']}'s")
         reach = sessions.reach(host, session)

@@ -76,14 +76,14 @@ class Session:
         connection.recv(4096)
         connection.sendall(name.encode())
 
-    def reveal(self, host: Any, wanted: str) -> dict[str, Any]:
+    def reveal(self, host: Any, wanted: str, lab: str = "") -> dict[str, Any]:
         self.asked.set()
         told = self.far if host.name == "gpu2" else self.told
         if isinstance(told, Exception):
             raise told
         return dict(told)
 
-    def elsewhere(self, session: str, than: str, config: state.Config) -> Any:
+    def elsewhere(self, session: str, than: str, config: state.Config, lab: str) -> Any:
         assert session == ID and than in ("", "local")
         if isinstance(self.far, errors.MlboxError):
             raise self.far

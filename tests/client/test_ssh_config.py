@@ -254,14 +254,17 @@ def test_files_come_and_go() -> None:
 @pytest.mark.parametrize(
     "how", ['Include "{top}"', '  include  "~/state/mlbox/ssh_config" other', "Include other\nInclude {top}"]
 )
-def test_what_to_type(home: Path, how: str) -> None:
+def test_what_to_type(home: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     enter()
+    monkeypatch.setattr(ssh_config, "_account_home", lambda: home)
     (home / ".ssh").mkdir()
     (home / ".ssh/config").write_text("# Include " + str(ssh_config.top()) + "\n")
     assert ssh_config.words(ID, 8022, "ada").startswith("ssh -F ")
     (home / ".ssh/config").write_text(how.format(top=str(ssh_config.top())) + "\n")
     short = ssh_config.words(ID, 8022, "ada") == "ssh kind-otter    (or: ssh -p 8022 ada@localhost)"
     assert short == ('"' in how or " " not in str(ssh_config.top()))
+    monkeypatch.setattr(ssh_config, "_account_home", lambda: home / "another")
+    assert ssh_config.words(ID, 8022, "ada").startswith("ssh -F ")  # plain ssh would not look here
 
 
 def test_a_killed_client_s_entry_goes_and_another_client_s_stays() -> None:

@@ -14,7 +14,7 @@ from mlbox.client.reach import Reach
 from mlbox.client.state import Config
 from mlbox.client.whereabouts import Found, Looking, Place
 
-REACH = Reach("01ARYZ6S41TSV4RRFFQ69G5FAV", "nomad", "local", "/share/lab", {}, "/g.sock", moves=True)
+REACH = Reach("01ARYZ6S41TSV4RRFFQ69G5FAV", "nomad", "local", "/share/lab", {}, "/g.sock", moves=True, lab="c0ffee")
 PLACE = Place.of(REACH, Config())
 NOWHERE, HERE = errors.NotFound("it runs nowhere"), errors.NotFound("it waits in line")
 
@@ -24,8 +24,8 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sessions that its others were asked for."""
     asked: list[str] = []
 
-    def elsewhere(session: str, than: str, config: Config) -> None:
-        assert than in ("", "local") and config.root == "/share/lab"
+    def elsewhere(session: str, than: str, config: Config, lab: str) -> None:
+        assert than in ("", "local") and (config.root, lab) == ("/share/lab", "c0ffee")
         asked.append(session)
         raise NOWHERE
 
@@ -60,7 +60,8 @@ def test_a_host_that_answers_is_asked_each_time(monkeypatch: pytest.MonkeyPatch,
     """The tunnels tell how often. The others are asked rarely all the same: it may wait in line for days."""
     asked: list[str] = []
 
-    def reveal(host: object, session: str) -> None:
+    def reveal(host: object, session: str, lab: str) -> None:
+        assert lab == "c0ffee"
         asked.append(session)
         raise HERE
 
@@ -74,7 +75,7 @@ def test_a_host_that_answers_is_asked_each_time(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_only_one_of_a_queue_is_looked_for_elsewhere(monkeypatch: pytest.MonkeyPatch, lab: list[str]) -> None:
-    def reveal(host: object, session: str) -> None:
+    def reveal(host: object, session: str, lab: str) -> None:
         raise HERE
 
     monkeypatch.setattr(sessions, "reveal", reveal)

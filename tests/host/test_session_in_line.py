@@ -16,8 +16,8 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import door, files, keeper, keeping, link, nvml, processes, stored
-from mlbox.host.handlers import cancel, sessions, submit
+from mlbox.host import door, files, keeper, keeping, lab, link, nvml, processes, stored
+from mlbox.host.handlers import cancel, prune, sessions, submit
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
 
@@ -150,6 +150,25 @@ def test_one_that_is_lost_runs_again(box: Box, guest: None, monkeypatch: pytest.
     assert box.wait(job, "finished").facts["why"] == "shut down"
     box.tick()
     box.assert_nothing_leaks()
+
+
+def test_one_that_was_removed_has_ended(box: Box, guest: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tunnels that slept meanwhile. A host may have nothing of it for another reason: its ROOT is another."""
+    job = in_line(box, {})
+    box.wait(job, "started")
+    root = box.call(sessions, session=job.id, reveal=True)["session"]["lab"]
+    assert root == lab.identify(box.root)
+    keeping.tell(job)
+    box.wait(job, "finished")
+    box.tick()
+    monkeypatch.setattr(prune, "pause", lambda seconds: None)  # the caller stays
+    assert [row["id"] for row in box.call(prune, older_than=0)["removed"]] == [job.id]
+    with pytest.raises(errors.Ended, match="what it left was removed"):
+        box.call(sessions, session=job.id, lab=root)
+    for other in "", "0123456789abcdef":
+        with pytest.raises(errors.NotFound, match="is running") as caught:
+            box.call(sessions, session=job.id, lab=other)
+        assert not isinstance(caught.value, errors.Ended)
 
 
 def test_one_that_never_was_in_line_ends_with_its_host() -> None:

@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     wanted, host = arguments.session, arguments.host
     name = ("" if host else ssh_config.named(wanted)) or _found(wanted, host, options.config(arguments))
-    configuration = () if ssh_config.included() else ("-F", str(ssh_config.top()))
+    configuration = () if ssh_config.known_to_ssh() else ("-F", str(ssh_config.top()))
     try:
         os.execvp("ssh", ("ssh", *configuration, name, *arguments.words))
     except FileNotFoundError:

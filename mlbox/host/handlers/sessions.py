@@ -28,6 +28,8 @@ def run(call: Call) -> Json:
     except errors.NotFound:
         if call.root is not None and not (found.root / "users").exists():
             lab.identify(found.root)  # one that is not there (yet) tells of no session that it is over
+        if call.args.get("lab") and _is_gone(found, str(wanted), str(call.args["lab"])):
+            raise errors.Ended("the session has ended, and what it left was removed") from None
         raise
     if not isinstance(picked, Job):
         return door.answer(*picked, call.args)
@@ -41,7 +43,14 @@ def run(call: Call) -> Json:
             raise errors.NotFound(f"session {describe(job)['name']} is still starting", "again in a moment")
         _let_in(job, [str(key) for key in call.args.get("authorized_keys", [])])
         reply["session"].update(reach)
+        if reply["session"]["queued"]:
+            reply["session"]["lab"] = lab.identify(found.root)
     return reply
+
+
+def _is_gone(found: store.Store, session: str, root: str) -> bool:
+    """One of that ROOT's queues, of which this very ROOT has nothing any more: what has ended can be pruned."""
+    return ids.is_ulid(session) and not found.job(session).is_there() and lab.identify(found.root) == root
 
 
 def is_session(job: Job) -> bool:

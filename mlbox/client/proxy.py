@@ -1,8 +1,10 @@
-"""The way of `ssh NAME` to a session: joins stdin and stdout to the session's own sshd, without an attached client.
+"""The way of `ssh NAME` to the session's own sshd, without an attached client: connects, and leaves that to ssh.
 
     python3 -I -S proxy.py PLACE.json       an entry's ProxyCommand (client/ssh_config.py writes it)
 
-    ssh NAME ═ this ═ a local socket ═ one shared ssh connection to the host ═ the session's socket ═ sshd -i
+    ssh NAME ═ a local socket ═ one shared ssh connection to the host ═ the session's socket ═ sshd -i
+
+ssh takes the connection itself (ProxyUseFdpass), and this ends. For a client that knows no such thing it copies.
 
 It stands alone and imports little: it is started for each `ssh NAME`, `scp` and `git fetch`. While the shared
 connection is up there is no question to the host. A session that is not where it was is looked for by mlbox itself
@@ -30,7 +32,7 @@ _PLACE = ("id", "name", "host", "control", "local", "remote")
 
 # What came of a look at a socket: nothing listens there; nobody is behind it; it is silent.
 ABSENT, GONE, SILENT = "absent", "gone", "silent"
-Answer = Union[str, tuple[socket.socket, bytes]]
+Answer = Union[str, socket.socket]
 
 
 class Unreachable(Exception):
@@ -75,19 +77,27 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def join(place: Mapping[str, Any], answer: Answer) -> int:
-    """Copy until either side ends; says so where there is nobody to copy to."""
+    """Hand the connection to ssh, or copy until either side ends; says so where there is none."""
     if isinstance(answer, str):
         print(f"mlbox: {place['name']} does not answer on {place['host']}", file=sys.stderr)
         return 255
-    connection, data = answer
-    start_new_thread(_send, (connection,))
+    if _takes_connections():
+        with socket.socket(fileno=os.dup(1)) as ssh:
+            socket.send_fds(ssh, [b"\0"], [answer.fileno()])
+        os._exit(0)  # ssh waits for this process's end
+    start_new_thread(_send, (answer,))
     try:
-        while data:
+        while data := answer.recv(1 << 18):
             _write(1, data)
-            data = connection.recv(1 << 18)
     except (OSError, KeyboardInterrupt):
         pass
     os._exit(0)  # the other thread reads from a caller that may stay silent
+
+
+def _takes_connections() -> bool:
+    """ssh with ProxyUseFdpass has one socket for both directions; others have pipes, or a socket for each."""
+    inwards, outwards = os.fstat(0), os.fstat(1)
+    return stat.S_ISSOCK(outwards.st_mode) and os.path.samestat(inwards, outwards)
 
 
 def _send(connection: socket.socket) -> None:
@@ -164,12 +174,12 @@ def _user(uid: int) -> str:
 
 
 def greeting(path: str) -> Answer:
-    """The connection to a socket, and what its server said at once."""
+    """The connection to a socket, once its server has said something, which is still to be read."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(_GREETED_WITHIN)
         connection.connect(path)
-        said = connection.recv(1 << 16)
+        said = connection.recv(1, socket.MSG_PEEK)
     except (socket.timeout, BlockingIOError):  # BlockingIOError: the backlog of a stopped ssh is full
         connection.close()
         return SILENT
@@ -182,7 +192,7 @@ def greeting(path: str) -> Answer:
         connection.close()
         return GONE
     connection.settimeout(None)
-    return connection, said
+    return connection
 
 
 def _forward(place: Mapping[str, Any]) -> None:

@@ -62,10 +62,10 @@ def enter(
     state.write(Path(f"{base}.json"), json.dumps(place))
     state.write(Path(f"{base}.known_hosts"), f"{alias} {host_key}\n")
     words = (sys.executable, "-I", "-S", str(state.home() / "proxy.py"), f"{base}.json")
-    lines = [
-        f"Host {' '.join(names)}", f"  HostKeyAlias {alias}", f"  User {user}",
-        f"  ProxyCommand {shlex.join(words).replace('%', '%%')}", *_verified(f"{base}.known_hosts", keys, agent, owner),
-    ]  # fmt: skip
+    command = shlex.join(words).replace("%", "%%")
+    lines = [f"Host {' '.join(names)}", f"  HostKeyAlias {alias}", f"  User {user}"]
+    lines += [f"  ProxyCommand {command}", "  ProxyUseFdpass yes"]
+    lines += _verified(f"{base}.known_hosts", keys, agent, owner)
     state.write(Path(f"{base}.conf"), "\n".join(lines) + "\n")
     _write_top()
     return names[0]

@@ -245,7 +245,7 @@ def test_a_session_named_like_a_host_is_said(laptop: Laptop) -> None:
         file.write("Host my-box\n  HostName 192.0.2.1\n")
     started = laptop.run("session", HOST, *BARE, "--gpus", "0", "--name", "my-box", "--detach")
     assert "my-box means something else to ssh here already; the session is mlbox-my-box" in started.err
-    assert re.search(r"^SSH: +ssh mlbox-my-box ", started.out, re.M)
+    assert re.search(r"^SSH: +ssh -F \S+ mlbox-my-box ", started.out, re.M)  # HOME is not the account's here
     assert shell.said("ssh", "mlbox-my-box", "hostname") == "my-box"
     assert "hostname 192.0.2.1" in shell.said("ssh", "-G", "my-box")
     assert laptop.sessions(HOST) and laptop.run("session", "shutdown", "my-box").code == 0

@@ -35,7 +35,7 @@ AGAIN_LAST = 15.0  # seconds, at most, where the guest is not there: that may be
 _LONGEST = 16 * 1024  # bytes of an answer
 # 5 to 60 ms after a login sshd says its host keys, unasked, and what it says next waits (Nagle) for TCP to acknowledge
 # that: 40 ms, unless something goes the other way. The opening of a connection does.
-_PUSHES, _PUSH_EVERY = 16, 6  # times, ms
+_PUSHES = (2,) * 12 + (6,) * 12  # ms
 
 
 class Stranger(Exception):
@@ -51,8 +51,8 @@ def ping(path: str, timeout: float, first: bool = False, key: str = "") -> bool:
             sock.sendall(json.dumps({"op": "ping", **({"nonce": nonce} if nonce else {})}).encode() + b"\n")
             waiting = select.poll()
             waiting.register(sock, select.POLLIN)
-            for _ in range(_PUSHES if first else 0):
-                if waiting.poll(_PUSH_EVERY):
+            for pause in _PUSHES if first else ():
+                if waiting.poll(pause):
                     break
                 _connected(opened, path, timeout)
             line = _line(sock, deadline)

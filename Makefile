@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 REPORTS := build/reports
+# Half of the time a test of these waits for something.
+WORKERS := $(shell expr 2 \* $$(nproc 2>/dev/null || sysctl -n hw.ncpu))
 # The lab installs for itself what it needs beyond this (scripts/labkit).
 PACKAGES := ca-certificates chromium faketime fish gcc git libc6-dev openssh-client openssh-server procps python3 python3-pip python3-venv rsync zsh
 
@@ -39,7 +41,7 @@ types: $(VENV)/.stamp
 # The import rule (tests/test_imports.py) and the single files, built twice, compared and run
 # (tests/test_pyz.py), are among these.
 unit: pyz $(VENV)/.stamp
-	$(RUN) pytest tests --ignore=tests/lab --ignore=tests/faults -n logical --junitxml=$(REPORTS)/unit.xml
+	$(RUN) pytest tests --ignore=tests/lab --ignore=tests/faults -n $(WORKERS) --junitxml=$(REPORTS)/unit.xml
 
 # SIGKILL, EIO, ENOSPC and ESTALE at every call that touches a file, and a full disk from there on (EVERY=13: at each 13th,
 # with one of these errors).

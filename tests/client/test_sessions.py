@@ -257,7 +257,7 @@ def on(monkeypatch: pytest.MonkeyPatch, raises: errors.MlboxError | None = None)
     """What a host says of it by its log."""
 
     def call(verb: str, args: dict[str, Any]) -> dict[str, Any]:
-        assert (verb, args) == ("sessions", {"session": KNOWN})
+        assert (verb, args) == ("sessions", {"session": KNOWN, "lab": ""})
         if raises is not None:
             raise raises
         return {"session": there()["sessions"][0]}

@@ -13,7 +13,7 @@ import pytest
 from queuebox import program
 from trials import FAULTS, Fault
 
-from mlbox.host import attempts, lease
+from mlbox.host import attempts, lease, unable
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
     monkeypatch.setattr(sys, "argv", [str(program(tmp_path))])
     monkeypatch.setattr(attempts, "_PAUSE", 0.05)
+    monkeypatch.setattr(unable, "REST", 1.0)  # s that what an error kept from starting is passed over
     return folder
 
 

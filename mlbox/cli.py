@@ -57,6 +57,7 @@ GROUPS = {
     },
     "hosts and queues": {
         "status": "every host's GPUs, who holds them, and the sessions there",
+        "top": "the same and why your jobs wait, kept up to date",
         "init": "make a folder that hosts share a lab",
         "queue": "list, create, pause, resume, process",
         "cron": "install, show or remove the line that works the queue off",

@@ -22,7 +22,7 @@ ELSEWHERE = {
         "squeue": "jobs", "sacct": "jobs", "ps": "jobs", "ls": "jobs", "list": "jobs", "history": "jobs",
         "scontrol": "show", "inspect": "show", "tail": "logs -f", "wait": "logs -f", "cat": "logs",
         "scancel": "cancel", "kill": "cancel", "stop": "cancel", "rm": "cancel", "delete": "cancel",
-        "requeue": "retry", "sinfo": "status", "top": "status", "nodes": "status", "hosts": "status",
+        "requeue": "retry", "sinfo": "status", "nodes": "status", "hosts": "status",
         "gpus": "status", "salloc": "session", "start": "session", "up": "session", "create": "session",
         "clearml-session": "session", "down": "session shutdown", "shutdown": "session shutdown",
         "info": "session info", "share": "session share", "exec": "ssh", "shell": "ssh", "login": "ssh",

@@ -131,6 +131,16 @@ class Progress:
             if self._drawn:
                 self._erase()
 
+    @classmethod
+    @contextlib.contextmanager
+    def none(cls) -> Iterator[None]:
+        """Nobody's, for as long: the terminal is another's to draw on."""
+        before, cls._shown = cls._shown, cls()
+        try:
+            yield
+        finally:
+            cls._shown = before
+
     def say(self, words: str, detail: str = "") -> None:
         words = text.safe(words).replace("\n", " ")
         with self._lock:
@@ -191,6 +201,11 @@ def _columns(stream: Any) -> int:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
+
+
+def is_screen() -> bool:
+    """Whether a terminal hears keys and shows what is drawn on it."""
+    return sys.stdin.isatty() and not _plain(sys.stdout)
 
 
 def may_ask() -> bool:

@@ -220,3 +220,17 @@ def test_logs_during_an_outage_are_an_error_and_not_the_end(laptop: Laptop) -> N
         terminal.say("shutdown")
         terminal.wait_for(r"cut-off has ended; 1 GPU free again")
         assert terminal.end() == 0
+
+
+# ---- what is kept up to date -------------------------------------------------------------------------
+
+
+def test_top_follows_what_happens_until_q(laptop: Laptop) -> None:
+    with at_terminal(laptop, "top", HOST, "--every", "1") as terminal:
+        terminal.wait_for(r"^mlbox top · 4 of 4 GPUs free on 1 host · ")
+        assert laptop.run(*BARE, "--name", "watched", "--detach").code == 0
+        terminal.wait_for(r"^mlbox top · 3 of 4 GPUs free on 1 host · ")
+        terminal.wait_for(r"^session watched  running on GPU \d")
+        terminal.say("q")
+        assert terminal.end() == 0
+    assert laptop.run("session", "shutdown", "watched", "--host", HOST).code == 0

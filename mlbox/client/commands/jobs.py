@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mlbox.client import lab, options, output, state
@@ -39,10 +40,15 @@ def main(arguments: argparse.Namespace) -> int:
     if not reply["jobs"]:
         output.note("no jobs; mlbox submit -- COMMAND makes one")
         return 0
-    owner = ("OWNER",) if arguments.all else ()
-    rows = [((job["owner"],) if owner else ()) + row for job in reply["jobs"] for row in _rows(job)]
-    output.table((*owner, "ID", "NAME", "STATE", "WHERE", "GPUS", "AGE", "WHY"), rows)
+    show(reply["jobs"], arguments.all)
     return 0
+
+
+def show(jobs: Sequence[Json], owners: bool = False) -> None:
+    """A table of them; `owners`: with a column for whose they are."""
+    owner = ("OWNER",) if owners else ()
+    rows = [((job["owner"],) if owner else ()) + row for job in jobs for row in _rows(job)]
+    output.table((*owner, "ID", "NAME", "STATE", "WHERE", "GPUS", "AGE", "WHY"), rows)
 
 
 def _rows(job: Json) -> list[tuple[str, ...]]:

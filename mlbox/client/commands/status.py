@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Union
 
 from mlbox import errors
 from mlbox.client import lab, options, output, state
@@ -16,6 +16,7 @@ from mlbox.core.gpu import Gpu
 from mlbox.core.log import said
 
 Json = dict[str, Any]
+Replies = Mapping[str, Union[Json, errors.MlboxError]]
 
 
 def parser(make: Any) -> argparse.ArgumentParser:
@@ -34,49 +35,70 @@ def main(arguments: argparse.Namespace) -> int:
 def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
     names = list(dict.fromkeys(hosts)) or known_hosts(config)
     found = ask_all(names, "status", {}, config)
-    if not hosts and (others := _unasked(found)):
+    if not hosts and (others := unasked(found)):
         found.update(ask_all(others, "status", {}, config))
-    answers = [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
-    unheard = _silent(answers)
-    away = _by_name(unheard, [name for name, reply in found.items() if isinstance(reply, errors.MlboxError)], answers)
-    unheard = [host for host in unheard if host not in away.values()]
     if as_json:
+        away, unheard = _unheard(found)
         asked = [{**away.get(name, {}), **facts(name, reply)} for name, reply in found.items()]
         output.facts(asked + _out_of_reach(found) + unheard)
     else:
-        for number, (name, reply) in enumerate(found.items()):
-            if number:
-                print()
-            _print(name, reply)
-            if name in away:
-                print(f"  silent for {text.duration(away[name]['silent'])}{_drained(away[name])}")
-                _print_jobs(away[name], {})
-        for unasked in _out_of_reach(found):
-            print()
-            _print(unasked["host"], unasked)
-        for host in unheard:
-            words = f"unreachable, silent for {text.duration(host['silent'])}"
-            print(f"\n{output.bold(text.safe(host['host']))}  {words}{_drained(host)}")
-            _print_jobs(host, {})
-        _print_queues(answers)
-        lab.trouble(*answers)
+        show(found)
     return exit_code(found)
 
 
-def _unasked(replies: dict[str, Json | errors.MlboxError]) -> list[str]:
+def show(found: Replies) -> None:
+    """What hosts replied, in words."""
+    away, unheard = _unheard(found)
+    for number, (name, reply) in enumerate(found.items()):
+        if number:
+            print()
+        _print(name, reply)
+        if name in away:
+            print(f"  silent for {text.duration(away[name]['silent'])}{_drained(away[name])}")
+            _print_jobs(away[name], {})
+    for other in _out_of_reach(found):
+        print()
+        _print(other["host"], other)
+    for host in unheard:
+        words = f"unreachable, silent for {text.duration(host['silent'])}"
+        print(f"\n{output.bold(text.safe(host['host']))}  {words}{_drained(host)}")
+        _print_jobs(host, {})
+    _print_queues(_answers(found))
+    lab.trouble(*_answers(found))
+
+
+def free(answers: Sequence[Json]) -> tuple[int, int]:
+    """How many GPUs are, and how many there are at all."""
+    gpus = [Gpu.from_wire(gpu) for reply in answers for gpu in reply["gpus"]]
+    return sum(not gpu.obstacle for gpu in gpus), len(gpus)
+
+
+def _answers(found: Replies) -> list[Json]:
+    return [reply for reply in found.values() if not isinstance(reply, errors.MlboxError)]
+
+
+def _unheard(found: Replies) -> tuple[dict[str, Json], list[Json]]:
+    """Hosts that the others have not heard of: those that did not answer here either, by name, and the rest."""
+    answers = _answers(found)
+    silent = _silent(answers)
+    away = _by_name(silent, [name for name, reply in found.items() if isinstance(reply, errors.MlboxError)], answers)
+    return away, [host for host in silent if host not in away.values()]
+
+
+def unasked(replies: Replies) -> list[str]:
     """Hosts of the lab that this laptop was not told of: what ssh calls them, as the others know it."""
-    answers = [reply for reply in replies.values() if not isinstance(reply, errors.MlboxError)]
+    answers = _answers(replies)
     asked = {*replies, *(reply["host"] for reply in answers)}
     told = {name: ssh for reply in answers for name, ssh in reply.get("lab", {}).items()}
     silent = {host["host"] for host in _silent(answers)}  # each would cost a time-out, and is told all the same
     return list(dict.fromkeys(ssh for name, ssh in told.items() if name not in silent and not {name, ssh} & asked))
 
 
-def _out_of_reach(replies: dict[str, Json | errors.MlboxError]) -> list[Json]:
+def _out_of_reach(replies: Replies) -> list[Json]:
     """Hosts that can't be dialled, as the others know them: each once, by whoever saw it last."""
     told: dict[str, Json] = {}
-    for reply in replies.values():
-        for host in [] if isinstance(reply, errors.MlboxError) else reply.get("out_of_reach", []):
+    for reply in _answers(replies):
+        for host in reply.get("out_of_reach", []):
             known = told.setdefault(host["host"], host)
             if host["age"] is not None and (known["age"] is None or host["age"] < known["age"]):
                 told[host["host"]] = host
@@ -103,8 +125,7 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
         print(f"{output.bold(name)}  {why(name, reply)}")
         return
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
-    free = sum(not g.obstacle for g in gpus)
-    summary = f"{free} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
+    summary = f"{free([reply])[0]} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
     if "via" in reply:
         ago = "never seen yet" if reply["age"] is None else f"seen {text.duration(reply['age'])} ago"
         load = f"{ago}, by reverse tunnel through {text.safe(reply['via'])}"

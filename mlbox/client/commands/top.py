@@ -1,0 +1,108 @@
+"""mlbox top: what `mlbox status` tells and why one's own jobs wait, on the whole terminal, again and again."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mlbox import errors
+from mlbox.client import options, output, state
+from mlbox.client.commands import jobs, status
+from mlbox.client.hosts import ask_all, exit_code, known_hosts
+from mlbox.client.screen import Screen, Shown
+from mlbox.core import text
+from mlbox.core.log import WAITING
+
+Json = dict[str, Any]
+EVERY = 3.0  # s
+_LEAST, _MOST = 1.0, 3600.0
+_AGAIN = 30.0  # s until a host that did not answer is asked once more: that may take ssh's whole time-out
+
+
+def parser(make: Any) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = make(
+        epilog="examples:\n  mlbox top\n  mlbox top gpu1 gpu2 --every 10",
+        description="Every host's GPUs, who holds and uses them, the queues, and why your jobs wait; kept up to date.\n"
+        "q leaves; arrows, space, b, g and G scroll.",
+    )
+    made.add_argument("--every", type=_seconds, default=EVERY, metavar="S", help="seconds between looks (default: 3)")
+    options.hosts(made, ", and the lab's")
+    return made
+
+
+def _seconds(said: str) -> float:
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not _LEAST <= seconds <= _MOST:
+        raise argparse.ArgumentTypeError(f"{said!r} is not {_LEAST:.0f} to {_MOST:.0f} seconds")
+    return seconds
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = options.config(arguments)
+    if arguments.json or not output.is_screen():
+        raise errors.Usage("mlbox top needs a terminal", "mlbox status tells it once, also as --json")
+    look = Look(arguments.hosts, config)
+    look.again()  # what ssh asks, it asks before the terminal is taken
+    if code := exit_code(look.found):
+        status.show(look.found)
+        return code
+    with Screen() as screen, output.Progress.none():
+        screen.show(*look.shown())
+        while screen.wait(arguments.every):
+            look.again()
+            screen.show(*look.shown())
+    return 0
+
+
+class Look:
+    """What the hosts last told; `hosts`: those that were named."""
+
+    def __init__(self, hosts: Sequence[str], config: state.Config) -> None:
+        self._config, self._named = config, list(dict.fromkeys(hosts))
+        self._names = self._named or known_hosts(config)
+        self.found: dict[str, Json | errors.MlboxError] = {}
+        self._waiting: list[Json] = []
+        self._not_before: dict[str, float] = {}
+
+    def again(self) -> None:
+        """Those of the lab that were not named too, as `mlbox status` does."""
+        self._ask([*self._names, *self.found])
+        if not self._named:
+            self._ask(status.unasked(self.found))
+        waits = [name for name, reply in self._answers().items() if any(queue["waiting"] for queue in reply["queues"])]
+        self._waiting = []
+        for reply in ask_all(waits[:1], "jobs", {"ended": 0}, self._config).values():
+            if not isinstance(reply, errors.MlboxError):
+                self._waiting = [job for job in reply["jobs"] if job["state"] in WAITING]
+
+    def _ask(self, names: Sequence[str]) -> None:
+        now = time.monotonic()
+        due = [name for name in dict.fromkeys(names) if now >= self._not_before.get(name, 0.0)]
+        self.found.update(ask_all(due, "status", {}, self._config))
+        for name in due:
+            if isinstance(self.found[name], errors.MlboxError):
+                self._not_before[name] = time.monotonic() + _AGAIN
+
+    def _answers(self) -> dict[str, Json]:
+        return {name: reply for name, reply in self.found.items() if not isinstance(reply, errors.MlboxError)}
+
+    def shown(self) -> tuple[str, list[str]]:
+        """The line that stays, and the others."""
+        out = Shown()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            status.show(self.found)
+            if self._waiting:
+                print("\nyour jobs that wait")
+                jobs.show(self._waiting)
+        free, all_ = status.free(list(self._answers().values()))
+        hosts = text.count(len(self._answers()), "host")
+        head = (
+            f"mlbox top · {free} of {text.count(all_, 'GPU')} free on {hosts} · {time.strftime('%H:%M:%S')} · q leaves"
+        )
+        return output.bold(head), out.getvalue().splitlines()

@@ -13,6 +13,7 @@ import contextlib
 import select
 import socket
 import threading
+import time
 from typing import Protocol
 
 BUFFER = 64 * 1024  # bytes a direction; 256 KiB was no faster and costs 100 MB at 200 connections
@@ -114,6 +115,18 @@ class Splices:
         for splice in running:
             splice.cut()
         return len(running)
+
+
+def let_go(near: socket.socket) -> None:
+    """End it for a client that may still be sending: closing it with unread data would send a reset, which destroys
+    what the client has not read yet."""
+    _shutdown(near, socket.SHUT_WR)
+    until = time.monotonic() + LINGER
+    with contextlib.suppress(OSError):
+        while (left := until - time.monotonic()) > 0:
+            near.settimeout(left)
+            if not near.recv(BUFFER):
+                break
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> str:

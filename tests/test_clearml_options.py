@@ -1,7 +1,8 @@
 """Every option of clearml-session, what does its work here, and the test that proves it. Checked against the command
 line and the tests themselves, so that the table can't rot.
 
-A counterpart is a command line's words, or PLANNED, or NONE: what the option is for does not exist here, and why.
+A counterpart is a command line's words, or PLANNED, or NONE: what the option is for does not exist here, and why (or
+what shows that it is not needed).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Counterpart(NamedTuple):
 
 _SESSION = "tests/lab/test_session.py::"
 _LAYERS = "tests/lab/test_layers.py::"
+_NAME = "tests/lab/test_ssh_name.py::"
 _NO_SERVER = "no server keeps projects, tasks or artifacts"
 _ONE_KEY = "sshd runs per connection behind a unix socket and takes the user's own keys: no port, no password"
 
@@ -35,21 +37,21 @@ TABLE = {
     "--version": Counterpart("--version", "tests/test_cli.py::test_version"),
     "--attach": Counterpart("session attach", _SESSION + "test_a_second_laptop_joins"),
     "--shutdown": Counterpart("session shutdown", _SESSION + "test_shutdown_from_another_laptop_is_noticed"),
-    "--shell": Counterpart(
-        "session attach", "tests/lab/test_console.py::test_s_opens_a_shell_inside_and_exit_comes_back"
-    ),
+    "--shell": Counterpart("ssh", _NAME + "test_mlbox_ssh_from_a_laptop_that_has_not_seen_it"),
     "--debugging-session": Counterpart(PLANNED, "a session with a job's code and environment"),
     "--queue": Counterpart("session --queue", "tests/lab/test_session_queue.py::test_it_waits_and_comes_up"),
     "--queue-include-tag": Counterpart(NONE, "a lab has few queues, and they are listed whole"),
     "--queue-excluded-tag": Counterpart(NONE, "a lab has few queues, and they are listed whole"),
     "--docker": Counterpart("session --image", _SESSION + "test_the_block"),
     "--docker-args": Counterpart(
-        "session --engine-args", _SESSION + "test_engine_arguments_that_would_hand_out_the_host_are_refused"
+        "session --engine-args", "tests/lab/test_policies.py::test_engine_arguments_that_the_lab_allows"
     ),
     "--docker-network": Counterpart(NONE, "no port of a container is published"),
     "--skip-docker-network": Counterpart(NONE, "no port of a container is published"),
     "--public-ip": Counterpart(NONE, "hosts are reached as `ssh HOST` reaches them"),
-    "--remote-gateway": Counterpart(NONE, "ProxyJump in the user's ssh configuration"),
+    "--remote-gateway": Counterpart(
+        NONE, "the user's own ssh configuration: test_a_chain_of_jumps_to_a_name_that_only_the_lab_knows"
+    ),
     "--router-enabled": Counterpart(NONE, "no port is routed"),
     "--remote-ssh-port": Counterpart(NONE, _ONE_KEY),
     "--username": Counterpart(NONE, _ONE_KEY),
@@ -61,8 +63,14 @@ TABLE = {
     "--jupyter-lab": Counterpart("session --jupyter --no-jupyter", _LAYERS + "test_all_services_are_there"),
     "--vscode-server": Counterpart("session --vscode --no-vscode", _LAYERS + "test_all_services_are_there"),
     "--vscode-version": Counterpart("session --vscode-version", _LAYERS + "test_they_are_of_the_versions_asked_for"),
+    "--vscode-version :PYEXT": Counterpart(
+        "session --vscode-extensions", "tests/core/test_session_spec.py::test_good_specs_go_over_the_wire_and_come_back"
+    ),
     "--vscode-extensions": Counterpart("session --vscode-extensions", _LAYERS + "test_the_extension_is_installed"),
-    "--upload-files": Counterpart("ssh-config install", "tests/lab/test_ssh_name.py::test_files_travel_both_ways"),
+    "--upload-files": Counterpart(
+        NONE,
+        "scp, rsync and sftp by the session's name, whose line `ssh-config install` adds: test_files_travel_both_ways",
+    ),
     "--store-workspace": Counterpart(
         "session --user-folder", _SESSION + "test_what_is_written_in_the_workspace_is_ones_own_on_the_host"
     ),
@@ -82,14 +90,37 @@ TABLE = {
     "--disable-session-cleanup": Counterpart(NONE, "an ended session leaves nothing to clean up"),
     "--disable-storage-packages": Counterpart(NONE, "nothing is added that was not asked for"),
     "--disable-store-defaults": Counterpart(
-        "session --fresh", "tests/client/test_answers.py::test_last_answers_are_one_host_s"
+        "session --no-remember", "tests/client/test_session_start.py::test_answers_that_are_not_to_be_remembered"
     ),
     "--verbose": Counterpart(NONE, "what happens is shown; a bug writes its report"),
     "--yes": Counterpart("session --yes", "tests/lab/test_console.py::test_yes_asks_nothing_at_a_terminal"),
     "list": Counterpart("session list", _SESSION + "test_list_info_and_status_tell_it"),
+    "list -a": Counterpart("status", _SESSION + "test_list_info_and_status_tell_it"),
     "info": Counterpart("session info", _SESSION + "test_list_info_and_status_tell_it"),
     "shutdown": Counterpart("session shutdown", _SESSION + "test_shutdown_from_another_laptop_is_noticed"),
 }
+
+
+# Those of clearml-session 0.17.0, and of its three verbs.
+CLEARML = """
+--attach --base-task-id --config-file --continue-session --debugging-session --disable-fingerprint-check
+--disable-session-cleanup --disable-storage-packages --disable-store-defaults --docker --docker-args --docker-network
+--force-dropbear --git-credentials --init-script --jupyter-lab --keepalive --packages --password --project --public-ip
+--queue --queue-excluded-tag --queue-include-tag --randomize --remote-gateway --remote-ssh-port --requirements
+--router-enabled --session-name --session-tags --shell --shutdown --skip-docker-network --store-workspace --upload-files
+--user-folder --username --verbose --version --vscode-extensions --vscode-server --vscode-version --yes
+list info shutdown
+"""
+
+
+def test_no_option_is_left_out() -> None:
+    assert set(CLEARML.split()) <= set(TABLE)
+
+
+def test_what_is_planned_is_not_there_yet() -> None:
+    """Else its row has to say so."""
+    there = cli.parser_of(["session"])._option_string_actions
+    assert [option for option, row in TABLE.items() if row.words == PLANNED and option in there] == []
 
 
 @pytest.mark.parametrize("option", TABLE)

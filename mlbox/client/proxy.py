@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import socket
 import stat
 import sys
@@ -95,9 +96,11 @@ def join(place: Mapping[str, Any], answer: Answer) -> int:
 
 
 def _takes_connections() -> bool:
-    """ssh with ProxyUseFdpass has one socket for both directions; others have pipes, or a socket for each."""
+    """ssh with ProxyUseFdpass has one socket for both directions, and says nothing. Others have pipes, or a socket for
+    each; or one socket, as libssh has, but greet through it while this program starts."""
     inwards, outwards = os.fstat(0), os.fstat(1)
-    return stat.S_ISSOCK(outwards.st_mode) and os.path.samestat(inwards, outwards)
+    one = stat.S_ISSOCK(outwards.st_mode) and os.path.samestat(inwards, outwards)
+    return one and not select.select([0], [], [], 0)[0]
 
 
 def _send(connection: socket.socket) -> None:

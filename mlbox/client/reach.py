@@ -28,7 +28,7 @@ class Reach:
     via: str = ""  # the rendezvous where these sockets are, at the end of a reverse tunnel; empty: they are on `host`
     owner: str = ""  # of a colleague's
     moves: bool = False  # it is from a queue: after a loss it waits in line again, and may then run elsewhere
-    lab: str = ""  # the id of the ROOT that has that queue
+    lab: str = ""  # where it is on record, as its host calls that: of that queue's ROOT
 
     @classmethod
     def of(cls, session: Json, host: str, root: str) -> Reach:

@@ -23,17 +23,22 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
     """Do `act` at the host where a session runs: the one named, the one remembered, or else the one that is found by
     asking all. What is remembered may be over, and another of that name run elsewhere. Raises NotFound."""
     place = _known_place(wanted, host, config)
-    if place is not None:
-        try:
-            return act(place)
-        except errors.Ended:
+    if place is None:
+        return act(ask_around(wanted, config))
+    return act(place) if host else at_or_elsewhere(place, wanted, config, act)
+
+
+def at_or_elsewhere(place: Host, wanted: str, config: state.Config, act: Callable[[Host], T]) -> T:
+    """Do `act` there, or where else the session is found: this laptop may know its host by another name."""
+    try:
+        return act(place)
+    except errors.Ended:
+        raise
+    except (errors.NotFound, errors.Unreachable) as error:
+        if set(known_hosts(config)) <= {place.name}:
             raise
-        except (errors.NotFound, errors.Unreachable) as error:
-            if host or set(known_hosts(config)) <= {place.name}:
-                raise
-            found = _elsewhere(wanted, place.name, config, error)
-        return act(found)
-    return act(ask_around(wanted, config))
+        found = _elsewhere(wanted, place.name, config, error)
+    return act(found)
 
 
 def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.MlboxError) -> Host:
@@ -161,8 +166,8 @@ def remembered(wanted: str, host: str) -> tuple[str, str]:
 
 
 def reveal(host: Host, wanted: str, lab: str = "") -> Json:
-    """What it takes to reach it; this laptop's keys are let in from now on. Raises Ended where the ROOT whose id is
-    `lab` has no such session any more."""
+    """What it takes to reach it; this laptop's keys are let in from now on. Raises Ended where it was on
+    record in `lab` (Reach.lab) and is there no more."""
     keys = list(host.transport.public_keys())
     reply = host.call("sessions", {"session": wanted, "reveal": True, "authorized_keys": keys, "lab": lab})
     session = dict(reply["session"])

@@ -24,6 +24,7 @@ Json = dict[str, Any]
 RECIPE = 2  # raise it when the steps below change, so that old layers are not taken for new ones
 CONTAINER_PREFIX = "/opt/mlbox"
 CONTAINER_BUILD = "/run/mlbox-build"
+PACKAGES = "packages.txt"  # the file of those that pip is to install
 
 # The pins: what is installed where a session asks for nothing else.
 JUPYTERLAB = "4.4.10"
@@ -200,10 +201,10 @@ def _plan_environment(work: _Plan) -> None:
         lines.append(f"jupyterlab=={spec.jupyter_version or JUPYTERLAB}")
         lines.append("ipykernel")
     lines += spec.packages
-    work.files["packages.txt"] = "\n".join(lines) + "\n"
+    work.files[PACKAGES] = "\n".join(lines) + "\n"
     pip = '"$PREFIX/venv/bin/python" -m pip'
     install = f"{pip} install --no-input --progress-bar off --disable-pip-version-check"
-    packages, requirements, locked = '-r "$BUILD/packages.txt"', '-r "$BUILD/requirements.txt"', '"$PREFIX/locked.txt"'
+    packages, requirements, locked = f'-r "$BUILD/{PACKAGES}"', '-r "$BUILD/requirements.txt"', '"$PREFIX/locked.txt"'
     installs = [f"{install} {packages}"]
     if spec.requirements:
         work.files["requirements.txt"] = spec.requirements

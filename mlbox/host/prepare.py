@@ -111,7 +111,9 @@ def _build(engine: Engine, job: Job, spec: Spec, layer: Layer, say: Say, cancel:
         context.mkdir(mode=0o700)
         try:
             _write_context(context, spec, layer)
-            return engine.build(Build(job.id, spec.image, layer, context, folder or context), say, cancel)
+            wheels = sources.wheels(spec.sources, say, cancel) if layers.PACKAGES in layer.files else None
+            work = Build(job.id, spec.image, layer, context, folder or wheels or context, wheels is not None)
+            return engine.build(work, say, cancel)
         finally:
             shutil.rmtree(context, ignore_errors=True)
 

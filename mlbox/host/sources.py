@@ -1,7 +1,8 @@
-"""Where VS Code's server comes from: a folder of the lab's, or its makers; never without a checksum.
+"""Where VS Code's server and Python packages come from: a folder of the lab's, or elsewhere.
 
-    --sources DIR   a folder on the host holding code-server-<version>-<system>-<arch>.tar.gz and SHA256SUMS
-    otherwise       the makers' release, checked against the sums that mlbox carries (core/layer.py)
+    --sources DIR   a folder on the host holding code-server-<version>-<system>-<arch>.tar.gz and SHA256SUMS; where it
+                    holds wheels, pip takes packages from there and from nowhere else
+    otherwise       the makers' release, checked against the sums that mlbox carries (core/layer.py); pip's own index
 
 What was fetched is kept in the user's cache under its name, and checked again each time it is used.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -28,6 +29,19 @@ def release(name: str, sources: str, say: Say, cancel: Cancel) -> Path:
     if sources:
         return _from_folder(name, Path(os.path.expanduser(sources)), say, cancel)
     return _from_makers(name, say, cancel)
+
+
+def wheels(sources: str, say: Say, cancel: Cancel) -> Path | None:
+    """The folder, where it holds wheels. Raises StartFailed unless each is as SHA256SUMS says."""
+    folder = Path(os.path.expanduser(sources)) if sources else None
+    there = sorted(folder.glob("*.whl")) if folder is not None and folder.is_dir() else []
+    if folder is None or not there:
+        return None
+    sums = _sums(folder)
+    for path in there:
+        say(f"checking {path.name}")
+        _check(path, _wanted(sums, path), cancel)
+    return folder
 
 
 def keeping(wait: bool = True) -> AbstractContextManager[bool | None]:
@@ -73,20 +87,31 @@ def _from_folder(name: str, folder: Path, say: Say, cancel: Cancel) -> Path:
             f"it holds {there}: choose with --vscode-version" if there else "put it there, with its line in SHA256SUMS"
         )
         raise errors.StartFailed(f"{folder} has no {name}", hint)
-    try:
-        sums = (folder / "SHA256SUMS").read_text().split("\n")
-    except OSError:
-        raise errors.StartFailed(
-            f"{folder} has no SHA256SUMS", f"cd {folder}; sha256sum *.tar.gz > SHA256SUMS"
-        ) from None
-    wanted = next((line.split()[0] for line in sums if line.split()[1:] in ([name], [f"*{name}"])), "")
-    if not wanted:
-        raise errors.StartFailed(
-            f"{folder}/SHA256SUMS has no line for {name}", f"cd {folder}; sha256sum *.tar.gz > SHA256SUMS"
-        )
+    wanted = _wanted(_sums(folder), folder / name)
     say(f"checking {name}")
     _check(folder / name, wanted, cancel)
     return folder
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """File -> its sha256."""
+    try:
+        lines = (folder / "SHA256SUMS").read_text().split("\n")
+    except OSError:
+        raise errors.StartFailed(f"{folder} has no SHA256SUMS", _make_sums(folder)) from None
+    pairs = [line.split() for line in lines]
+    return {pair[1].removeprefix("*"): pair[0] for pair in pairs if len(pair) == 2}
+
+
+def _wanted(sums: Mapping[str, str], path: Path) -> str:
+    if path.name not in sums:
+        message = f"{path.parent}/SHA256SUMS has no line for {path.name}"
+        raise errors.StartFailed(message, _make_sums(path.parent))
+    return sums[path.name]
+
+
+def _make_sums(folder: Path) -> str:
+    return f"cd {folder}; sha256sum *.tar.gz *.whl > SHA256SUMS"
 
 
 def _check(path: Path, wanted: str, cancel: Cancel) -> None:

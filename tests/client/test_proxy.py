@@ -112,6 +112,18 @@ def test_an_ssh_that_takes_connections_is_handed_it(way: Way) -> None:
         assert handed.recv(len(expected), socket.MSG_WAITALL) == expected
 
 
+def test_a_client_that_greets_through_its_one_socket_is_no_such_ssh(way: Way) -> None:
+    """As libssh does."""
+    ours, its = socket.socketpair()
+    with ours:
+        ours.sendall(b"hello")
+        process = subprocess.Popen(way.argv(), stdin=its.fileno(), stdout=its.fileno())
+        its.close()
+        expected = GREETING + b"hello"
+        assert ours.recv(len(expected), socket.MSG_WAITALL) == expected
+    assert process.wait(60) == 0
+
+
 def test_a_socket_for_each_direction_is_copied(way: Way) -> None:
     ours_in, its_in = socket.socketpair()
     ours_out, its_out = socket.socketpair()

@@ -15,6 +15,7 @@ from typing import Callable
 import pytest
 
 from mlbox.client.tunnels.handover import Handover, known
+from mlbox.splice import let_go
 
 OPENED, DENIED, FAILED = 0x80000006, 0x80000002, 0x80000003
 TARGET = "/run/s/jupyter.sock"
@@ -78,8 +79,12 @@ class Joined:
         self.client.sendall(b"question")
         self.handover = Handover(control, TARGET, self.near)
         self.taken: list[bool] = []
-        self.thread = threading.Thread(target=lambda: self.taken.append(self.handover.run()), daemon=True)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
+
+    def _run(self) -> None:
+        with self.handover:
+            self.taken.append(self.handover.run())
 
     def ended(self) -> bool:
         self.thread.join(20)
@@ -152,6 +157,30 @@ def test_it_is_cut_while_it_is_carried(tmp_path: Path) -> None:
         assert joined.client.recv(6, socket.MSG_WAITALL) == b"answer"
         joined.handover.cut()
         assert joined.ended()
+
+
+def test_a_client_that_still_sends_gets_the_whole_answer(tmp_path: Path) -> None:
+    """From what has answered and closed; ssh then leaves, and what it did not read would reset the connection."""
+    answer = b"x" * 400_000
+
+    def carry(master: Master) -> None:
+        master.answer(OPENED)
+        assert os.read(master.given[0], 8) == b"question"
+        view = memoryview(answer)
+        while view:
+            view = view[os.write(master.given[1], view) :]
+
+    with conversation(tmp_path, carry) as (_, joined):
+        sender = threading.Thread(target=lambda: joined.client.sendall(bytes(8_000_000)))
+        sender.start()
+        assert joined.ended()
+        ending = threading.Thread(target=let_go, args=(joined.near,))
+        ending.start()
+        assert b"".join(iter(lambda: joined.client.recv(65536), b"")) == answer
+        sender.join(20)
+        joined.client.shutdown(socket.SHUT_WR)
+        ending.join(20)
+        assert not sender.is_alive() and not ending.is_alive()
 
 
 def test_without_a_control_socket_nothing_is_taken(tmp_path: Path) -> None:

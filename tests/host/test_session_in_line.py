@@ -157,7 +157,7 @@ def test_one_that_was_removed_has_ended(box: Box, guest: None, monkeypatch: pyte
     job = in_line(box, {})
     box.wait(job, "started")
     root = box.call(sessions, session=job.id, reveal=True)["session"]["lab"]
-    assert root == lab.identify(box.root)
+    assert root == f"{lab.identify(box.root)}/{box.found.user}"
     keeping.tell(job)
     box.wait(job, "finished")
     box.tick()
@@ -165,7 +165,7 @@ def test_one_that_was_removed_has_ended(box: Box, guest: None, monkeypatch: pyte
     assert [row["id"] for row in box.call(prune, older_than=0)["removed"]] == [job.id]
     with pytest.raises(errors.Ended, match="what it left was removed"):
         box.call(sessions, session=job.id, lab=root)
-    for other in "", "0123456789abcdef":
+    for other in "", "0123456789abcdef", f"{root}@lab.org":
         with pytest.raises(errors.NotFound, match="is running") as caught:
             box.call(sessions, session=job.id, lab=other)
         assert not isinstance(caught.value, errors.Ended)

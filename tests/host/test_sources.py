@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlbox import errors
 from mlbox.core import layer
+from mlbox.core.facts import Facts
+from mlbox.core.session import Spec
 from mlbox.host import sources
+from mlbox.host.engines import Build
 from mlbox.host.run import Cancel, Cancelled
 
 NAME = "code-server-4.108.1-linux-amd64.tar.gz"
@@ -134,3 +138,35 @@ def test_fetching_can_be_cancelled(folder: Path, home: Path, monkeypatch: pytest
         sources.release(NAME, "", say, Cancel((read,)))
     os.close(read)
     assert os.listdir(home / "cache/mlbox/sources") == []
+
+
+# ---- Python packages -----------------------------------------------------------------------------------
+
+WHEEL = "only_here-1.0-py3-none-any.whl"
+
+
+def with_wheel(folder: Path, listed: str = SUM) -> None:
+    (folder / WHEEL).write_bytes(CONTENT)
+    with (folder / "SHA256SUMS").open("a") as file:
+        file.write(f"{listed}  {WHEEL}\n")
+
+
+def test_wheels_are_packages_only_source_once_there_are_any(folder: Path, tmp_path: Path) -> None:
+    for none in "", str(tmp_path / "elsewhere"), str(folder):
+        assert sources.wheels(none, say, Cancel()) is None
+    with_wheel(folder)
+    assert sources.wheels(str(folder), say, Cancel()) == folder
+    made = Build("id", "image", layer.plan(Spec(), Facts()), tmp_path, folder, wheels=True)
+    assert made.environment("/p", "/c", "/s").items() >= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/s"}.items()
+    assert replace(made, wheels=False).environment("/p", "/c", "/s").keys() == {"PREFIX", "BUILD", "SOURCES"}
+
+
+@pytest.mark.parametrize("listed", ["0" * 64, ""], ids=["damaged", "no line"])
+def test_each_wheel_is_as_the_sums_say_or_none_is_used(folder: Path, listed: str) -> None:
+    with_wheel(folder, listed)
+    with pytest.raises(errors.StartFailed, match="is damaged" if listed else f"no line for {WHEEL}"):
+        sources.wheels(str(folder), say, Cancel())
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(errors.StartFailed, match="has no SHA256SUMS") as caught:
+        sources.wheels(str(folder), say, Cancel())
+    assert "*.whl" in caught.value.hint

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from labbox import (
@@ -212,6 +215,40 @@ def test_a_damaged_archive_costs_vs_code_only_where_it_was_not(laptop: Laptop, d
     with Notebook(block["jupyter"]) as notebook:
         assert notebook.run("6 * 7") == "42"
     assert session.stop() == 0
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Iterator[str]:
+    """A folder of sources with one package, which no index has."""
+    about = "only_here-1.0.dist-info"
+    package = {
+        "only_here.py": "where = 'the lab'\n",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: only-here\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*package, f"{about}/RECORD"))
+    with zipfile.ZipFile(tmp_path / "whl", "w") as file:
+        for name, content in {**package, f"{about}/RECORD": record}.items():
+            file.writestr(name, content)
+    folder, name = "/home/ada/wheels", "only_here-1.0-py3-none-any.whl"
+    packed = base64.b64encode((tmp_path / "whl").read_bytes()).decode()
+    ssh(HOST, f"mkdir {folder} && cd {folder} && echo {packed} | base64 -d >{name} && sha256sum *.whl >SHA256SUMS")
+    yield folder
+    ssh(HOST, f"rm -rf {folder}")
+
+
+def test_a_lab_without_internet_has_its_packages_from_a_folder(laptop: Laptop, wheels: str) -> None:
+    words = ("session", HOST, "--gpus", "0", "--sources", wheels, "--no-jupyter", "--no-vscode", "--detach", "--fresh")
+    started = laptop.run(*words, "--image", SESSION_IMAGE, "--packages", "only-here", "--name", "offline")
+    assert started.code == 0, started.all
+    assert inside(laptop, "offline", "python -c 'import only_here; print(only_here.where)'") == "the lab"
+    assert laptop.run("session", "shutdown", "offline").code == 0
+    refused = laptop.run(*words, "--image", SESSION_IMAGE, "--packages", "einops")  # which an index has
+    assert refused.code == 7 and "No matching distribution found for einops" in refused.err, refused.all
+    ssh(HOST, f"echo more >>{wheels}/only_here-1.0-py3-none-any.whl")
+    refused = laptop.run(*words, "--image", SESSION_IMAGE, "--packages", "only-here==1.0")
+    assert refused.code == 7 and "is damaged or not what it should be" in refused.err, refused.all
+    assert laptop.sessions(HOST) == []
 
 
 def test_sources_that_lack_the_version_say_what_they_have(laptop: Laptop) -> None:

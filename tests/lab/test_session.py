@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from aftermath import watched
-from labbox import SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, left_behind, ssh, token
+from labbox import SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, as_root, left_behind, ssh, token
 from labkit import gpus as false_gpus
 from labkit.inventory import HOSTS
 from notebook import Notebook
@@ -566,10 +566,16 @@ def test_shutdown_from_another_laptop_is_noticed(laptop: Laptop, tmp_path: Path)
 
 
 def test_the_hosts_files_after_the_end(laptop: Laptop) -> None:
-    started = words_of(laptop.run("session", HOST, *BARE, "--gpus", "1", "--detach", "--json").json())
+    words = ("--image", SESSION_IMAGE, "--gpus", "1", "--detach", "--json")
+    started = words_of(laptop.run("session", HOST, *words).json())
+    tokens = [token(started["urls"][name]) for name in ("jupyter", "vscode")]
+    assert [status_of(started["urls"][name]) for name in ("jupyter", "vscode")] == [200, 302]
     assert laptop.run("session", "shutdown", started["name"]).code == 0
     job = f"~/.local/share/mlbox/users/ada/jobs/*/{started['id']}"
     events = [json.loads(line)["event"]["event"] for line in ssh(HOST, f"cat {job}/ev/*").splitlines()]
     assert events == ["submitted", "claimed", "started", "finished"]
     assert "guest.log" in ssh(HOST, f"ls {job}/attempts/1/log")
     assert ssh(HOST, f"cat {job}/attempts/1/keeper.log") == ""
+    for secret in tokens:
+        assert as_root(HOST, "grep", "-rlF", "-D", "skip", secret, "/home", "/tmp", "/share", check=False) == ""
+        assert files_with(laptop.home, secret) == []

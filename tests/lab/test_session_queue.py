@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from labbox import SESSION_IMAGE, Attached, token
+from labbox import SESSION_IMAGE, SSH_CONFIG, Attached, token
 from labkit.inventory import CODE_SERVER
 from notebook import Notebook
 from queuelab import Lab
@@ -112,3 +112,18 @@ def test_its_extension_files_come_along(lab: Lab, tmp_path: Path) -> None:
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert "mlbox-lab.tiny-0.0.7" in done.stdout, done
     lab.run("session", "shutdown", "tinied")
+
+
+def test_on_a_host_that_this_laptop_calls_otherwise(lab: Lab) -> None:
+    """Than lab.yaml does: its names lead nowhere here, and the laptop's own are asked who has the session."""
+    other = lab.another_laptop()
+    config = other.laptop.home / "ssh_config"
+    renamed = re.sub(r"(?m)^(Host .*)", lambda line: re.sub(r"\bgpu(\d)\b", r"my-\1", line[0]), SSH_CONFIG.read_text())
+    config.write_text(renamed)
+    other.laptop.env["MLBOX_SSH_CONFIG"] = str(config)
+    other.asks("my-1", "my-2")
+    words = ("--on", "gpu2", "--gpus", "0", "--image", SESSION_IMAGE, "--no-jupyter", "--no-vscode")
+    other.run("session", "--queue", "default", *words, "--name", "renamed", "--detach", timeout=300)
+    [session] = other.laptop.sessions("my-2")
+    assert session["name"] == "renamed"
+    other.run("session", "shutdown", "renamed")

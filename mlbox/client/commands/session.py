@@ -66,7 +66,9 @@ def _what(group: Any) -> None:
         )
     group.add_argument("--jupyter-version", metavar="V", help="the JupyterLab to add")
     group.add_argument("--vscode-version", metavar="V", help="the code-server to add")
-    group.add_argument("--sources", metavar="DIR", help="the host's folder with code-server archives and SHA256SUMS")
+    group.add_argument(
+        "--sources", metavar="DIR", help="the host's folder with code-server archives, wheels and SHA256SUMS"
+    )
     group.add_argument(
         "--tunnel",
         choices=("forward", "reverse"),
@@ -95,6 +97,7 @@ def _how(group: Any) -> None:
     group.add_argument("-f", "--file", metavar="session.yaml", help="settings from a file; flags win")
     group.add_argument("--new", action="store_true", help="start another even if one runs (as a new --name does)")
     group.add_argument("--fresh", action="store_true", help="ignore last time's answers for this host")
+    group.add_argument("--no-remember", action="store_true", help="keep no answers of this time for the next")
     group.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
     options.dry_run(group)
     group.add_argument("-y", "--yes", action="store_true", help="ask nothing")
@@ -123,7 +126,7 @@ def _run(arguments: argparse.Namespace, from_file: Answers) -> int:
     said = said.over(from_file)
     how = session_start.Options(
         new=arguments.new, detach=arguments.detach, yes=arguments.yes, json=arguments.json,
-        dry_run=arguments.dry_run, fresh=arguments.fresh,
+        dry_run=arguments.dry_run, fresh=arguments.fresh, remember=not arguments.no_remember,
     )  # fmt: skip
     config = options.config(arguments)
     if said.queue:

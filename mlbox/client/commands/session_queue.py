@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import asked, lab, output, state
+from mlbox.client import asked, lab, output, sessions, state
 from mlbox.client.answers import Answers, ports_of, to_spec
 from mlbox.client.commands import attach
 from mlbox.client.commands.session_start import Options
@@ -40,7 +40,11 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
     host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
-    return attach.join(host, job["id"], config, ports, options)
+
+    def join(there: Host) -> int:
+        return attach.join(there, job["id"], config, ports, options)
+
+    return sessions.at_or_elsewhere(host, job["id"], config, join)
 
 
 def _dry_run(spec: JobSpec, ports: Sequence[Port], as_json: bool) -> int:

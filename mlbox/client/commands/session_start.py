@@ -27,6 +27,7 @@ class Options(attach.Manner):
     new: bool = False
     dry_run: bool = False
     fresh: bool = False
+    remember: bool = True  # its answers, for the next time
 
 
 def run(said: Answers, config: state.Config, options: Options) -> int:
@@ -160,7 +161,7 @@ class _Start:
 
     def finish(self, reply: Json, answers: Answers | None) -> int:
         session = reply["session"]
-        if answers is not None:
+        if answers is not None and self._options.remember:
             state.update("last.json", self._host.name, to_remember(answers))
         assert self._attached is not None  # a session that is ready was starting before
         return attach.work(self._host, self._attached, session, self._options)

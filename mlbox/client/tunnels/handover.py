@@ -5,8 +5,8 @@ ControlMaster takes descriptors over its control socket, as those of a multiplex
 them with a socket on the host. OpenSSH's PROTOCOL.mux, 1 and 3; each message has its length before it:
   we say   hello, version; open, number, "", path, PORT_STREAMLOCAL; then the connection's descriptor for each direction
   it says  hello; once the host has answered "opened" or something else. Until then it reads nothing
-Whoever ends the conversation ends what it joined. Where the far side has sent its last byte, ssh ends the connection as
-a whole: what is served here hears nobody after that.
+Whoever ends the conversation ends what it joined. Where the far side has sent its last byte, ssh leaves the connection
+as a whole, and never ends just one half of it: who called run() lets it go.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _LOCAL = 5.0  # s; it is a socket of this machine
 
 
 class Handover:
-    """One connection's. control: ssh's socket. target: the socket's path on the host. Does not close the connection."""
+    """One connection's. control: ssh's socket. target: the socket's path on the host. Does not close the connection:
+    `with` is for what it has itself."""
 
     def __init__(self, control: str, target: str, connection: socket.socket) -> None:
         self._control = control
@@ -38,20 +39,22 @@ class Handover:
         self._master = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._lock = threading.Lock()  # no shutdown on a number that close() has given back
 
+    def __enter__(self) -> Handover:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._master.close()
+
     def run(self) -> bool:
         """Until the connection has ended. False if ssh did not take it: nothing was read of it, and it is as it was."""
         taken = False
-        try:
-            with contextlib.suppress(OSError):
-                self._ask()
-                taken = self._taken()
-                while taken and self._master.recv(_LONGEST):
-                    pass
-        finally:
-            with self._lock:
-                self._master.close()
-        if not taken:
-            self._connection.setblocking(True)  # ssh may have set that otherwise
+        with contextlib.suppress(OSError):
+            self._ask()
+            taken = self._taken()
+            while taken and self._master.recv(_LONGEST):
+                pass
+        self._connection.setblocking(True)  # ssh sets that otherwise
         return taken
 
     def cut(self) -> None:

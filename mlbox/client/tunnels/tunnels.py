@@ -17,7 +17,7 @@ from mlbox.client.tunnels.held import Held
 from mlbox.client.tunnels.listener import Listener, Port, Service, allow_many_files
 from mlbox.client.tunnels.probe import Probe, ping
 from mlbox.client.tunnels.supervisor import LinkFactory, Supervisor
-from mlbox.splice import Splice
+from mlbox.splice import Splice, let_go
 
 WAIT = 60.0  # seconds that a new connection waits for a link
 _AGAIN_FIRST, _AGAIN_LAST = 0.05, 1.0  # seconds until a socket that took nobody is tried again
@@ -146,11 +146,14 @@ class Tunnels:
         offer = held.link.handover(service.name)
         if offer is None:
             return False
-        handover = Handover(*offer, connection)
-        try:
-            return held.splices.add(handover) and handover.run()
-        finally:
-            self._leave(held, handover)
+        with Handover(*offer, connection) as handover:
+            try:
+                taken = held.splices.add(handover) and handover.run()
+            finally:
+                self._leave(held, handover)
+        if taken:
+            let_go(connection)
+        return taken
 
     def _leave(self, held: Held, carried: Splice | Handover) -> None:
         held.splices.remove(carried)

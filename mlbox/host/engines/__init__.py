@@ -54,13 +54,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Build:
-    """A layer to make: from `context` (script and files) and `sources` (releases), on behalf of a session."""
+    """A layer to make: from `context` (script and files) and `sources` (releases, and Python packages where there are
+    `wheels`), on behalf of a session."""
 
     session: str
     image: str
     layer: Layer
     context: Path
     sources: Path
+    wheels: bool = False
+
+    def environment(self, prefix: str, context: str, sources: str) -> dict[str, str]:
+        """Of its script, which has these folders by these names."""
+        folders = {"PREFIX": prefix, "BUILD": context, "SOURCES": sources}
+        return {**folders, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": sources} if self.wheels else folders
 
 
 PATIENCE = 60.0  # s

@@ -139,7 +139,7 @@ class Container:
         layer, context = work.layer, work.context
         builder = f"mlbox-builder-{work.session[-8:].lower()}"
         build, fetched = layers.CONTAINER_BUILD, f"{layers.CONTAINER_BUILD}-sources"
-        environment = {"PREFIX": layers.CONTAINER_PREFIX, "BUILD": build, "SOURCES": fetched}
+        environment = work.environment(layers.CONTAINER_PREFIX, build, fetched)
         argv = [self.program, "run", "--name", builder, "--label", f"mlbox.session={work.session}", "--user", "0:0"]
         argv += ["--network", "host", "--entrypoint", "/bin/sh", *selinux.arguments()]
         argv += ["-v", f"{context}:{build}:ro", "-v", f"{work.sources}:{fetched}:ro"]

@@ -74,7 +74,7 @@ class Process:
             shutil.rmtree(left, ignore_errors=True)
         files.make_folder(folder, 0o700)
         (folder / _HOST).write_text(here.host_name())  # hosts may share this folder; none uses another's
-        environment = {"PREFIX": str(folder), "BUILD": str(context), "SOURCES": str(work.sources)}
+        environment = work.environment(str(folder), str(context), str(work.sources))
         image.write_environment(context, environment, "", str(context / "pip.conf"))
         try:
             scratch.mkdir(mode=0o700)

@@ -3,6 +3,7 @@ to reach one (tokens, sockets)."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mlbox import errors
@@ -44,13 +45,26 @@ def run(call: Call) -> Json:
         _let_in(job, [str(key) for key in call.args.get("authorized_keys", [])])
         reply["session"].update(reach)
         if reply["session"]["queued"]:
-            reply["session"]["lab"] = lab.identify(found.root)
+            reply["session"]["lab"] = _place(found)
     return reply
 
 
-def _is_gone(found: store.Store, session: str, root: str) -> bool:
-    """One of that ROOT's queues, of which this very ROOT has nothing any more: what has ended can be pruned."""
-    return ids.is_ulid(session) and not found.job(session).is_there() and lab.identify(found.root) == root
+def _place(found: store.Store) -> str:
+    """Where this user's jobs are: which ROOT, and by what name there."""
+    return f"{lab.identify(found.root)}/{found.user}"
+
+
+def _is_gone(found: store.Store, session: str, place: str) -> bool:
+    """Of what was in that place this very one has nothing any more: what has ended can be pruned."""
+    if not ids.is_ulid(session) or _place(found) != place:
+        return False
+    try:
+        os.stat(found.job(session).folder / "spec.json")
+    except FileNotFoundError:
+        return True
+    except OSError:  # closed, or away: that is no end
+        return False
+    return False
 
 
 def is_session(job: Job) -> bool:

@@ -65,6 +65,7 @@ GROUPS = {
         "image": "what is kept on the hosts for another time: list, prune",
     },
     "this program": {
+        "doctor": "what is wrong here and on hosts, and how to mend it",
         "completion": "what completes its commands in bash, zsh or fish",
     },
 }

@@ -85,7 +85,18 @@ def test_help_has_an_example_that_can_be_typed(verb: str) -> None:
 # What changes nothing but what this laptop has to know of a session to come to it.
 READING = [
     *("session list", "session info", "session attach", "attach", "ssh", "open", "port list", "tunnels list"),
-    *("ssh-config show", "ssh-config proxy", "jobs", "show", "logs", "status", "top", "queue list", "image list"),
+    *(
+        "ssh-config show",
+        "ssh-config proxy",
+        "jobs",
+        "show",
+        "logs",
+        "status",
+        "top",
+        "doctor",
+        "queue list",
+        "image list",
+    ),
     "completion",
 ]
 

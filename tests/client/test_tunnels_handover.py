@@ -14,7 +14,7 @@ from typing import Callable
 
 import pytest
 
-from mlbox.client.tunnels.handover import Handover, known
+from mlbox.client.tunnels.handover import Handover, takes_connections, version
 from mlbox.splice import let_go
 
 OPENED, DENIED, FAILED = 0x80000006, 0x80000002, 0x80000003
@@ -191,17 +191,23 @@ def test_without_a_control_socket_nothing_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "new"),
+    ("said", "found"),
     [
-        ("OpenSSH_10.0p2 Debian-7+deb13u4, OpenSSL 3.5.9 29 Sep 2026", True),
-        ("OpenSSH_9.9p1, LibreSSL 3.3.6", True),
-        ("OpenSSH_9.4p1", True),
-        ("OpenSSH_for_Windows_9.5p1, LibreSSL 3.8.2", True),
-        ("OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.20", False),
-        ("OpenSSH_8.4p1 Debian-5+deb11u3", False),
-        ("Dropbear v2022.83", False),
-        ("", False),
+        ("OpenSSH_10.0p2 Debian-7+deb13u4, OpenSSL 3.5.9 29 Sep 2026", (10, 0)),
+        ("OpenSSH_9.9p1, LibreSSL 3.3.6", (9, 9)),
+        ("OpenSSH_for_Windows_9.5p1, LibreSSL 3.8.2", (9, 5)),
+        ("Dropbear v2022.83", None),
+        ("", None),
     ],
 )
-def test_who_takes_connections(said: str, new: bool) -> None:
-    assert known(said) == new
+def test_which_version_an_ssh_is(said: str, found: tuple[int, int] | None) -> None:
+    assert version(said) == found
+
+
+@pytest.mark.parametrize(("said", "takes"), [("OpenSSH_9.4p1", True), ("OpenSSH_9.3p2", False), ("Dropbear", False)])
+def test_who_takes_connections(said: str, takes: bool, tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+    ssh.chmod(0o755)
+    assert takes_connections(str(ssh)) == takes
+    assert not takes_connections(str(tmp_path / "none"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import urllib.request
@@ -465,3 +466,16 @@ def test_somebody_else_closed_the_lease_folder(laptop: Laptop) -> None:
 def test_a_root_that_is_not_writable(laptop: Laptop, root: str) -> None:
     done = session(laptop, "gpu1", "--gpus", "1", "--root", root)
     assert_clear(done, UNREADY, "can't be written", "try: choose another folder with --root")
+
+
+def test_doctor_tells_of_each_host_what_it_lacks(laptop: Laptop) -> None:
+    done = laptop.run("doctor", "gpu1", "noeng", "old", "nowhere.invalid")
+    assert done.code == 5, done.all
+    told = {part.partition("\n")[0]: part for part in done.out.split("\n\n")}
+    assert list(told) == ["this machine", "gpu1", "noeng", "old", "nowhere.invalid"]
+    assert "✗" not in told["this machine"] + told["gpu1"] + told["noeng"]
+    assert re.search(r"✓ docker +works, and is yours to use", told["gpu1"])
+    assert re.search(r"✓ GPUs +4 GPUs, 4 free; driver \d", told["gpu1"])
+    assert re.search(r"· engine +no container engine", told["noeng"])
+    assert re.search(r"✗ host +python3 on old is 2.7", told["old"])
+    assert re.search(r"✗ ssh +.*resolve", told["nowhere.invalid"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +100,50 @@ def test_the_network_is_gone_for_two_minutes(desk: Desk) -> None:
         notebook.connect()
         assert notebook.run("finished.is_set()") == "True"
     assert status_of(desk.block["jupyter"]) == 200
+
+
+# ---- another network ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def another_address() -> Iterator[None]:
+    """The laptop is in another network: what it had is gone, and what it sent from there is answered by nobody."""
+    (device,) = json.loads(_ip("-json", "address", "show", "eth0"))
+    old = next(f"{one['local']}/{one['prefixlen']}" for one in device["addr_info"] if one["family"] == "inet")
+    net, _, rest = old.rpartition(".")
+    gateway = json.loads(_ip("-json", "route", "show", "default"))[0]["gateway"]
+    new = f"{net}.{int(rest.partition('/')[0]) + 1}/{rest.partition('/')[2]}"
+    try:
+        _move(old, new, gateway)
+        yield
+    finally:
+        _move(new, old, gateway)
+
+
+def _move(was: str, now: str, gateway: str) -> None:
+    _ip("address", "del", was, "dev", "eth0")
+    _ip("address", "add", now, "dev", "eth0")
+    _ip("route", "replace", "default", "via", gateway)
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(("ip", *words), check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" not in os.environ, reason="WITHOUT -n THIS MACHINE IS THE LAPTOP, and keeps its address"
+)
+def test_the_laptop_comes_to_another_network(desk: Desk) -> None:
+    with Notebook(desk.block["jupyter"]) as notebook:
+        notebook.run("kept = 'as it was'")
+        seen = len(desk.session.lines)
+        with another_address():
+            desk.session.wait_for("tunnel is back.*the ports are the same", after=seen)
+            notebook.connect()
+            assert notebook.run("kept") == "'as it was'"
+            seen = len(desk.session.lines)
+        desk.session.wait_for("tunnel is back.*the ports are the same", after=seen)
+        assert status_of(desk.block["jupyter"]) == 200
 
 
 # ---- the laptop's clock --------------------------------------------------------------------------------

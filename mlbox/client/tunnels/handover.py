@@ -96,14 +96,14 @@ def takes_connections(ssh: str) -> bool:
     """Whether that program is an OpenSSH that knows sockets on the host."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run((ssh, "-V"), stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOCAL)
-        return known(done.stderr.decode("utf-8", "replace"))
+        return (version(done.stderr.decode("utf-8", "replace")) or (0, 0)) >= _SINCE
     return False
 
 
-def known(said: str) -> bool:
-    """What `ssh -V` said: `OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025`."""
+def version(said: str) -> tuple[int, int] | None:
+    """Of what `ssh -V` said: `OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025`. None where it is no OpenSSH."""
     found = re.match(r"OpenSSH_(?:for_Windows_)?(\d+)\.(\d+)", said)
-    return found is not None and (int(found[1]), int(found[2])) >= _SINCE
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _string(text: bytes) -> bytes:

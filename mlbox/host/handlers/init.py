@@ -61,7 +61,7 @@ def run(call: Call) -> Json:
     return {
         "host": found.host, "root": str(found.root), "id": root_id, "made": made, "shared": bool(openness & 0o022),
         "trouble": rules.trouble, "hosts": sorted(known.hosts), "line": line, "queues": list(known.queues),
-        "filesystem": _filesystem(found.root), "problems": [] if found.dry else _try(found.root, found.host),
+        "filesystem": filesystem(found.root), "problems": [] if found.dry else _try(found.root, found.host),
     }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def _only_ours(root: Path) -> None:
         )
 
 
-def _filesystem(root: Path) -> str:
+def filesystem(root: Path) -> str:
     """Its type, by the longest mount point that leads to it."""
     best = ("", "")
     with suppress(OSError):

@@ -91,7 +91,10 @@ def main():
 
     # Children are started from this name (cron lines, keepers), perhaps from another folder.
     sys.argv[0] = os.path.abspath(sys.argv[0])
-    sys.path[0] = unpacked() or os.path.abspath(sys.path[0])
+    folder = unpacked()
+    sys.path[0] = folder or os.path.abspath(sys.path[0])
+    if folder:  # ours to keep .pyc files in: PYTHONDONTWRITEBYTECODE would have all compiled at every start
+        sys.dont_write_bytecode = False
     from importlib import import_module
 
     code = import_module(ENTRY).main()  # type: int

@@ -2,7 +2,7 @@
 
 Counted by an `ssh` first on PATH that notes its arguments and becomes the real one. Over the shared
 connection a command is one request and its answer: that is what is called a round trip here.
-`ssh -G` only reads the configuration, and `ssh -O` only talks to the shared connection's own process.
+`ssh -G` and `-V` ask nobody, and `ssh -O` only talks to the shared connection's own process.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ def _counted(laptop: Laptop, command: Callable[[], object]) -> Trips:
         path.unlink()
     command()
     runs = [path.read_text().split("\x1f") for path in log.iterdir()]
-    local = [words for words in runs if "-G" in words or "-O" in words]
-    own = [words for words in runs if "ControlPath=none" in words and words not in local]
+    local = [words for words in runs if {"-G", "-O", "-V"} & {*words}]
+    dials = {"ControlPath=none", "ControlMaster=yes"}
+    own = [words for words in runs if dials & {*words} and words not in local]
     return Trips(len(runs) - len(local) - len(own), len(own), len(local))

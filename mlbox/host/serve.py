@@ -23,6 +23,7 @@ HANDLERS = {
     "shutdown": "shutdown",
     "share": "share",
     "status": "status",
+    "doctor": "doctor",
     "connect": "connect",
     "init": "init",
     "submit": "submit",

@@ -227,9 +227,9 @@ def test_logs_during_an_outage_are_an_error_and_not_the_end(laptop: Laptop) -> N
 
 def test_top_follows_what_happens_until_q(laptop: Laptop) -> None:
     with at_terminal(laptop, "top", HOST, "--every", "1") as terminal:
-        terminal.wait_for(r"^mlbox top · 4 of 4 GPUs free on 1 host · ")
+        terminal.wait_for(r"mlbox top · 4 of 4 GPUs free on 1 host · ")
         assert laptop.run(*BARE, "--name", "watched", "--detach").code == 0
-        terminal.wait_for(r"^mlbox top · 3 of 4 GPUs free on 1 host · ")
+        terminal.wait_for(r"mlbox top · 3 of 4 GPUs free on 1 host · ")
         terminal.wait_for(r"^session watched  running on GPU \d")
         terminal.say("q")
         assert terminal.end() == 0

@@ -123,7 +123,10 @@ def test_on_a_host_that_this_laptop_calls_otherwise(lab: Lab) -> None:
     other.laptop.env["MLBOX_SSH_CONFIG"] = str(config)
     other.asks("my-1", "my-2")
     words = ("--on", "gpu2", "--gpus", "0", "--image", SESSION_IMAGE, "--no-jupyter", "--no-vscode")
-    other.run("session", "--queue", "default", *words, "--name", "renamed", "--detach", timeout=300)
+    attached = other.laptop.attach("session", "--queue", "default", *words, "--name", "renamed", "--detach")
+    attached.wait_for("is in line")
+    other.run("queue", "process", "--host", "my-2")  # as its cron would
+    assert attached.block()["name"] == "renamed" and attached.process.wait(60) == 0
     [session] = other.laptop.sessions("my-2")
     assert session["name"] == "renamed"
     other.run("session", "shutdown", "renamed")

@@ -131,16 +131,6 @@ class Progress:
             if self._drawn:
                 self._erase()
 
-    @classmethod
-    @contextlib.contextmanager
-    def none(cls) -> Iterator[None]:
-        """Nobody's, for as long: the terminal is another's to draw on."""
-        before, cls._shown = cls._shown, cls()
-        try:
-            yield
-        finally:
-            cls._shown = before
-
     def say(self, words: str, detail: str = "") -> None:
         words = text.safe(words).replace("\n", " ")
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -9,7 +10,6 @@ import select
 import signal
 import sys
 import termios
-import time
 import tty
 from collections.abc import Iterable
 from types import FrameType, TracebackType
@@ -21,6 +21,7 @@ _HOME, _REST_OF_LINE, _REST = "\033[H", "\033[K", "\033[J"
 _LINES = {b"j": 1, b"k": -1, b"\033[B": 1, b"\033[A": -1, b"\033OB": 1, b"\033OA": -1}
 _PAGES = {b" ": 1, b"\033[6~": 1, b"b": -1, b"\033[5~": -1}
 _ENDS = {b"g": False, b"\033[H": False, b"G": True, b"\033[F": True}
+_NEW = b"n"  # no signal's number
 _QUIT = (b"q", b"Q", b"\x04")
 _KEY = re.compile(rb"\033\[[0-9;]*[A-Za-z~]|\033O[A-Z]|.", re.DOTALL)
 
@@ -40,11 +41,15 @@ class Screen:
 
     def __init__(self) -> None:
         self._head, self._lines, self._from = "", list[str](), 0
-        self._changed, self._resized = os.pipe()
-        self._signals = {signal.SIGWINCH: self._on_resize, signal.SIGTSTP: self._on_stop, signal.SIGTERM: self._on_end,
-                         signal.SIGHUP: self._on_end}  # fmt: skip
+        self._changed, self._wake = os.pipe()
+        ends = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), self._on_end)
+        self._signals = {signal.SIGWINCH: self._on_resize, signal.SIGTSTP: self._on_stop, **ends}
+        self._stderr = -1
 
     def __enter__(self) -> Screen:
+        os.set_blocking(self._wake, False)
+        # A signal that comes just before select() would else be heeded after it.
+        self._wakes = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, act) for number, act in self._signals.items()}
         self._take()
         return self
@@ -52,27 +57,30 @@ class Screen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, act in self._before.items():
             signal.signal(number, act)
+        signal.set_wakeup_fd(self._wakes)
         self._give_back()
         os.close(self._changed)
-        os.close(self._resized)
+        os.close(self._wake)
 
     def show(self, head: str, lines: Iterable[str]) -> None:
         """`head` stays where it is, the lines are scrolled."""
         self._head, self._lines = head, list(lines)
         self._draw()
 
-    def wait(self, seconds: float) -> bool:
-        """Heed the keys for so long; False once its user has quit."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            ready, _, _ = select.select([0, self._changed], [], [], left)
+    def wait(self) -> bool:
+        """Heed the keys until there is something new to show; False once its user has quit."""
+        while True:
+            ready, _, _ = select.select([0, self._changed], [], [])
             if 0 in ready and not self._heed(os.read(0, 4096)):
                 return False
-            if self._changed in ready:
-                os.read(self._changed, 64)
-            if ready:
-                self._draw()
-        return True
+            if self._changed in ready and _NEW in os.read(self._changed, 64):
+                return True
+            self._draw()
+
+    def wake(self) -> None:
+        """There is something new to show. From any thread."""
+        with contextlib.suppress(OSError):
+            os.write(self._wake, _NEW)
 
     def _heed(self, typed: bytes) -> bool:
         """Several keys, where they were faster than we. False to quit, at the end of input too."""
@@ -100,27 +108,33 @@ class Screen:
 
     @staticmethod
     def _rows() -> int:
-        return os.get_terminal_size(1).lines
+        return os.get_terminal_size(1).lines or 24
 
     # ---- the terminal, which others have before, after and while we are stopped -----------------------
 
     def _take(self) -> None:
         self._mode = termios.tcgetattr(0)
         tty.setcbreak(0)
+        # What others say, and what ssh would ask, is not for this screen.
+        self._stderr = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
         _put(_ENTER)
 
     def _give_back(self) -> None:
         _put(_LEAVE)
+        os.dup2(self._stderr, 2)
+        os.close(self._stderr)
         termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
 
     def _on_resize(self, number: int, frame: FrameType | None) -> None:
-        os.write(self._resized, b"x")
+        """wait() draws anew, woken by it."""
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._give_back()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._take()
-        os.write(self._resized, b"x")
 
     @staticmethod
     def _on_end(number: int, frame: FrameType | None) -> None:
@@ -128,5 +142,7 @@ class Screen:
 
 
 def _put(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Not by way of sys.stdout, in which a signal's handler can't write while it is written."""
+    data = text.encode()
+    while data:
+        data = data[os.write(1, data) :]

@@ -23,22 +23,17 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
     """Do `act` at the host where a session runs: the one named, the one remembered, or else the one that is found by
     asking all. What is remembered may be over, and another of that name run elsewhere. Raises NotFound."""
     place = _known_place(wanted, host, config)
-    if place is None:
-        return act(ask_around(wanted, config))
-    return act(place) if host else at_or_elsewhere(place, wanted, config, act)
-
-
-def at_or_elsewhere(place: Host, wanted: str, config: state.Config, act: Callable[[Host], T]) -> T:
-    """Do `act` there, or where else the session is found: this laptop may know its host by another name."""
-    try:
-        return act(place)
-    except errors.Ended:
-        raise
-    except (errors.NotFound, errors.Unreachable) as error:
-        if set(known_hosts(config)) <= {place.name}:
+    if place is not None:
+        try:
+            return act(place)
+        except errors.Ended:
             raise
-        found = _elsewhere(wanted, place.name, config, error)
-    return act(found)
+        except (errors.NotFound, errors.Unreachable) as error:
+            if host or set(known_hosts(config)) <= {place.name}:
+                raise
+            found = _elsewhere(wanted, place.name, config, error)
+        return act(found)
+    return act(ask_around(wanted, config))
 
 
 def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.MlboxError) -> Host:

@@ -65,10 +65,8 @@ def test_as_facts(hosts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert three["error"] == {"kind": errors.NotConnected("").kind, "message": "no route", "hint": "is it on?"}
 
 
-@pytest.mark.parametrize("said", [[{"grade": "fine"}], ["x"], [{}]])
-def test_a_host_that_says_something_else(
-    hosts: dict[str, Any], said: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("said", [[{"grade": "fine"}], ["x"], [{}], None, 7])
+def test_a_host_that_says_something_else(hosts: dict[str, Any], said: Any, capsys: pytest.CaptureFixture[str]) -> None:
     hosts["gpu1"] = {"findings": said}
     assert cli.main(["doctor", "gpu1"]) == 5
     assert "what this mlbox does not know" in capsys.readouterr().out

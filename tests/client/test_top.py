@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -84,6 +85,23 @@ def test_what_is_shown(hosts: Hosts) -> None:
     assert "train" not in "\n".join(look.shown()[1])
 
 
+def test_nobody_s_words_command_the_terminal(hosts: Hosts) -> None:
+    """Which shows what is printed there as it is. A colleague's live hint says which GPUs a job has."""
+    bad = "x\033]0;owned\007"
+    told = hosts.replies["gpu1"]
+    told.update(
+        host=bad, driver=bad, lab={bad: bad}, drained=bad, sessions=[{"name": bad, "state": bad, "gpus": [bad]}]
+    )
+    told.update(jobs=[{"name": bad, "id": bad, "owner": bad, "since": 1.0, "gpus": [bad]}])
+    told.update(queues=[{"name": bad, "waiting": 1, "running": 0, "paused": bad}], trouble=bad)
+    told.update(silent=[{"host": bad, "silent": 1.0, "jobs": told["jobs"], "drained": bad}])
+    hosts.replies[bad] = errors.Unreachable(bad)
+    look = top.Look([], state.Config(hosts=("gpu1",)))
+    look.again()
+    assert "owned" in "\n".join(look.shown()[1])
+    assert "\033]" not in "\n".join(look.shown()[1]) and "\007" not in "\n".join(look.shown()[1])
+
+
 @pytest.mark.parametrize("words", [["top"], ["top", "--json"]])
 def test_without_a_terminal_it_says_what_to_use(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
@@ -102,7 +120,7 @@ PROGRAM = """
 from mlbox.client.screen import Screen
 with Screen() as screen:
     screen.show("the head", [f"line {n}." for n in range(100)])
-    while screen.wait(60):
+    while screen.wait():
         pass
 print("back")
 """
@@ -122,6 +140,7 @@ class Terminal:
     def until(self, found: Callable[[str], object]) -> str:
         """All that came, once it is as it should be; and from then on what comes next."""
         while not found(self.text):
+            assert select.select([self._fd], [], [], 20)[0], f"nothing more came:\n{self.text!r}"
             self.text += os.read(self._fd, 65536).decode()
         text, self.text = self.text, ""
         return text
@@ -170,7 +189,7 @@ def test_keys_scroll_and_q_puts_the_terminal_back(terminal: Terminal) -> None:
     assert termios.tcgetattr(terminal.inner)[3] == terminal.mode[3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_puts_it_back_too(terminal: Terminal, number: signal.Signals) -> None:
     terminal.until(lambda text: "\033[J" in text)
     terminal.process.send_signal(number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ from mlbox import errors
 from mlbox.core import wire
 from mlbox.core.finding import Finding
 from mlbox.core.gpu import Gpu
-from mlbox.host import cron, engines, inventory
+from mlbox.host import cron, engines, handlers, inventory, nvml, serve
+from mlbox.host.engines.container import Container
 from mlbox.host.handlers import doctor
 from mlbox.host.idle import HEARD
 from mlbox.host.serve import Call
@@ -63,7 +66,7 @@ def test_a_host_that_is_well(box: Box) -> None:
     found = told(box)
     assert {one.grade for one in found.values()} == {"good"}, found
     assert found["GPUs"].words == "2 GPUs, 2 free; driver 580.1"
-    assert {"system", "docker", "images", "home", "/tmp", "lab", "cron"} <= set(found)
+    assert {"system", "docker", "images", "ROOT", "/tmp", "lab", "cron"} <= set(found)
 
 
 def test_a_host_of_no_lab(home: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_broken_lab_yaml(box: Box) -> None:
 def test_little_room(box: Box, monkeypatch: pytest.MonkeyPatch, free_bytes: int, grade: str) -> None:
     free(monkeypatch, free_bytes)
     found = told(box)
-    assert (found["home"].grade, found["images"].grade) == (grade, grade)
+    assert (found["ROOT"].grade, found["images"].grade) == (grade, grade)
     assert found["/tmp"].grade == ("bad" if grade == "bad" else "good")
 
 
@@ -105,8 +108,42 @@ def test_gpus(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Gpu(3, "GPU-3", "H100", 80 << 30, error="fallen off the bus")
     monkeypatch.setattr(inventory, "gpus", lambda found: ([broken], "580.1"))
     assert told(box)["GPU 3"] == Finding("bad", "GPU 3", "H100 is out of order: fallen off the bus")
-    monkeypatch.setattr(inventory, "gpus", lambda found: ([], "there is no NVIDIA driver"))
-    assert told(box)["GPUs"].words == "none: there is no NVIDIA driver"
+    monkeypatch.setattr(inventory, "gpus", lambda found: ([], nvml.NONE))
+    assert (told(box)["GPUs"].grade, told(box)["GPUs"].words) == ("note", f"none: {nvml.NONE}")
+    monkeypatch.setattr(inventory, "gpus", lambda found: ([], "Driver/library version mismatch"))
+    assert told(box)["GPUs"].grade == "bad"  # there is a driver, and it does not work
+
+
+def test_an_engine_that_gives_out_no_gpus(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Podman(Container):
+        def __init__(self) -> None:
+            pass
+
+        def identify(self, spec: object, patience: float = 0.0) -> str:
+            return ""
+
+        def devices(self, gpus: Sequence[str]) -> list[str]:
+            raise errors.HostUnready(f"no CDI specification here names GPU {gpus[0]}", "nvidia-ctk cdi generate")
+
+    monkeypatch.setattr(engines, "present", lambda: ["podman", "process"])
+    monkeypatch.setattr(engines, "by_name", lambda name, found: Podman())
+    assert told(box)["podman"] == Finding(
+        "bad", "podman", "no CDI specification here names GPU GPU-0", "nvidia-ctk cdi generate"
+    )
+    monkeypatch.setattr(inventory, "gpus", lambda found: ([], nvml.NONE))
+    monkeypatch.setattr(Podman, "storage", lambda self: None)
+    assert told(box)["podman"].grade == "good"
+
+
+def test_it_changes_nothing_of_the_lab_s(box: Box) -> None:
+    before = sorted(box.root.rglob("*"))
+    told(box)
+    assert sorted(box.root.rglob("*")) == before
+
+
+def test_every_handler_is_a_verb() -> None:
+    names = {module.name for module in pkgutil.iter_modules(handlers.__path__)}
+    assert names == set(serve.HANDLERS.values())
 
 
 def test_what_can_not_be_looked_at_hides_nothing_else(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

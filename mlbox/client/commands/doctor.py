@@ -18,6 +18,7 @@ from mlbox.core.finding import Finding, Grade
 Found = Mapping[str, Union[Sequence[Finding], errors.MlboxError]]
 HERE = "this machine"
 _OLDEST = (8, 0)  # of OpenSSH
+_PATIENCE = 10.0  # s
 _MARKS: dict[Grade, tuple[str, int]] = {"good": ("✓", 32), "note": ("·", 33), "bad": ("✗", 31)}
 
 
@@ -37,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
     names = list(dict.fromkeys(arguments.hosts)) or ([] if none_known(config) else known_hosts(config))
     found: dict[str, Sequence[Finding] | errors.MlboxError] = {HERE: here}
     for name, reply in ask_all(names, "doctor", {}, config).items():
-        found[name] = reply if isinstance(reply, errors.MlboxError) else _of(reply["findings"])
+        found[name] = reply if isinstance(reply, errors.MlboxError) else _of(reply.get("findings"))
     if arguments.json:
         output.facts([_facts(name, what) for name, what in found.items()])
     else:
@@ -47,10 +48,10 @@ def main(arguments: argparse.Namespace) -> int:
     return errors.HostUnready.exit_code if any(_is_bad(what) for what in found.values()) else 0
 
 
-def _of(said: Sequence[Any]) -> Sequence[Finding]:
+def _of(said: Any) -> Sequence[Finding]:
     try:
         return [Finding.from_wire(one) for one in said]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         return [Finding("bad", "mlbox", f"it said what this mlbox does not know: {error}")]
 
 
@@ -97,7 +98,12 @@ def _ssh(config: state.Config) -> Finding:
         return Finding(grade, "ssh", "there is no OpenSSH client", 'install it, or transport = "fabric" in config.toml')
     from mlbox.client.tunnels.handover import version
 
-    done = subprocess.run(("ssh", "-V"), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            ("ssh", "-V"), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("bad", "ssh", f"`ssh -V` fails: {error}", "is it OpenSSH's?")
     known, words = version(done.stderr), done.stderr.partition(",")[0].strip()
     if known is None or known < _OLDEST:
         hint = f"OpenSSH {_OLDEST[0]} or newer is what mlbox is tried with"

@@ -40,11 +40,16 @@ def run(said: Answers, queue: str, config: state.Config, options: Options) -> in
     # The host that answered is reached as it was; the others by the name that lab.yaml has for them.
     place = {"id": job["id"], "host": found["host"] if found["via"] else found["ssh"], "via": found["via"]}
     host = entry if found["host"] == reply["host"] else of_session({**place, "root": entry.root}, config)
-
-    def join(there: Host) -> int:
-        return attach.join(there, job["id"], config, ports, options)
-
-    return sessions.at_or_elsewhere(host, job["id"], config, join)
+    try:
+        return attach.join(host, job["id"], config, ports, options)
+    except errors.Ended:
+        raise
+    except (errors.NotFound, errors.Unreachable) as error:  # this laptop may call that host otherwise than lab.yaml
+        try:
+            host = sessions.elsewhere(job["id"], "", config)
+        except errors.MlboxError:
+            raise error from None
+    return attach.join(host, job["id"], config, ports, options)
 
 
 def _dry_run(spec: JobSpec, ports: Sequence[Port], as_json: bool) -> int:

@@ -122,7 +122,7 @@ def _by_name(silent: Sequence[Json], failed: Sequence[str], answers: Sequence[Js
 
 def _print(name: str, reply: Json | errors.MlboxError) -> None:
     if isinstance(reply, errors.MlboxError):
-        print(f"{output.bold(name)}  {why(name, reply)}")
+        print(f"{output.bold(text.safe(name))}  {why(name, reply)}")
         return
     gpus = [Gpu.from_wire(g) for g in reply["gpus"]]
     summary = f"{free([reply])[0]} of {text.count(len(gpus), 'GPU')} free" if gpus else text.safe(str(reply["driver"]))
@@ -132,13 +132,13 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     else:
         load = f"load {reply['load'][0]:.1f} on {text.count(reply['cpus'], 'CPU')}"
     own = f" ({text.safe(reply['host'])})" if reply["host"] != name else ""  # by which jobs and drain know it
-    print(f"{output.bold(name)}{own}  {summary} · {load}{_drained(reply)}")
+    print(f"{output.bold(text.safe(name))}{own}  {summary} · {load}{_drained(reply)}")
     if gpus:
         output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
     for session in reply["sessions"]:
-        where = ",".join(ids.get(uuid, uuid) for uuid in session["gpus"])
-        print(f"session {text.safe(session['name'])}  {said(session['state'])}" + (f" on GPU {where}" if where else ""))
+        state = text.safe(said(session["state"]))
+        print(f"session {text.safe(session['name'])}  {state}" + _on(session["gpus"], ids))
     _print_jobs(reply, ids)
 
 
@@ -149,12 +149,14 @@ def _drained(reply: Json) -> str:
 def _print_jobs(reply: Json, ids: Mapping[str, str]) -> None:
     """`ids`: the numbers of its GPUs."""
     for job in reply["jobs"]:
-        where = ",".join(ids.get(uuid, uuid) for uuid in job["gpus"])
         age = text.duration(time.time() - job["since"])
-        print(
-            f"job {text.safe(job['name'])}  {job['id']}  {text.safe(job['owner'])}'s, {age}"
-            + (f", on GPU {where}" if where else "")
-        )
+        words = f"job {text.safe(job['name'])}  {text.safe(job['id'])}  {text.safe(job['owner'])}'s, {age}"
+        print(words + _on(job["gpus"], ids, ", "))
+
+
+def _on(gpus: Sequence[str], ids: Mapping[str, str], before: str = " ") -> str:
+    where = ",".join(ids.get(uuid, text.safe(uuid)) for uuid in gpus)
+    return f"{before}on GPU {where}" if where else ""
 
 
 def _print_queues(replies: Sequence[Json]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -52,12 +54,20 @@ def main(arguments: argparse.Namespace) -> int:
     if code := exit_code(look.found):
         status.show(look.found)
         return code
-    with Screen() as screen, output.Progress.none():
+    with Screen() as screen:
+        looking = threading.Thread(target=_keep_looking, args=(look, arguments.every, screen), daemon=True)
+        looking.start()
         screen.show(*look.shown())
-        while screen.wait(arguments.every):
-            look.again()
+        while screen.wait():
             screen.show(*look.shown())
-    return 0
+    os._exit(0)  # a look may be under way, and wait for a host that is off
+
+
+def _keep_looking(look: Look, every: float, screen: Screen) -> None:
+    while True:
+        time.sleep(every)
+        look.again()
+        screen.wake()
 
 
 class Look:
@@ -76,15 +86,16 @@ class Look:
         if not self._named:
             self._ask(status.unasked(self.found))
         waits = [name for name, reply in self._answers().items() if any(queue["waiting"] for queue in reply["queues"])]
-        self._waiting = []
-        for reply in ask_all(waits[:1], "jobs", {"ended": 0}, self._config).values():
-            if not isinstance(reply, errors.MlboxError):
-                self._waiting = [job for job in reply["jobs"] if job["state"] in WAITING]
+        waiting: dict[str, Json] = {}
+        for reply in ask_all(waits, "jobs", {"ended": 0}, self._config).values():
+            for job in [] if isinstance(reply, errors.MlboxError) else reply["jobs"]:
+                waiting.setdefault(job["id"], job)
+        self._waiting = [job for job in waiting.values() if job["state"] in WAITING]
 
     def _ask(self, names: Sequence[str]) -> None:
         now = time.monotonic()
         due = [name for name in dict.fromkeys(names) if now >= self._not_before.get(name, 0.0)]
-        self.found.update(ask_all(due, "status", {}, self._config))
+        self.found = {**self.found, **ask_all(due, "status", {}, self._config)}
         for name in due:
             if isinstance(self.found[name], errors.MlboxError):
                 self._not_before[name] = time.monotonic() + _AGAIN
@@ -94,12 +105,12 @@ class Look:
 
     def shown(self) -> tuple[str, list[str]]:
         """The line that stays, and the others."""
-        out = Shown()
+        out, waiting = Shown(), self._waiting
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             status.show(self.found)
-            if self._waiting:
+            if waiting:
                 print("\nyour jobs that wait")
-                jobs.show(self._waiting)
+                jobs.show(waiting)
         free, all_ = status.free(list(self._answers().values()))
         hosts = text.count(len(self._answers()), "host")
         head = (

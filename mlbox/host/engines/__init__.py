@@ -67,7 +67,10 @@ class Build:
     def environment(self, prefix: str, context: str, sources: str) -> dict[str, str]:
         """Of its script, which has these folders by these names."""
         folders = {"PREFIX": prefix, "BUILD": context, "SOURCES": sources}
-        return {**folders, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": sources} if self.wheels else folders
+        if not self.wheels:
+            return folders
+        links = Path(sources).as_uri()  # pip takes a blank in a path for the next one's beginning
+        return {**folders, "PIP_NO_INDEX": "1", "PIP_ONLY_BINARY": ":all:", "PIP_FIND_LINKS": links}
 
 
 PATIENCE = 60.0  # s

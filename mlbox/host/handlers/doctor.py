@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
@@ -15,7 +16,8 @@ from mlbox import errors
 from mlbox.core import text
 from mlbox.core.finding import Finding
 from mlbox.core.session import ENGINES, Spec
-from mlbox.host import cron, engines, inventory, lab, store
+from mlbox.host import cron, engines, inventory, lab, nvml, store
+from mlbox.host.engines.container import Container
 from mlbox.host.handlers.init import filesystem
 from mlbox.host.handlers.session import SPACE
 from mlbox.host.serve import Call
@@ -27,7 +29,7 @@ _NO_IMAGE = "mlbox-doctor:none"  # an engine that works says that it has none
 
 
 def run(call: Call) -> Json:
-    found = store.Store(call.root)
+    found = store.Store(call.root, dry=True)
     named = [name for name in engines.present() if name in ENGINES]
     looks: dict[str, Callable[[], Sequence[Finding]]] = {
         "system": _system, "GPUs": lambda: _gpus(found), "engine": lambda: _engines(named, found),
@@ -63,6 +65,8 @@ def _system() -> list[Finding]:
 
 def _gpus(found: store.Store) -> list[Finding]:
     gpus, driver = inventory.gpus(found)
+    if not gpus and driver != nvml.NONE:
+        return [Finding("bad", "GPUs", driver, "`nvidia-smi` on the host says more")]
     if not gpus:
         return [Finding("note", "GPUs", f"none: {driver}", "sessions and jobs without --gpus work all the same")]
     findings = []
@@ -77,16 +81,21 @@ def _gpus(found: store.Store) -> list[Finding]:
 def _engines(named: Sequence[str], found: store.Store) -> list[Finding]:
     """One that can't be used is no trouble beside another that can."""
     broken, findings = list[Finding](), list[Finding]()
+    gpus = list[str]()
+    with suppress(errors.MlboxError, OSError):  # said by _gpus
+        gpus = [gpu.uuid for gpu in inventory.gpus(found)[0] if not gpu.error]
     for name in named:
         try:
             engine = engines.by_name(name, found)
             engine.identify(Spec(image=_NO_IMAGE, runtime=name))
+            if gpus and isinstance(engine, Container):
+                engine.devices(gpus)
             storage = engine.storage()
         except errors.MlboxError as error:
             broken.append(_bad(name, error))
             continue
         findings.append(Finding("good", name, "works, and is yours to use"))
-        if storage is not None and storage.exists():
+        if storage is not None and os.path.exists(storage):
             findings += _room(storage, "images")
     if findings:
         return [*findings, *(replace(one, grade="note") for one in broken)]
@@ -95,14 +104,12 @@ def _engines(named: Sequence[str], found: store.Store) -> list[Finding]:
 
 
 def _space(found: store.Store) -> list[Finding]:
-    places = {"home": Path.home(), "/tmp": Path("/tmp")}
-    if not found.root.is_relative_to(Path.home()):
-        places["ROOT"] = found.root
+    places = {"ROOT": found.root, "/tmp": Path("/tmp")}
     return [finding for about, folder in places.items() for finding in _place(folder, about)]
 
 
 def _place(folder: Path, about: str) -> list[Finding]:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not os.access(there, os.W_OK | os.X_OK):
         return [Finding("bad", about, f"{there} can't be written", "ask its owner, or name another with --root")]
     findings = _room(there, about)

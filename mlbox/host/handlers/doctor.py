@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -60,7 +60,8 @@ def _system() -> list[Finding]:
         name = next((line.partition("=")[2].strip('"') for line in lines if line.startswith("PRETTY_NAME=")), "")
     except OSError:
         pass
-    return [Finding("good", "system", f"Python {platform.python_version()} on {name or platform.platform()}")]
+    python = ".".join(map(str, sys.version_info[:3]))
+    return [Finding("good", "system", f"Python {python} on {name or os.uname().sysname}")]
 
 
 def _gpus(found: store.Store) -> list[Finding]:

@@ -80,8 +80,8 @@ class Keeper:
         try:
             info = self._start()
             limit = {"uptime": processes.uptime(), "ends": info["ends"]} if self.claim.time_limit else {}
+            files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())  # who reads "started" may come
             self._append("started", {"services": sorted(self.guest.services), **limit})
-            files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())
             self._sharing = sharing.begin(self.job, info)
             self.caller.send({"ready": info})
             self.caller.let_go()

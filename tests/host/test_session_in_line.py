@@ -152,6 +152,24 @@ def test_one_that_is_lost_runs_again(box: Box, guest: None, monkeypatch: pytest.
     box.assert_nothing_leaks()
 
 
+def test_it_can_be_reached_as_soon_as_it_has_started(
+    box: Box, guest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for that word asks at once."""
+    append = keeper.Keeper._append
+
+    def noted(kept: keeper.Keeper, event: str, facts: dict[str, object]) -> bool:
+        (tmp_path / event).write_text(str(files.read_json(kept.job.conf / "session.json")))
+        return append(kept, event, facts)
+
+    monkeypatch.setattr(keeper.Keeper, "_append", noted)
+    job = in_line(box, {})
+    box.wait(job, "started")
+    assert "'ends'" in (tmp_path / "started").read_text()
+    keeping.tell(job)
+    box.wait(job, "finished")
+
+
 def test_one_that_was_removed_has_ended(box: Box, guest: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tunnels that slept meanwhile. A host may have nothing of it for another reason: its ROOT is another."""
     job = in_line(box, {})

@@ -213,9 +213,23 @@ def test_its_ports_here_ask_for_a_token_or_a_key(mine: Mine) -> None:
             with pytest.raises(urllib.error.HTTPError) as caught:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30)
             assert caught.value.code == 403
-    argv = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]
+    argv = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "IdentityFile=none"]
     argv += ["-o", "UserKnownHostsFile=/dev/null", "-p", str(shell), "ada@127.0.0.1", "true"]
-    assert "Permission denied (publickey)" in as_nobody(*argv)
+    asked = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert "Permission denied (publickey)" in asked.stderr
+
+
+def test_its_ports_here_take_nobody_else(mine: Mine) -> None:
+    """Not even with the token: who sends it may have read it from a screen."""
+    pages = [mine.block[name].split()[0].replace("localhost", "127.0.0.1") for name in ("jupyter", "vscode")]
+    for page in pages:
+        assert urllib.request.urlopen(page, timeout=30).status == 200
+        refused = as_nobody("curl", "--silent", "--show-error", "--max-time", "30", page)
+        assert re.search("reset by peer|Empty reply", refused), refused
+    port = str(mine.ports()[2])
+    argv = ["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    refused = as_nobody("ssh", *argv, "-p", port, "ada@127.0.0.1", "true")
+    assert re.search("reset by peer|Connection closed", refused), refused
 
 
 def test_who_answers_in_the_sessions_place_is_sent_nothing(mine: Mine) -> None:

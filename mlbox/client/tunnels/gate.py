@@ -1,7 +1,7 @@
 """Who may speak to a service that has no password of its own.
 
 code-server runs without authentication behind its 0700 socket on the host. On the laptop it is a TCP port,
-which other users of the laptop and any web page can reach. So each connection's first request must carry
+which any web page, and on a Mac its other users, can reach. So each connection's first request must carry
 a cookie, which is handed out for the token in the printed URL:
   GET /?folder=/w&tkn=TOKEN   -> 302 to /?folder=/w with Set-Cookie: mlbox-ID=TOKEN
   Cookie: mlbox-ID=TOKEN      -> passed on, byte for byte

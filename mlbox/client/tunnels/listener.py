@@ -3,7 +3,8 @@
 A port is taken by binding it, so nobody can come between the choice and the use; it is held until close().
 `localhost` may mean ::1, so the same port is bound there too. Is it someone else's there, then the number
 counts as taken: a browser would otherwise bring that someone the token.
-One thread accepts; each connection gets a thread that gates it, finds it a link and splices it.
+One thread accepts, of this user's programs only (caller.py); each connection gets a thread that gates it, finds it a
+link and splices it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mlbox.client.tunnels import caller
 from mlbox.errors import MlboxError
 
 BACKLOG = 128
@@ -144,6 +146,9 @@ class Listener:
             return
         except OSError:
             self._stop.wait(0.2)  # out of file descriptors: the connection stays readable, so don't spin
+            return
+        if not caller.is_welcome(connection):
+            connection.close()
             return
         connection.setblocking(True)
         with contextlib.suppress(OSError):

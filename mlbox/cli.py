@@ -245,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(given)
         finally:
             sys.stdout.flush()  # here, where a reader that had enough can still be told from a bug
+    except errors.Bug as error:  # of a process of ours elsewhere
+        return _report_bug(error.message, error.hint, given)
     except errors.MlboxError as error:
         from mlbox.client import output
 
@@ -267,7 +269,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{error.filename}: {error.strerror}", "is there room on this machine, and may you write there?"
             )
             return errors.HostUnready.exit_code
-        return _report_bug(error, given)  # a bug: keep what is needed to report it
+        import traceback
+
+        return _report_bug(f"{type(error).__name__}: {error}", traceback.format_exc(), given)
 
 
 def _mend_streams() -> None:
@@ -280,15 +284,15 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _report_bug(error: Exception, argv: Sequence[str]) -> int:
+def _report_bug(what: str, trace: str, argv: Sequence[str]) -> int:
+    """Keep what is needed to report it."""
     import platform
-    import traceback
 
     from mlbox.client import output, state
 
     verb = " ".join(argv[:1])  # not the rest: --env values are secrets
     where = f"Python {platform.python_version()}, {platform.platform()}"
-    report = f"mlbox {__version__}, {where}, verb: {verb}\n{traceback.format_exc()}"
+    report = f"mlbox {__version__}, {where}, verb: {verb}\n{trace}"
     path = state.home() / "bug.txt"
     hint = f"report it with {path}"
     try:
@@ -296,5 +300,5 @@ def _report_bug(error: Exception, argv: Sequence[str]) -> int:
     except OSError:
         print(report, file=sys.stderr)
         hint = "report it with what is above"
-    output.failure(f"this is a bug in mlbox: {type(error).__name__}: {error}", hint)
-    return 70
+    output.failure(f"this is a bug in mlbox: {what}", hint)
+    return errors.Bug.exit_code

@@ -1,6 +1,6 @@
-"""What the small file on a host runs: `host` answers one request of a laptop, `guest` is a session's first process,
-`tick` is one pass over the queue (what cron calls), and at `rendezvous` the tunnels of a host end that can't be
-dialled."""
+"""What the small file on a host runs: `host` answers one request of a laptop (`host relayed`: one that another file
+passed on), `guest` is a session's first process, `tick` is one pass over the queue (what cron calls), `again` that of a
+keeper that ends, and at `rendezvous` the tunnels of a host end that can't be dialled."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class HostUnready(MlboxError):
 
 
 class NotFound(MlboxError):
-    """No such session, job or host."""
+    """No such session, job, queue or host; or several, and it was not said which."""
 
     kind = "not-found"
     exit_code = 6
@@ -76,7 +76,15 @@ class StartFailed(MlboxError):
     exit_code = 7
 
 
-_BY_KIND = {c.kind: c for c in (MlboxError, Usage, Refused, Unreachable, HostUnready, NotFound, Ended, StartFailed)}
+class Bug(MlboxError):
+    """mlbox itself went wrong, where only words of it can be sent. `hint`: where, as a traceback."""
+
+    kind = "bug"
+    exit_code = 70
+
+
+_KINDS = (MlboxError, Usage, Refused, Unreachable, HostUnready, NotFound, Ended, StartFailed, Bug)
+_BY_KIND = {c.kind: c for c in _KINDS}
 
 
 def from_kind(kind: str, message: str, hint: str = "") -> MlboxError:

@@ -434,6 +434,23 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_bug_of_a_host_is_one_too(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _raising(monkeypatch, errors.from_kind("bug", "KeyError: 'x' (on gpu1)", "Traceback (most recent call last): …"))
+    assert cli.main(["status"]) == 70
+    said = capsys.readouterr().err
+    assert "this is a bug in mlbox: KeyError: 'x' (on gpu1)" in said and "Traceback" not in said
+    assert "Traceback" in (home / "state/mlbox/bug.txt").read_text()
+
+
+@pytest.mark.parametrize("words", [["jobs", "prune"], ["jobs", "prune", "--json"], ["image", "prune", "gpu1", "--all"]])
+def test_what_is_gone_for_good_is_agreed_to(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody can be asked without a terminal, and JSON is no agreement."""
+    assert cli.main(words) == 2
+    assert "-y" in capsys.readouterr().err
+
+
 def test_a_bug_is_kept_for_a_report_without_secrets(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

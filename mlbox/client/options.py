@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from mlbox.core.resources import Resources
 
 
+ROOT = "the lab's folder on the hosts (default: root of config.toml, else ~/.local/share/mlbox there)"
+
+
 def common(parser: argparse.ArgumentParser) -> None:
     """What every command about sessions and hosts takes."""
     group = parser.add_argument_group("shared options")
     group.add_argument("--json", action="store_true", help="print facts as JSON")
     group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
-    group.add_argument("--root", metavar="DIR", help="mlbox's folder on the host (default: the user's data home there)")
+    group.add_argument("--root", metavar="DIR", help=ROOT)
 
 
 def hosts(parser: argparse.ArgumentParser, more: str = "") -> None:
@@ -50,7 +53,7 @@ def place(parser: argparse.ArgumentParser, host: str) -> Any:
     group = parser.add_argument_group("shared options")
     if host:
         group.add_argument("--host", default="", help=host)
-    group.add_argument("--root", metavar="DIR", help="the lab's folder on the hosts (default: config.toml's, or yours)")
+    group.add_argument("--root", metavar="DIR", help=ROOT)
     group.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
     return group
 

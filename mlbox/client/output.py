@@ -10,9 +10,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from mlbox import errors
 from mlbox.core import text
 
 _SOON = 0.5  # s; what is answered by then needs no word
@@ -200,6 +201,23 @@ def is_screen() -> bool:
 
 def may_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, yes: bool, without: str) -> None:
+    """Go on only where the person agrees; `yes`: has already. Raises KeyboardInterrupt where not; where nobody can
+    be asked, Usage (`without`: what would be done without that)."""
+    if yes:
+        return
+    if not may_ask():
+        raise errors.Usage(without, "-y, if you agree, or --dry-run to see what it would do")
+    if ask(f"{question} [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
+        raise KeyboardInterrupt
+
+
+def aside(show: Callable[..., None], *what: Any) -> None:
+    """What is shown for a question, not as the command's facts."""
+    with contextlib.redirect_stdout(sys.stderr):
+        show(*what)
 
 
 def ask(question: str, answers: Sequence[str], default: str) -> str:

@@ -216,7 +216,7 @@ def _forward(place: Mapping[str, Any]) -> None:
     sys.stderr.write(said)
     sys.stderr.flush()
     if not _lead(place):
-        raise Unreachable(f"the connection to {place['host']} leads nowhere; the same again")
+        raise Unreachable(f"the connection to {place['host']} leads nowhere; run the same command again")
 
 
 def _lead(place: Mapping[str, Any]) -> bool:

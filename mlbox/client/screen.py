@@ -45,6 +45,7 @@ class Screen:
         ends = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), self._on_end)
         self._signals = {signal.SIGWINCH: self._on_resize, signal.SIGTSTP: self._on_stop, **ends}
         self._stderr = -1
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Screen:
         os.set_blocking(self._wake, False)
@@ -68,12 +69,14 @@ class Screen:
         self._draw()
 
     def wait(self) -> bool:
-        """Heed the keys until there is something new to show; False once its user has quit."""
+        """Heed the keys until there is something new to show; False once its user has quit. Raises what fail() got."""
         while True:
             ready, _, _ = select.select([0, self._changed], [], [])
             if 0 in ready and not self._heed(os.read(0, 4096)):
                 return False
             if self._changed in ready and _NEW in os.read(self._changed, 64):
+                if self._failure is not None:
+                    raise self._failure
                 return True
             self._draw()
 
@@ -81,6 +84,11 @@ class Screen:
         """There is something new to show. From any thread."""
         with contextlib.suppress(OSError):
             os.write(self._wake, _NEW)
+
+    def fail(self, error: Exception) -> None:
+        """There will be nothing new any more. From any thread."""
+        self._failure = error
+        self.wake()
 
     def _heed(self, typed: bytes) -> bool:
         """Several keys, where they were faster than we. False to quit, at the end of input too."""

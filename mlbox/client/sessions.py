@@ -13,7 +13,7 @@ from mlbox.client.hosts import ask_all, known_hosts, told, why
 from mlbox.client.reach import Reach
 from mlbox.client.remote import Host, connect, of_session
 from mlbox.client.transports import LOCAL
-from mlbox.core import text
+from mlbox.core import ids, text
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -144,8 +144,7 @@ def _meant(those: list[Json], wanted: str) -> list[Json]:
         return [] if owner else [one for one in those if "owner" not in one]
     those = [one for one in those if owner in ("", one.get("owner"))]
     exact = [one for one in those if name in (one["id"], one["name"])]
-    part = name.upper()
-    return exact or [one for one in those if one["id"].startswith(part) or one["id"].endswith(part)]
+    return exact or [one for one in those if ids.is_part(name, one["id"])]
 
 
 def _remembered() -> dict[str, Json]:

@@ -138,7 +138,7 @@ def _replace(path: Path, before: bytes, content: bytes) -> None:
             os.fsync(file.fileno())
         if _read(path) != before:
             raise errors.MlboxError(
-                f"{path} was changed just now by somebody else; it was left as it is", "the same again"
+                f"{path} was changed just now by somebody else; it was left as it is", "run the same command again"
             )
         os.replace(temporary, real)
     except OSError as error:

@@ -6,6 +6,7 @@ import re
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_LEAST_BEGINNING, _LEAST_END = 8, 3  # all of half a year begin with the same 4 letters, of a second with the same 8
 
 
 def ulid(now_ms: int, entropy: bytes) -> str:
@@ -26,6 +27,13 @@ def following(job: str, steps: int = 1) -> str:
 
 def is_ulid(text: str) -> bool:
     return _ULID.fullmatch(text) is not None
+
+
+def is_part(wanted: str, id_: str) -> bool:
+    """Whether a person can mean that one by it: enough of its end, which is random, or of its beginning."""
+    part = wanted.upper()
+    begins = len(part) >= _LEAST_BEGINNING and id_.startswith(part)
+    return begins or (len(part) >= _LEAST_END and id_.endswith(part))
 
 
 def shard(job: str) -> str:

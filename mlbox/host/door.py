@@ -148,8 +148,7 @@ def find(wanted: str) -> tuple[Door, Json] | None:
 
 
 def _is(facts: Json, name: str) -> bool:
-    id_: str = facts["id"]
-    return name == facts["name"] or id_.startswith(name.upper()) or id_.endswith(name.upper())
+    return name == facts["name"] or ids.is_part(name, str(facts["id"]))
 
 
 def found_or(own: Callable[[], Job], wanted: str) -> Job | tuple[Door, Json]:

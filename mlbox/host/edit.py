@@ -35,7 +35,7 @@ def change(path: Path, edit: Callable[[str], str], settle: Callable[[], None]) -
             replaced = _replace(path, old, new)
         if replaced:
             settle()
-    raise errors.HostUnready(f"others change {path} all the time", "the same again in a moment")
+    raise errors.HostUnready(f"others change {path} all the time", "run the same command again in a moment")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from mlbox.core import ids, text
 from mlbox.host import archive, ready, store, view
 from mlbox.host.job import Job
 
-_LEAST = 3  # letters of an id that may stand for it
 _ELEMENT = re.compile(r"(.+)[\[_]([0-9]{1,5})\]?")  # `sweep[2]`, as it is shown; `sweep_2`, which no shell reads
 _RECENT = 300  # ended jobs that a name or a part of an id is looked for in
 _OPENED = 3000  # of a user's, whose names are read; of an array's folder in the line one stands for all
@@ -92,7 +91,7 @@ def _matching(found: store.Store, wanted: str, users: Iterable[str]) -> dict[str
     for user in users:
         for number, those in enumerate(_known(found, user)):
             named = number < _OPENED and wanted and found.job(those[0], user).name() == wanted
-            meant = [id_ for id_ in those if _is_part(wanted, id_)] + (those[:_FEW] if named else [])
+            meant = [id_ for id_ in those if ids.is_part(wanted, id_)] + (those[:_FEW] if named else [])
             matching.update((id_, found.job(id_, user)) for id_ in meant)
     return {id_: made for id_, made in matching.items() if made.is_there()}
 
@@ -142,10 +141,6 @@ def _known(found: store.Store, user: str) -> Iterator[list[str]]:
     running, waiting = _at_work(found, user)
     ended = archive.latest(found, user, _RECENT, lambda line: found.job(line["id"], user).is_there())
     return chain(running, ([row["id"]] for row in ended), waiting)
-
-
-def _is_part(wanted: str, id_: str) -> bool:
-    return len(wanted) >= _LEAST and (id_.startswith(wanted.upper()) or id_.endswith(wanted.upper()))
 
 
 def mine(found: store.Store, wanted: str) -> Job:

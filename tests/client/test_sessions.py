@@ -65,11 +65,11 @@ def test_what_failed_where_it_runs_is_not_done_twice(hosts: dict[str, Any]) -> N
     assert act.tried == ["gpu1"]
 
 
-@pytest.mark.parametrize("wanted", ["01ARYZ6", "q69g5fav", "kind-otter"])
+@pytest.mark.parametrize("wanted", ["01ARYZ6S", "q69g5fav", "kind-otter"])
 def test_it_is_found_by_a_part_of_its_id(wanted: str, hosts: dict[str, Any]) -> None:
     hosts["gpu1"] = {"sessions": [{"id": "01ARYZ6S41TSV4RRFFQ69G5FAW", "name": "q69g5fav"}], "met_at": {}}
     hosts["gpu2"] = there()
-    if wanted == "01ARYZ6":
+    if wanted == "01ARYZ6S":
         del hosts["gpu1"]["sessions"][:]
     found = "gpu1" if wanted == "q69g5fav" else "gpu2"  # a name before a part of an id
     assert sessions.ask_around(wanted, CONFIG).name == found

@@ -102,10 +102,11 @@ def test_nobody_s_words_command_the_terminal(hosts: Hosts) -> None:
     assert "\033]" not in "\n".join(look.shown()[1]) and "\007" not in "\n".join(look.shown()[1])
 
 
-@pytest.mark.parametrize("words", [["top"], ["top", "--json"]])
-def test_without_a_terminal_it_says_what_to_use(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("words", "why"), [(["top"], "needs a terminal"), (["top", "--json"], "has no --json")])
+def test_without_a_terminal_it_says_what_to_use(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
-    assert "needs a terminal" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert why in said and "mlbox status" in said
 
 
 @pytest.mark.parametrize("every", ["0", "-1", "nan", "x", "1e9"])
@@ -206,3 +207,22 @@ def test_a_stopped_one_leaves_the_terminal_and_takes_it_again(terminal: Terminal
     assert termios.tcgetattr(terminal.inner)[3] == terminal.mode[3]
     terminal.process.send_signal(signal.SIGCONT)
     assert numbers(terminal.until(lambda text: "\033[J" in text)) == [*range(9)]
+
+
+def test_a_bug_in_the_thread_that_looks_ends_it(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on showing what was, as if it were."""
+
+    class Told:
+        error: Exception | None = None
+
+        def wake(self) -> None:
+            raise AssertionError("nothing is new")
+
+        def fail(self, error: Exception) -> None:
+            self.error = error
+
+    monkeypatch.setattr(top, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
+    look, screen = top.Look(["gpu1"], state.Config()), Told()
+    hosts.replies.clear()
+    top._keep_looking(look, 1.0, screen)  # type: ignore[arg-type]
+    assert isinstance(screen.error, KeyError)

@@ -18,7 +18,7 @@ from mlbox.client.state import Config
         ([{"won": [1, 3, 4], "met": True}, {"won": [2, 5], "met": True}], ""),
         ([{"won": [1, 3, 4], "met": True}, {"won": [2, 3], "met": True}], "two hosts won the same name: 1 of 5 times"),
         ([{"won": [1, 2], "met": False}, {"won": [], "met": False}], "gpu1 and gpu2 did not meet in time"),
-        ([{"won": [1, 2], "met": True}, {"won": [], "met": False}], "is not tried between them"),
+        ([{"won": [1, 2], "met": True}, {"won": [], "met": False}], "was not tried between them"),
     ],
 )
 def test_what_a_trial_between_hosts_says(

@@ -22,7 +22,7 @@ DATA = "~/.local/share/mlbox/users/ada"
 
 
 def things(laptop: Laptop, host: str, kind: str, *words: str, what: str = "things") -> dict[str, Json]:
-    done = laptop.run("image", *(words or ("list",)), host, "--json")
+    done = laptop.run("image", *(words or ("list",)), host, "--json", *(("-y",) if "prune" in words else ()))
     assert done.code == 0, done.all
     found = done.json()
     assert isinstance(found, list)

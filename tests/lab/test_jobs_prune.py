@@ -17,7 +17,7 @@ NONE = ("--gpus", "0", "--no-code")
 
 
 def prune(lab: Lab, host: str, *words: str) -> Json:
-    found: Json = json.loads(lab.run("jobs", "prune", "--host", host, "--json", *words).out)
+    found: Json = json.loads(lab.run("jobs", "prune", "--host", host, "--json", "-y", *words).out)
     return found
 
 
@@ -62,7 +62,7 @@ def test_two_hosts(lab: Lab) -> None:
     lab.run("queue", "resume", "default")
     lab.run("queue", "process")
     lab.until(waits, "finished")
-    said = awaited(lambda: "2 jobs" in (out := lab.run("jobs", "prune", *now, "--host", "gpu2").out) and out)
+    said = awaited(lambda: "2 jobs" in (out := lab.run("jobs", "prune", *now, "-y", "--host", "gpu2").out) and out)
     assert "freed" in said and needed in said and waits in said
     awaited(lambda: folders(lab, "gpu1") == set())
     awaited(lambda: lab.jobs() == [])  # its view of a spec that another host removed may be a second old

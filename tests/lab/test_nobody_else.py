@@ -223,7 +223,8 @@ def test_its_ports_here_take_nobody_else(mine: Mine) -> None:
     """Not even with the token: who sends it may have read it from a screen."""
     pages = [mine.block[name].split()[0].replace("localhost", "127.0.0.1") for name in ("jupyter", "vscode")]
     for page in pages:
-        assert urllib.request.urlopen(page, timeout=30).status == 200
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        assert browser.open(page, timeout=30).status == 200
         refused = as_nobody("curl", "--silent", "--show-error", "--max-time", "30", page)
         assert re.search("reset by peer|Empty reply", refused), refused
     port = str(mine.ports()[2])

@@ -18,16 +18,17 @@ Json = dict[str, Any]
 def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         epilog="examples:\n  mlbox host drain gpu2 --why 'a loud fan'\n  mlbox host add ws --tunnel reverse --via gpu1",
-        description="A person's word about a host. NAME is the host's own name.",
+        description="Take a host of the lab out of use and back. NAME is the host's own name.",
     )
     verbs = made.add_subparsers(dest="do", metavar="WHAT", required=True, parser_class=type(made))
     for name, words in (
-        ("drain", "start nothing new there; what runs goes on"), ("resume", "start again"),
+        ("drain", "start nothing new there; what runs goes on"), ("resume", "let it start jobs and sessions again"),
         ("fence", "it is gone for good: requeue what it ran, and start nothing there until resume"),
-        ("add", "let one that can't be dialled bring its sessions to one that can"), ("remove", "undo add"),
+        ("add", "let one that can't be dialled bring its sessions to one that can"),
+        ("remove", "take out what add wrote"),
     ):  # fmt: skip
         one = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
-        one.add_argument("name", metavar="NAME")
+        one.add_argument("name", metavar="NAME", help="the host's own name, as mlbox status shows it")
         if name == "add":
             one.add_argument(
                 "--tunnel", choices=("forward", "reverse"), default="forward",
@@ -35,12 +36,15 @@ def parser(make: Any) -> argparse.ArgumentParser:
             )  # fmt: skip
             one.add_argument("--via", metavar="HOST", required=True, help="the host where its reverse tunnels end")
             one.add_argument(
-                "--address", metavar="HOST[:PORT]", default="", help="of --via as NAME dials it (default: as ssh here)"
+                "--address",
+                metavar="HOST[:PORT]",
+                default="",
+                help="the address at which NAME reaches the --via host (default: as ssh here)",
             )
         if name in ("add", "remove"):
             one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
         if name == "drain":
-            one.add_argument("--why", default="", help="for the others")
+            one.add_argument("--why", default="", help="the reason, which others see")
         if name == "fence":
             one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
         options.dry_run(one)
@@ -52,8 +56,8 @@ def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     if arguments.do in ("add", "remove"):
         return (_add if arguments.do == "add" else _remove)(arguments, settings)
-    if arguments.do == "fence" and not arguments.yes:
-        _sure(arguments.name, arguments.dry_run)
+    if arguments.do == "fence":
+        _sure(arguments.name, arguments.yes, arguments.dry_run)
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
     entry = lab.entry(arguments, settings)
     reply = entry.call("host", args)
@@ -124,12 +128,7 @@ def _split(wanted: str) -> tuple[str, int]:
 
 def _ask(what: str, yes: bool) -> None:
     output.note(what)
-    if yes:
-        return
-    if not output.may_ask():
-        raise errors.Usage("it is for you to agree to this change", "-y, if you do")
-    if output.ask("[y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
-        raise KeyboardInterrupt
+    output.confirm("Do it?", yes, "it is for you to agree to this change")
 
 
 def _remove(arguments: argparse.Namespace, settings: state.Config) -> int:
@@ -149,13 +148,11 @@ def _remove(arguments: argparse.Namespace, settings: state.Config) -> int:
     return 0
 
 
-def _sure(name: str, dry: bool) -> None:
+def _sure(name: str, yes: bool, dry: bool) -> None:
     """A host that only seems gone would run a job beside its successor."""
     question = f"Is {name} switched off, or rebooted? What it ran will run elsewhere."
     if dry:
-        output.note(f"it would be asked: {question}")
+        if not yes:
+            output.note(f"it would be asked: {question}")
         return
-    if not output.may_ask():
-        raise errors.Usage(f"fencing {name} requeues what it runs, even if it still runs", "-y, if it is really gone")
-    if output.ask(f"{question} [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
-        raise KeyboardInterrupt
+    output.confirm(question, yes, f"fencing {name} requeues what it runs, even if it still runs")

@@ -38,7 +38,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
             age.add_argument("--all", action="store_true", help="of any age; never what is in use")
             options.dry_run(one)
             one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
-        one.add_argument("--root", metavar="DIR", help="mlbox's folder on the hosts (default: config.toml's, or yours)")
+        one.add_argument("--root", metavar="DIR", help=options.ROOT)
         one.add_argument("--json", action="store_true", help="print facts as JSON")
         one.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")
     return made
@@ -52,11 +52,13 @@ def main(arguments: argparse.Namespace) -> int:
         return _tell(arguments, replies, "things", "")
     older_than = 0.0 if arguments.all else parse_age(arguments.older_than) if arguments.older_than else OLDER_THAN
     args = {"do": "prune", "older_than": older_than}
-    if not arguments.dry_run and not arguments.yes and not arguments.json and output.may_ask():
-        foreseen = ask_all(hosts, "images", args, replace(settings, dry_run=True))
-        _tell(arguments, foreseen, "removed", "would be freed")
-        if output.ask("Remove these? [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
-            return 0
+    if not arguments.dry_run and not arguments.yes:
+        if output.may_ask():
+            foreseen = ask_all(hosts, "images", args, replace(settings, dry_run=True))
+            output.aside(_show, foreseen, "removed", "would be freed")
+            told = [reply for reply in foreseen.values() if not isinstance(reply, errors.MlboxError)]
+            arguments.yes = not any(reply["removed"] for reply in told)
+        output.confirm("Remove these?", arguments.yes, "what image prune removes has to be built or sent again")
     replies = ask_all(hosts, "images", args, settings)
     return _tell(arguments, replies, "removed", "would be freed" if arguments.dry_run else "freed")
 
@@ -65,11 +67,15 @@ def _tell(arguments: argparse.Namespace, replies: Replies, what: str, freed: str
     if arguments.json:
         output.facts([facts(name, reply) for name, reply in replies.items()], getattr(arguments, "dry_run", False))
     else:
-        for number, (name, reply) in enumerate(replies.items()):
-            if number:
-                print()
-            _print(name, reply, what, freed)
+        _show(replies, what, freed)
     return exit_code(replies)
+
+
+def _show(replies: Replies, what: str, freed: str) -> None:
+    for number, (name, reply) in enumerate(replies.items()):
+        if number:
+            print()
+        _print(name, reply, what, freed)
 
 
 def _print(name: str, reply: Json | errors.MlboxError, what: str, freed: str) -> None:

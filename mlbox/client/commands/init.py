@@ -78,7 +78,7 @@ def _race(hosts: list[str], settings: state.Config) -> list[str]:
     if not failed and len(won) != len(set(won)):
         return [f"two hosts won the same name: {len(won) - len(set(won))} of {len(won)} times"]
     if not failed and not all(a["met"] for a in answers.values() if not isinstance(a, errors.MlboxError)):
-        return [f"{' and '.join(hosts)} did not meet in time, so the folder is not tried between them: the same again"]
+        return [f"{' and '.join(hosts)} did not meet in time, so the folder was not tried between them: run it again"]
     return failed
 
 

@@ -74,7 +74,7 @@ def _editor(host: Host, wanted: str, tool: str) -> int:
         return _start("open", ADDRESSES[tool].format(name=known, folder=folder))
     print(shlex.join(words))
     why = f"there is no program {words[0]} here" if _has_display() else "there is no display here"
-    output.note(f"{why}; this is the command")
+    output.note(f"{why}; this is the command, and the address: {ADDRESSES[tool].format(name=known, folder=folder)}")
     return 0
 
 

@@ -32,11 +32,12 @@ def parser(make: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     args = {"older_than": parse_age(arguments.older_than) if arguments.older_than else OLDER_THAN}
-    if not arguments.dry_run and not arguments.yes and not arguments.json and output.may_ask():
-        foreseen = lab.entry(arguments, replace(settings, dry_run=True)).call("prune", args)
-        _tell(foreseen, "would be freed")
-        if not foreseen["removed"] or output.ask("Remove these? [y]es, [n]o? [n]", ("yes", "no"), "no") == "no":
-            return 0
+    if not arguments.dry_run and not arguments.yes:
+        if output.may_ask():
+            foreseen = lab.entry(arguments, replace(settings, dry_run=True)).call("prune", args)
+            output.aside(_tell, foreseen, "would be freed")
+            arguments.yes = not foreseen["removed"]
+        output.confirm("Remove these?", arguments.yes, "what jobs prune removes is gone for good")
     reply = _prune(lab.entry(arguments, settings), args)
     if arguments.json:
         output.facts(reply, arguments.dry_run)

@@ -47,7 +47,9 @@ def _seconds(said: str) -> float:
 
 def main(arguments: argparse.Namespace) -> int:
     config = options.config(arguments)
-    if arguments.json or not output.is_screen():
+    if arguments.json:
+        raise errors.Usage("mlbox top has no --json: it goes on", "mlbox status --json tells it once")
+    if not output.is_screen():
         raise errors.Usage("mlbox top needs a terminal", "mlbox status tells it once, also as --json")
     look = Look(arguments.hosts, config)
     look.again()  # what ssh asks, it asks before the terminal is taken
@@ -64,10 +66,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _keep_looking(look: Look, every: float, screen: Screen) -> None:
-    while True:
-        time.sleep(every)
-        look.again()
-        screen.wake()
+    """What goes wrong in this thread is the screen's to tell: it would go on showing what was."""
+    try:
+        while True:
+            time.sleep(every)
+            look.again()
+            screen.wake()
+    except Exception as error:
+        screen.fail(error)
 
 
 class Look:

@@ -126,7 +126,7 @@ def _lease(spec: Spec, gpus: list[gpu.Gpu], found: store.Store) -> tuple[tuple[g
         if held is not None:
             return choice.gpus, held
         gpus, _ = inventory.gpus(found)  # somebody was faster; choose among what is left
-    raise errors.Refused("the GPUs were taken by others while this session was choosing", "the same again")
+    raise errors.Refused("the GPUs were taken by others while this session was choosing", "run the same command again")
 
 
 def _create(found: store.Store, spec: Spec, held: dict[str, int]) -> tuple[Job, int]:

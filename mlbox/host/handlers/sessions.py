@@ -147,7 +147,7 @@ def pick(live: list[Job], wanted: str, store_: store.Store) -> Job:
             raise errors.NotFound("the session waits in line", f"mlbox show {wanted} says why")
     named = {job: describe(job)["name"] for job in live}
     found = [job for job in live if wanted in ("", job.id, named[job])]
-    found = found or [job for job in live if job.id.startswith(wanted.upper()) or job.id.endswith(wanted.upper())]
+    found = found or [job for job in live if ids.is_part(wanted, job.id)]
     names = ", ".join(named.values())
     if not found:
         hint = f"running here: {names}" if names else "mlbox session list shows what runs"

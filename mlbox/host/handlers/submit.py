@@ -131,7 +131,9 @@ def _archive(spec: JobSpec, packed: str) -> bytes:
             return base64.b64decode(packed)
         files = {name: base64.b64decode(content) for name, content in spec.work.extension_files.items()}
     except ValueError:
-        raise errors.Usage("the code, or a .vsix file, did not arrive as it was sent", "the same again") from None
+        raise errors.Usage(
+            "the code, or a .vsix file, did not arrive as it was sent", "run the same command again"
+        ) from None
     return code.pack(files) if files else b""
 
 

@@ -81,8 +81,8 @@ class Keeper:
             info = self._start()
             limit = {"uptime": processes.uptime(), "ends": info["ends"]} if self.claim.time_limit else {}
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())  # who reads "started" may come
+            self._sharing = sharing.begin(self.job, info)  # and share it
             self._append("started", {"services": sorted(self.guest.services), **limit})
-            self._sharing = sharing.begin(self.job, info)
             self.caller.send({"ready": info})
             self.caller.let_go()
         except errors.MlboxError as error:

@@ -16,7 +16,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import door, files, keeper, keeping, lab, link, nvml, processes, stored
+from mlbox.host import door, files, keeper, keeping, lab, link, nvml, peer, processes, stored
 from mlbox.host.handlers import cancel, prune, sessions, submit
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -155,17 +155,19 @@ def test_one_that_is_lost_runs_again(box: Box, guest: None, monkeypatch: pytest.
 def test_it_can_be_reached_as_soon_as_it_has_started(
     box: Box, guest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for that word asks at once."""
+    """And shared: who waits for that word asks at once."""
     append = keeper.Keeper._append
 
     def noted(kept: keeper.Keeper, event: str, facts: dict[str, object]) -> bool:
-        (tmp_path / event).write_text(str(files.read_json(kept.job.conf / "session.json")))
+        shared = kept.job.control.exists() == peer.known()
+        (tmp_path / event).write_text(f"{files.read_json(kept.job.conf / 'session.json')} {shared}")
         return append(kept, event, facts)
 
     monkeypatch.setattr(keeper.Keeper, "_append", noted)
     job = in_line(box, {})
     box.wait(job, "started")
-    assert "'ends'" in (tmp_path / "started").read_text()
+    told = (tmp_path / "started").read_text()
+    assert "'ends'" in told and told.endswith(" True")
     keeping.tell(job)
     box.wait(job, "finished")
 

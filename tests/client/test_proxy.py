@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ class Way:
 def way(host: Host, sshd: Sshd) -> Iterator[Way]:
     made = Way(host, sshd)
     yield made
+    # The connections that stay are this test's: its folder is in their names.
     for line in subprocess.run(("pgrep", "-f", str(made.folder)), capture_output=True, text=True).stdout.split():
-        os.kill(int(line), signal.SIGKILL)  # the connections that stay are this test's: its folder is in their names
+        with suppress(ProcessLookupError):
+            os.kill(int(line), signal.SIGKILL)
 
 
 def echoes(process: subprocess.Popen[bytes], data: bytes = b"hello") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
@@ -134,6 +135,7 @@ class Terminal:
         self.mode = termios.tcgetattr(inner)
         self.inner = inner
         self.text = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.process = subprocess.Popen(
             (sys.executable, "-c", PROGRAM), stdin=inner, stdout=inner, stderr=inner, start_new_session=True
         )
@@ -142,7 +144,7 @@ class Terminal:
         """All that came, once it is as it should be; and from then on what comes next."""
         while not found(self.text):
             assert select.select([self._fd], [], [], 20)[0], f"nothing more came:\n{self.text!r}"
-            self.text += os.read(self._fd, 65536).decode()
+            self.text += self._decode(os.read(self._fd, 65536))
         text, self.text = self.text, ""
         return text
 

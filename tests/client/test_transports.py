@@ -851,11 +851,11 @@ def test_the_parts_of_a_name(name: str, parts: tuple[str, str, int]) -> None:
 
 def test_a_silent_connection_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_ASK", 0.05)
-    monkeypatch.setattr(connection, "_SILENT", 0.5)
     transport = place.transport("fabric")
     channel = transport.open("exec sh -c 'echo $PPID; exec cat'")
     server = int(line(channel))
     os.kill(server, signal.SIGSTOP)
+    monkeypatch.setattr(connection, "_SILENT", 0.5)
     try:
         assert channel.read() == b""
         assert channel.wait() == 255

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queuebox import until
 
 from mlbox.guest import logs, main, services
 from mlbox.guest.services import Running, Service, start_all
@@ -104,7 +105,9 @@ def test_one_that_is_connected_to_and_silent(
 ) -> None:
     config["timeout"] = 0.5
     monkeypatch.setattr(services._UnixConnection, "connect", _impatient(services._UnixConnection.connect))
-    state = started(server(config, "silence")).await_answer(threading.Event())
+    service = started(server(config, "silence"))
+    until(lambda: "serving" in service.log.read_text())
+    state = service.await_answer(threading.Event())
     assert (state["state"], "serving" in state["log"]) == ("failed", True)
 
 

@@ -22,6 +22,8 @@ from mlbox.host.handlers import rendezvous
 
 FOLDER = Path(f"/tmp/mlbox-{os.getuid()}")
 KEY = "ssh-ed25519 " + "A" * 68
+# For what is removed: with a name go all tunnels that this user has by it, those of tests beside this one, too.
+MINE = f"ws-{os.urandom(4).hex()}"
 
 
 @pytest.fixture
@@ -41,8 +43,8 @@ def bound(session: str, token: str, service: str) -> socket.socket:
     return listener
 
 
-def dial(tmp_path: Path, words: str, *by: str) -> subprocess.Popen[bytes]:
-    argv = (*by, sys.executable, str(program(tmp_path)), "rendezvous", "ws", str(tmp_path / "root"))
+def dial(tmp_path: Path, words: str, *by: str, host: str = "ws") -> subprocess.Popen[bytes]:
+    argv = (*by, sys.executable, str(program(tmp_path)), "rendezvous", host, str(tmp_path / "root"))
     environment = {**os.environ, "SSH_ORIGINAL_COMMAND": words}
     return subprocess.Popen(
         argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -229,7 +231,7 @@ def keys(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return home / ".ssh/authorized_keys"
 
 
-def ask(do: str, name: str = "ws", key: str = KEY) -> store.Json:
+def ask(do: str, name: str = MINE, key: str = KEY) -> store.Json:
     return rendezvous.run(Call(None, do=do, name=name, key=key))  # type: ignore[arg-type]
 
 
@@ -268,10 +270,10 @@ def test_where_there_is_no_file_yet(keys: Path) -> None:
 
 def test_remove_ends_its_tunnels_and_no_others(keys: Path, tmp_path: Path, session: str) -> None:
     listener = bound(session, "00000001", "ssh")
-    tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh"]))
+    tunnel = dial(tmp_path, reverse.request(session, "00000001", ["ssh"]), host=MINE)
     assert said(tunnel) == b"up\n"
-    assert ask("remove", "w")["ended"] == 0
-    assert ask("remove", "ws")["ended"] == 1
+    assert ask("remove", MINE[:-1])["ended"] == 0
+    assert ask("remove")["ended"] == 1
     assert tunnel.wait(20) == 0 and names(session) == []
     tunnel.communicate()
     listener.close()

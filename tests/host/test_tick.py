@@ -202,7 +202,7 @@ def test_a_session_in_line_is_cancelled_as_a_job_is(box: Box) -> None:
 
 def test_cancel_a_running_job_ends_all_that_it_started(box: Box) -> None:
     sleep = f"sleep 77077.{os.getpid()}"  # by which they are found, machine-wide
-    job = box.sh(f"setsid env -i /bin/{sleep} & setsid {sleep} & echo up; trap 'echo bye; exit 0' TERM; wait")
+    job = box.sh(f"trap 'echo bye; exit 0' TERM; setsid env -i /bin/{sleep} & setsid {sleep} & echo up; wait")
     box.started(job, "up")
     reply = box.cancel(job)
     assert (reply["state"], reply["requested"]) == ("started", "cancel_requested")
@@ -248,7 +248,7 @@ def test_time_limit(box: Box) -> None:
 
 
 def test_the_time_limit_holds_under_a_new_keeper(box: Box) -> None:
-    job = box.sh("sleep 60", resources={"time_limit": 2})
+    job = box.sh("sleep 60", resources={"time_limit": 6})
     box.started(job)
     box.kill_keeper(job)
     box.tick()
@@ -274,7 +274,7 @@ def test_who_signed_what_was_removed_from_tmp_is_told_all_the_same(box: Box, mon
     monkeypatch.setattr(keeping, "PATIENCE", 0.0)
     cancelled = box.sh("sleep 60")
     box.started(cancelled)
-    limited = box.sh("sleep 60", resources={"time_limit": 4})
+    limited = box.sh("sleep 60", resources={"time_limit": 10})
     box.started(limited)
     (limited.boot_folder / "attempt.pid").unlink()
     cancelled.keeper_pid.unlink()
@@ -697,7 +697,7 @@ def test_killed_keeper_and_runner_are_a_lost_attempt(box: Box) -> None:
 
 def test_a_job_that_kills_its_keepers_is_not_tried_for_ever(box: Box) -> None:
     """Its second loss is backed off from, its third its end, and `show` says why."""
-    job = box.sh("exec sleep 60", backoff=1)
+    job = box.sh("exec sleep 60", backoff=4)
     for attempt in (1, 2, 3):
         until(lambda: box.tick() and job.state().attempt == attempt)  # noqa: B023 (called at once)
         box.started(job)
@@ -927,12 +927,13 @@ def test_how_a_fenced_job_ended_counts_for_nothing(box: Box, tmp_path: Path) -> 
     box.assert_nothing_leaks()
 
 
-def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box) -> None:
+def test_a_runner_is_not_taken_for_dead_before_it_has_begun(box: Box, tmp_path: Path) -> None:
     """The keeper dies in the moment after the runner's start: the lock is held since before it."""
-    job = box.sh("sleep 0.5; exit 3")
+    job = box.sh(f"until test -e {tmp_path}/go; do sleep 0.05; done; exit 3")
     until(lambda: (job.boot_folder / "attempt.lock").exists())
     box.kill_keeper(job)
     box.tick()
+    (tmp_path / "go").touch()
     state = box.end(job)
     assert state.name in ("failed", "finished")
     runs = sum(e["event"] == "claimed" for e in job.events())
@@ -1002,12 +1003,13 @@ def test_after_some_keepers_that_forked_one_another_a_new_python_goes_on(
 # ---- words of people -----------------------------------------------------------------------------
 
 
-def test_a_drained_host_starts_nothing_and_lets_run(box: Box) -> None:
-    running = box.sh("sleep 0.5")
+def test_a_drained_host_starts_nothing_and_lets_run(box: Box, tmp_path: Path) -> None:
+    running = box.sh(f"until test -e {tmp_path}/go; do sleep 0.05; done")
     box.started(running)
     box.call(host_handler, do="drain", name=box.found.host)
     job = box.sh("true")
     assert "drained" in (box.tick().waits or {})[job.id]
+    (tmp_path / "go").touch()
     assert box.end(running).name == "finished"
     assert job.state().name == "submitted"
     box.call(host_handler, do="resume", name=box.found.host)
@@ -1608,14 +1610,15 @@ def test_a_root_that_cannot_be_written(box: Box, monkeypatch: pytest.MonkeyPatch
     box.assert_nothing_leaks()
 
 
-def test_a_broken_lab_yaml_changes_nothing_meanwhile(box: Box) -> None:
+def test_a_broken_lab_yaml_changes_nothing_meanwhile(box: Box, tmp_path: Path) -> None:
     box.lab("queues: {default: {max_running: 1}}\n")
     box.tick()
     box.lab("queues: {default: {max_running: 5\n")
-    first, second = box.sh("sleep 0.4"), box.sh("true")
+    first, second = box.sh(f"until test -e {tmp_path}/go; do sleep 0.05; done"), box.sh("true")
     report = box.tick()
     assert "line 2, column 1" in report.trouble
     assert first.state().running and second.state().waiting
+    (tmp_path / "go").touch()
     assert box.end(second).name == "finished"
 
 
@@ -1793,7 +1796,8 @@ def test_what_a_long_job_has_in_tmp_stays_young(gpus: Gpus, monkeypatch: pytest.
     gpus.has(job)
     locks = [lease.FOLDER / name for name in ("GPU-0", f"GPU-0.share.{job.id}")]
     for _ in range(2):
-        paths = [*locks, *job.boot_folder.rglob("*")]
+        lasting = (path for path in job.boot_folder.rglob("*") if path.name[0] != ".")  # what is just written is not
+        paths = [*locks, *lasting]
         assert {job.keeper_lock, job.keeper_pid, job.boot_folder / "attempt.lock"} <= set(paths)
         for path in paths:
             os.utime(path, (1, 1))

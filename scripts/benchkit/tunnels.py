@@ -4,21 +4,27 @@ the host    a server of bytes: a line with a number is answered with so many byt
             stdin of the ssh that started it, and takes its socket with it
 mlbox       in a process of its own (carrier.py), as it is beside a browser
 ssh -L      with default ciphers; and once more with the fastest one that both ends have, as tried here
+all         by this machine's ssh; where that takes no connections (before 9.4), by a lab host's newer one too
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shlex
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from labkit import openssh
+from labkit.inventory import RUN
 
 from benchkit.laptop import Laptop, free_port
 from benchkit.measure import Row, at_least, percentile, tell
@@ -65,6 +71,37 @@ finally:
 
 
 def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
+    rows, notes = _beside_ssh(host, runs, "")
+    if takes_connections("ssh"):
+        return rows, notes
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            newer = _newer_ssh(Path(folder) / "ssh")
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            return rows, [*notes, f"d: {openssh.HOST} gave no ssh that takes connections: {error}"]
+        before = os.environ["PATH"]
+        os.environ["PATH"] = f"{newer}:{before}"
+        try:
+            more, said = _beside_ssh(host, runs, f" ({_version()})")
+        finally:
+            os.environ["PATH"] = before
+    return [*rows, *more], [*notes, *said]
+
+
+def _newer_ssh(folder: Path) -> Path:
+    """What a laptop with a newer system has. Raises OSError, SubprocessError, ValueError where it is not to be had."""
+    argv = ("ssh", "-F", os.environ.get("MLBOX_SSH_CONFIG") or str(RUN / "ssh/config"), openssh.HOST, openssh.PACK)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60)
+    return openssh.install(done.stdout, folder)
+
+
+def _version() -> str:
+    said = subprocess.run(("ssh", "-V"), capture_output=True, text=True).stderr
+    return said.split(",")[0].split(" ")[0].replace("_", " ")
+
+
+def _beside_ssh(host: str, runs: int | None, label: str) -> tuple[list[Row], list[str]]:
+    """`label`: of the ssh that all of them use."""
     with contextlib.closing(Laptop(host)) as laptop, serving(laptop) as remote:
         cipher = _fastest(laptop, remote)
         with _carriers(laptop, remote, cipher) as ports:
@@ -75,14 +112,14 @@ def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
             latency = _latencies(runs or RUNS, ports)
     rows = []
     for what, found in (("1 stream", one), (f"{STREAMS} streams", many)):
-        rows.append(at_least(Row("d", f"tunnel, {what}", "MB/s", found[_MLBOX], found[_PLAIN], _PLAIN), 0.95))
-        rows.append(at_least(Row("d", f"tunnel, {what}", "MB/s", found[_MLBOX], found[_FAST], _FAST), 0.95))
+        rows.append(at_least(Row("d", f"tunnel, {what}{label}", "MB/s", found[_MLBOX], found[_PLAIN], _PLAIN), 0.95))
+        rows.append(at_least(Row("d", f"tunnel, {what}{label}", "MB/s", found[_MLBOX], found[_FAST], _FAST), 0.95))
     for part, name in ((0.5, "p50"), (0.99, "p99")):
         each = {who: [percentile(turn, part) for turn in turns] for who, turns in latency.items()}
-        rows.append(Row("d", f"new connection, {name}", "s", each[_MLBOX], each[_PLAIN], _PLAIN))
+        rows.append(Row("d", f"new connection, {name}{label}", "s", each[_MLBOX], each[_PLAIN], _PLAIN))
     how = "handed to ssh" if takes_connections("ssh") else "copied, for this ssh takes none (9.4 and newer do)"
     notes = [_noted(_PLAIN, one, many), _noted(_FAST, one, many), f"d: the fastest cipher is {cipher}"]
-    return rows, [*notes, f"d: mlbox's connections were {how}"]
+    return rows, [*notes, f"d: by {_version()} mlbox's connections were {how}"]
 
 
 def _noted(name: str, one: dict[str, list[float]], many: dict[str, list[float]]) -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from labbox import ROOT, SSH_CONFIG
 
-pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
+pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2", "gpu3")]
 
 
 def test_the_tunnel_beside_ssh() -> None:
@@ -17,5 +17,11 @@ def test_the_tunnel_beside_ssh() -> None:
     env = {**os.environ, "MLBOX_SSH_CONFIG": str(SSH_CONFIG), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for words in "tunnel, 1 stream", "tunnel, 20 streams", "new connection, p50", "the fastest cipher is":
+    for words in (
+        "tunnel, 1 stream",
+        "tunnel, 20 streams",
+        "new connection, p50",
+        "the fastest cipher is",
+        "were handed to ssh",
+    ):
         assert words in done.stdout + done.stderr

@@ -3,11 +3,8 @@ local port is read and written by ssh itself. The laptop of the other lab tests 
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import socket
-import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,29 +15,16 @@ from pathlib import Path
 import pytest
 from aftermath import marked, watched
 from labbox import SESSION_IMAGE, Attached, Laptop, ssh
+from labkit import openssh
+from labkit.openssh import HOST
 from notebook import Notebook
 from outage import without_sshd
 
-pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu3")]
-
-HOST = "gpu3"
-_PACK = """
-d=$(mktemp -d) && cp /usr/bin/ssh "$d" && ldd /usr/bin/ssh | grep -o '/[^ ]*' | xargs -I{} cp -L {} "$d" &&
-tar -C "$d" -c . | base64 && rm -r "$d"
-"""
+pytestmark = [pytest.mark.lab, pytest.mark.hosts(HOST)]
 
 
 def install_ssh(folder: Path) -> Path:
-    """That host's ssh, with the libraries that it needs; the folder to have first in PATH."""
-    packed = base64.b64decode(ssh(HOST, _PACK))
-    with tarfile.open(fileobj=io.BytesIO(packed)) as files:
-        files.extractall(folder, filter="data") if hasattr(tarfile, "data_filter") else files.extractall(folder)
-    (loader,) = folder.glob("ld-linux*")
-    program = folder / "bin/ssh"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {loader} --library-path {folder} {folder}/ssh "$@"\n')
-    program.chmod(0o755)
-    return program.parent
+    return openssh.install(ssh(HOST, openssh.PACK), folder)
 
 
 class Desk:

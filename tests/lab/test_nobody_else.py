@@ -76,7 +76,19 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mine]:
     laptop = Laptop(tmp_path_factory.mktemp("mine") / "home")
     try:
         client = laptop.attach(
-            "session", HOST, "--image", SESSION_IMAGE, "--gpus", "0", "--name", NAME, "--env", "SECRET", SECRET=SECRET
+            "session",
+            HOST,
+            "--image",
+            SESSION_IMAGE,
+            "--gpus",
+            "0",
+            "--name",
+            NAME,
+            "--env",
+            "SECRET",
+            "--env",
+            f"TYPED={SECRET}",
+            SECRET=SECRET,
         )
         made = Mine(laptop, client, client.block())
         argv = ("ssh", "-F", str(laptop.home / ".local/state/mlbox/ssh_config"), "-o", "BatchMode=yes", NAME, "true")

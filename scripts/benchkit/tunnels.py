@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 import shlex
+import shutil
 import socket
 import statistics
 import subprocess
@@ -117,7 +118,11 @@ def _beside_ssh(host: str, runs: int | None, label: str) -> tuple[list[Row], lis
     for part, name in ((0.5, "p50"), (0.99, "p99")):
         each = {who: [percentile(turn, part) for turn in turns] for who, turns in latency.items()}
         rows.append(Row("d", f"new connection, {name}{label}", "s", each[_MLBOX], each[_PLAIN], _PLAIN))
-    how = "handed to ssh" if takes_connections("ssh") else "copied, for this ssh takes none (9.4 and newer do)"
+    how = (
+        "handed to ssh"
+        if takes_connections(shutil.which("ssh") or "ssh")
+        else "copied, for this ssh takes none (9.4 and newer do)"
+    )
     notes = [_noted(_PLAIN, one, many), _noted(_FAST, one, many), f"d: the fastest cipher is {cipher}"]
     return rows, [*notes, f"d: by {_version()} mlbox's connections were {how}"]
 

@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return errors.HostUnready.exit_code
         import traceback
 
-        return _report_bug(f"{type(error).__name__}: {error}", traceback.format_exc(), given)
+        return _report_bug(f"a bug in mlbox: {type(error).__name__}: {error}", traceback.format_exc(), given)
 
 
 def _mend_streams() -> None:
@@ -285,20 +285,7 @@ def _mend_streams() -> None:
 
 
 def _report_bug(what: str, trace: str, argv: Sequence[str]) -> int:
-    """Keep what is needed to report it."""
-    import platform
+    from mlbox.client import bug, output
 
-    from mlbox.client import output, state
-
-    verb = " ".join(argv[:1])  # not the rest: --env values are secrets
-    where = f"Python {platform.python_version()}, {platform.platform()}"
-    report = f"mlbox {__version__}, {where}, verb: {verb}\n{trace}"
-    path = state.home() / "bug.txt"
-    hint = f"report it with {path}"
-    try:
-        state.write(path, report)
-    except OSError:
-        print(report, file=sys.stderr)
-        hint = "report it with what is above"
-    output.failure(f"this is a bug in mlbox: {what}", hint)
+    output.failure(f"this is {what}", bug.keep(trace, " ".join(argv[:1])))
     return errors.Bug.exit_code

@@ -437,10 +437,13 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_a_bug_of_a_host_is_one_too(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _raising(monkeypatch, errors.from_kind("bug", "KeyError: 'x' (on gpu1)", "Traceback (most recent call last): …"))
+    _raising(
+        monkeypatch,
+        errors.from_kind("bug", "a bug in mlbox on gpu1: KeyError: 'x'", "Traceback (most recent call last): …"),
+    )
     assert cli.main(["status"]) == 70
     said = capsys.readouterr().err
-    assert "this is a bug in mlbox: KeyError: 'x' (on gpu1)" in said and "Traceback" not in said
+    assert "this is a bug in mlbox on gpu1: KeyError: 'x'" in said and "Traceback" not in said
     assert "Traceback" in (home / "state/mlbox/bug.txt").read_text()
 
 

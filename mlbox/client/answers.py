@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import argv
 from mlbox.core import port, session, text
 from mlbox.core.port import Port
 from mlbox.core.session import Spec
@@ -202,6 +201,4 @@ def _variable(item: str) -> tuple[str, str]:
         if name not in os.environ:
             raise errors.Usage(f"--env {text.safe(name)}: there is no such variable here", "write --env NAME=value")
         value = os.environ[name]
-    elif value:
-        argv.conceal(item)
     return name, value

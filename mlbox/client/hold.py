@@ -47,7 +47,7 @@ def main(descriptor: int) -> int:
         talk.send(wire.encode_error(error))
     except Exception as error:  # a bug: whoever waits for these tunnels would wait for ever
         journal.note(name, "a bug: " + traceback.format_exc())
-        bug = errors.Bug(f"{type(error).__name__}: {error}", traceback.format_exc())
+        bug = errors.Bug(f"a bug in mlbox: {type(error).__name__}: {error}", traceback.format_exc())
         talk.send(wire.encode_error(bug))
     sys.stderr.flush()
     os._exit(0)  # the threads that sleep in accept and receive have nothing to save

@@ -46,6 +46,10 @@ def ask_all(hosts: Sequence[str], verb: str, args: Json, config: state.Config) -
     def one(name: str) -> Json | errors.MlboxError:
         try:
             return connect(name, config).call(verb, args)
+        except errors.Bug as error:
+            from mlbox.client import bug
+
+            return errors.Bug(error.message, bug.keep(error.hint, verb))
         except errors.MlboxError as error:
             return error
 

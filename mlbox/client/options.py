@@ -84,7 +84,11 @@ def work(group: Any, what: str) -> None:
     group.add_argument("--requirements", metavar="F", help="a pip requirements file to add")
     group.add_argument("--init-script", metavar="F", help="a script to run once, when the image's layer is built")
     group.add_argument(
-        "--env", action="append", metavar="K=V", help="a variable inside; repeat (K alone: its value here)"
+        "--env",
+        action="append",
+        type=_variable,
+        metavar="K=V",
+        help="a variable inside; repeat (K alone: its value here)",
     )
     group.add_argument(
         "--mount", action="append", metavar="H:C[:ro]", help="a host folder inside the container; repeat"
@@ -98,6 +102,13 @@ def work(group: Any, what: str) -> None:
     group.add_argument(
         "--user", choices=("uid", "root"), help="the user inside: yours (default), or the container's root"
     )
+
+
+def _variable(item: str) -> str:
+    from mlbox.client import argv  # most commands are given none
+
+    argv.conceal(item)
+    return item
 
 
 def needs(group: Any) -> None:

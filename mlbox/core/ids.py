@@ -6,7 +6,7 @@ import re
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
-_LEAST_BEGINNING, _LEAST_END = 8, 3  # all of half a year begin with the same 4 letters, of a second with the same 8
+_LEAST_BEGINNING, _LEAST_END = 8, 3  # all of a year begin with the same 3 letters, of a second with the same 8
 
 
 def ulid(now_ms: int, entropy: bytes) -> str:

@@ -121,7 +121,7 @@ def main(verbs: Collection[str] = HANDLERS.keys()) -> int:
         import traceback  # only a bug pays for it
 
         traceback.print_exc(file=sys.stderr)
-        bug = f"{type(error).__name__}: {error} (on {os.uname().nodename})"
+        bug = f"a bug in mlbox on {os.uname().nodename}: {type(error).__name__}: {error}"
         call.send(wire.encode_error(errors.Bug(bug, traceback.format_exc())))
         return 1
     return 0

@@ -18,6 +18,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -78,7 +79,7 @@ def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             newer = _newer_ssh(Path(folder) / "ssh")
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+        except (OSError, subprocess.SubprocessError, ValueError, tarfile.TarError) as error:
             return rows, [*notes, f"d: {openssh.HOST} gave no ssh that takes connections: {error}"]
         before = os.environ["PATH"]
         os.environ["PATH"] = f"{newer}:{before}"
@@ -90,7 +91,7 @@ def run(host: str, runs: int | None) -> tuple[list[Row], list[str]]:
 
 
 def _newer_ssh(folder: Path) -> Path:
-    """What a laptop with a newer system has. Raises OSError, SubprocessError, ValueError where it is not to be had."""
+    """What a laptop with a newer system has. Raises OSError, SubprocessError, ValueError and TarError."""
     argv = ("ssh", "-F", os.environ.get("MLBOX_SSH_CONFIG") or str(RUN / "ssh/config"), openssh.HOST, openssh.PACK)
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60)
     return openssh.install(done.stdout, folder)

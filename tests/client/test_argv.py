@@ -13,9 +13,9 @@ _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from mlbox.client.answers import _variable
-for item in ("TOKEN=s3cret", "EMPTY=", "UMLAUT=gr\\u00fcn"):
-    assert _variable(item)[1] == item.partition("=")[2]
+from mlbox import cli
+parsed = cli.parser_of(["session"]).parse_args(sys.argv[2:-1])
+assert parsed.env == ["TOKEN=s3cret", "TOKEN=s3cret", sys.argv[6], "EMPTY="], parsed.env
 sys.stdout.buffer.write(Path("/proc/self/cmdline").read_bytes())
 """
 

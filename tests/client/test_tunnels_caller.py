@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -22,6 +23,8 @@ os.setgroups([])
 os.setuid(int(sys.argv[2]))
 with socket.socket() as sock:
     sock.settimeout(20)
+    if sys.argv[3]:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[3].encode())
     sock.connect(("127.0.0.1", int(sys.argv[1])))
     sock.sendall(b"hi")
     print(sock.recv(2))
@@ -90,7 +93,21 @@ def test_where_nobody_tells_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caller.is_welcome(taken)
 
 
-def test_another_user_is_sent_nothing(linux: None, host: Host) -> None:
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS])
+def test_who_can_not_be_asked_about_just_now_is_shut_out(
+    linux: None, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fails(*between: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(caller, "_owner", fails)
+    with met() as (_, taken):
+        assert not caller.is_welcome(taken)
+
+
+@pytest.mark.parametrize("device", ["", "lo"])
+def test_another_user_is_sent_nothing(linux: None, host: Host, device: str) -> None:
+    """Nor one whose socket is bound to the interface, which is no other's."""
     if os.getuid() != 0:
         pytest.skip("needs root, to be another user")
     with Opened(lambda n: LocalLink(host.paths())) as opened:
@@ -98,7 +115,7 @@ def test_another_user_is_sent_nothing(linux: None, host: Host) -> None:
         port = str(opened.tunnels.port("echo"))
 
         def say(user: int) -> subprocess.CompletedProcess[str]:
-            argv = [sys.executable, "-I", "-S", "-c", _SAYS, port, str(user)]
+            argv = [sys.executable, "-I", "-S", "-c", _SAYS, port, str(user), device]
             return subprocess.run(argv, capture_output=True, text=True, timeout=60)
 
         assert say(0).stdout == "b'hi'\n"

@@ -284,7 +284,7 @@ def test_and_that_is_done_without_it(case: str, at: Lab) -> None:
     make, words, _ = CASES[case]
     make(at)
     dry = at.facts(*words.split(), "--dry-run")
-    yes = ["-y"] if words.startswith(("host fence", "host add", "host remove")) else []
+    yes = ["-y"] if words.startswith(("host fence", "host add", "host remove", "jobs prune", "image prune")) else []
     assert without(dry) == at.facts(*words.split(), *yes)
 
 

@@ -10,6 +10,7 @@ import pytest
 from queuebox import Box, Call
 
 from mlbox import errors
+from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Mount, Spec
@@ -112,7 +113,7 @@ def test_a_name_of_two_arrays_ends_neither(box: Box) -> None:
     assert all(job.state().live for job in made)
 
 
-def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> None:
+def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     old = box.submit("true", name="train")
     box.end(old)
     new = box.submit("sleep", "600", name="train")
@@ -126,6 +127,9 @@ def test_of_several_of_a_name_the_one_that_has_not_ended_is_meant(box: Box) -> N
     box.end(again)
     assert box.call(logs, job="train")["state"] == "cancelled"
     assert box.call(cancel, job="train")["id"] == again.id
+    with pytest.raises(errors.NotFound, match="there is no job"):
+        box.call(show, job=again.id[:3])
+    monkeypatch.setattr(ids, "_LEAST_BEGINNING", 3)  # no two need be made within a second
     with pytest.raises(errors.NotFound, match="several jobs are called"):
         box.call(show, job=again.id[:3])
 

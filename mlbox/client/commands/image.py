@@ -52,14 +52,17 @@ def main(arguments: argparse.Namespace) -> int:
         return _tell(arguments, replies, "things", "")
     older_than = 0.0 if arguments.all else parse_age(arguments.older_than) if arguments.older_than else OLDER_THAN
     args = {"do": "prune", "older_than": older_than}
+    foreseen: Replies = {}
     if not arguments.dry_run and not arguments.yes:
         if output.may_ask():
             foreseen = ask_all(hosts, "images", args, replace(settings, dry_run=True))
+            there = {name: reply for name, reply in foreseen.items() if not isinstance(reply, errors.MlboxError)}
+            hosts = [name for name, reply in there.items() if reply["removed"]]  # nothing is removed that was not shown
+            if not hosts:
+                return _tell(arguments, foreseen, "removed", "freed")
             output.aside(_show, foreseen, "removed", "would be freed")
-            told = [reply for reply in foreseen.values() if not isinstance(reply, errors.MlboxError)]
-            arguments.yes = not any(reply["removed"] for reply in told)
         output.confirm("Remove these?", arguments.yes, "what image prune removes has to be built or sent again")
-    replies = ask_all(hosts, "images", args, settings)
+    replies = {**foreseen, **ask_all(hosts, "images", args, settings)}
     return _tell(arguments, replies, "removed", "would be freed" if arguments.dry_run else "freed")
 
 

@@ -35,10 +35,14 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run and not arguments.yes:
         if output.may_ask():
             foreseen = lab.entry(arguments, replace(settings, dry_run=True)).call("prune", args)
+            if not foreseen["removed"]:
+                return _say(arguments, foreseen)
             output.aside(_tell, foreseen, "would be freed")
-            arguments.yes = not foreseen["removed"]
         output.confirm("Remove these?", arguments.yes, "what jobs prune removes is gone for good")
-    reply = _prune(lab.entry(arguments, settings), args)
+    return _say(arguments, _prune(lab.entry(arguments, settings), args))
+
+
+def _say(arguments: argparse.Namespace, reply: Json) -> int:
     if arguments.json:
         output.facts(reply, arguments.dry_run)
     else:

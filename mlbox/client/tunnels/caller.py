@@ -5,6 +5,7 @@ Elsewhere nobody may ask (macOS tells root only): there a port is as open to the
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -17,10 +18,12 @@ _EVERY_STATE = _NO_COOKIE = 0xFFFFFFFF
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ASKED = struct.Struct("=BBBBI")  # inet_diag_req_v2: family, protocol, extensions, padding, states
 _BETWEEN = struct.Struct("!HH16s16s")  # inet_diag_sockid: ports and addresses of both ends
-_ANY = struct.pack("=III", 0, _NO_COOKIE, _NO_COOKIE)  # … on whatever interface
+# … on lo, which is always the first: asked of any interface, the kernel knows no socket that was bound to one.
+_LOOPBACK = struct.pack("=III", 1, _NO_COOKIE, _NO_COOKIE)
 _OWNER = struct.Struct("=II")  # inet_diag_msg: uid and inode, after two numbers and the ends
-_OWNER_AT = _HEADER.size + 4 + _BETWEEN.size + len(_ANY) + 12
+_OWNER_AT = _HEADER.size + 4 + _BETWEEN.size + len(_LOOPBACK) + 12
 _PATIENCE = 2.0  # s; the kernel answers at once
+_FOR_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # of what it takes to ask just now
 
 
 def is_welcome(connection: socket.socket) -> bool:
@@ -35,8 +38,10 @@ def is_welcome(connection: socket.socket) -> bool:
         return False
     try:
         found = _owner(connection.family, theirs, ours)
-    except (OSError, struct.error):  # no such question here: a sandbox, a kernel without it
-        return True
+    except TimeoutError:
+        return False
+    except (OSError, struct.error) as error:  # else there is no such question here: a sandbox, a kernel without it
+        return getattr(error, "errno", 0) not in _FOR_WANT
     if found is None:  # not on this machine, unless it has just gone
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01"  # TCP_ESTABLISHED
     uid, inode = found
@@ -47,7 +52,7 @@ def _owner(family: int, theirs: Address, ours: Address) -> tuple[int, int] | Non
     """(uid, inode) of the socket at the other end, inode 0 once it is closed; None where no such socket is known.
     Raises OSError."""
     (from_, from_port), (to, to_port) = theirs[:2], ours[:2]
-    ends = _BETWEEN.pack(from_port, to_port, socket.inet_pton(family, from_), socket.inet_pton(family, to)) + _ANY
+    ends = _BETWEEN.pack(from_port, to_port, socket.inet_pton(family, from_), socket.inet_pton(family, to)) + _LOOPBACK
     asked = _ASKED.pack(family, socket.IPPROTO_TCP, 0, 0, _EVERY_STATE) + ends
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
         kernel.settimeout(_PATIENCE)
@@ -55,7 +60,7 @@ def _owner(family: int, theirs: Address, ours: Address) -> tuple[int, int] | Non
         told = kernel.recv(4096)
     if _HEADER.unpack_from(told)[1] != _BY_FAMILY:  # an error
         code = -struct.unpack_from("=i", told, _HEADER.size)[0]
-        if code == 2:  # ENOENT
+        if code == errno.ENOENT:
             return None
         raise OSError(code, os.strerror(code))
     if _BETWEEN.unpack_from(told, _HEADER.size + 4)[:2] != (

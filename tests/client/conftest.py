@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import homes
 import pytest
 
 from tests.client.kit import Host, Sshd
@@ -21,7 +21,7 @@ def host() -> Iterator[Host]:
     for server in host.servers.values():
         if server._path.exists():
             server.close()
-    shutil.rmtree(folder)
+    homes.remove(folder)
 
 
 @pytest.fixture(scope="module")
@@ -37,4 +37,4 @@ def sshd() -> Iterator[Sshd]:
         pytest.skip(f"NO SSHD: this account can't log in to itself: {refused.stderr.strip()}")
     yield sshd
     sshd.close()
-    shutil.rmtree(folder)
+    homes.remove(folder)

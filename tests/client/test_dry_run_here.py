@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(owners, "end", never)
     yield folder
     os.close(taken[1])
-    shutil.rmtree(folder)
+    homes.remove(folder)
 
 
 def never(*_: object) -> None:

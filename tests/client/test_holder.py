@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import tempfile
@@ -43,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = signal.getsignal(signal.SIGTERM)
     yield folder
     signal.signal(signal.SIGTERM, before)
-    shutil.rmtree(runtime)
+    homes.remove(runtime)
 
 
 class Session:
@@ -105,7 +104,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     yield made
     for server in made.servers:
         server.close()
-    shutil.rmtree(folder)
+    homes.remove(folder)
 
 
 class Client:

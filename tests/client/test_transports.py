@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import homes
 import pytest
 
 from mlbox import errors
@@ -85,7 +86,7 @@ class Place:
             argv = ["ssh", "-F", str(self.sshd.config), "-o", f"ControlPath={control}", "-O", "exit", "gpu1"]
             subprocess.run(argv, capture_output=True)
         self.sshd.close()
-        shutil.rmtree(self.folder)
+        homes.remove(self.folder)
 
 
 @contextlib.contextmanager
@@ -599,7 +600,7 @@ class Session:
         self.host.over.set()
         for server in [*self.host.servers.values(), *self.servers]:
             server.close()
-        shutil.rmtree(self.folder)
+        homes.remove(self.folder)
 
 
 @pytest.fixture

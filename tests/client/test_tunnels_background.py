@@ -52,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for owner in owners.living():
         os.kill(owner.pid, signal.SIGKILL)
         assert owners.await_end(owner.session)
-    shutil.rmtree(runtime)
+    homes.remove(runtime)
 
 
 class Inside:

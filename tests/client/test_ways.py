@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tempfile.mkdtemp(prefix="mb", dir="/tmp")  # short: the names of sockets are
     monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
     yield state.runtime()
-    shutil.rmtree(folder)
+    homes.remove(folder)
 
 
 def bound(path: Path, listening: bool = False) -> socket.socket:

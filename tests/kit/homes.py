@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
+
+PATIENCE = 20.0  # s
 
 
 def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -15,3 +20,11 @@ def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
     return folder
+
+
+def remove(folder: Path | str) -> None:
+    """With what is in it, which whoever was killed a moment ago may be removing too (ssh its sockets)."""
+    deadline = time.monotonic() + PATIENCE
+    while os.path.lexists(folder):
+        assert time.monotonic() < deadline, (folder, list(os.walk(folder)))
+        shutil.rmtree(folder, ignore_errors=True)

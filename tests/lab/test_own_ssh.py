@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import homes
 import pytest
 from labbox import SESSION_IMAGE, SSH_CONFIG, Laptop, as_root, left_behind, ssh
 from labkit.inventory import HOSTS
@@ -288,7 +288,7 @@ def alone(laptop: Laptop) -> Iterator[None]:
     runtime = laptop.env["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mb", dir="/tmp")
     yield
     laptop.run("tunnels", "stop", "--all")
-    shutil.rmtree(runtime)
+    homes.remove(runtime)
 
 
 @pytest.mark.hosts("noeng")

@@ -21,6 +21,7 @@ from pathlib import Path
 import homes
 import psutil
 import pytest
+from queuebox import until
 from terminal import Terminal
 
 import mlbox
@@ -312,9 +313,10 @@ def test_a_folder_is_one_owner_s(home: Path) -> None:
     assert (folder / "left").exists()  # a sweep leaves alone what is locked
     os.close(descriptor)
     assert not owners.await_end(ID, 0.0) or owners.await_end(ID)
-    again = owners.take(ID)
-    assert again is not None and list(folder.iterdir()) == []
-    os.close(again[1])
+    got: list[tuple[Path, int]] = []
+    until(lambda: got.extend(filter(None, [owners.take(ID)])) or got)  # a child of another thread's may just be forked
+    assert list(folder.iterdir()) == []
+    os.close(got[0][1])
 
 
 def test_an_owner_that_does_not_hear_is_killed_when_it_is_to_stop(

@@ -439,6 +439,7 @@ def test_an_array_that_fails_midway_is_taken_back(box: Box, monkeypatch: pytest.
         made.append(real(found, spec, id_))
         if len(made) == 1:
             assert box.tick().started == (made[0].id,)
+            box.wait(made[0], "started")  # while its keeper writes that, nobody else can write, and so it would be said
         return made[-1]
 
     monkeypatch.setattr(submit, "submit", full)

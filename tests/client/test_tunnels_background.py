@@ -314,7 +314,12 @@ def test_a_folder_is_one_owner_s(home: Path) -> None:
     os.close(descriptor)
     assert not owners.await_end(ID, 0.0) or owners.await_end(ID)
     got: list[tuple[Path, int]] = []
-    until(lambda: got.extend(filter(None, [owners.take(ID)])) or got)  # a child of another thread's may just be forked
+
+    def is_ours() -> bool:
+        got.extend(filter(None, [owners.take(ID)]))
+        return bool(got)
+
+    until(is_ours)  # a child of another thread's, just forked, may hold it for a moment more
     assert list(folder.iterdir()) == []
     os.close(got[0][1])
 

@@ -50,7 +50,7 @@ faults: pyz $(VENV)/.stamp
 	MLBOX_FAULTS_EVERY=$(EVERY) $(RUN) pytest tests/faults -n logical --junitxml=$(REPORTS)/faults.xml
 
 # Several at a time, each on a copy of the lab: they wait most of the time. A file's tests stay together and in order.
-COPIES ?= 4
+COPIES ?= 3
 lab-test: pyz $(VENV)/.stamp
 	for copy in $$(seq $(COPIES)); do MLBOX_LAB_COPY=$$copy $(PYTHON) scripts/lab up || exit 1; done
 	$(RUN) pytest tests/lab -n $(COPIES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --junitxml=$(REPORTS)/lab.xml

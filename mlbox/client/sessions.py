@@ -105,7 +105,8 @@ def ask_around(wanted: str, config: state.Config) -> Host:
         unasked = [f"did you mean {near}?", *unasked]
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
     asked = ", ".join([*(name for name in replies if name not in failed), *sorted(away(replies))])
-    raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or "mlbox session HOST starts one")
+    hint = "mlbox session list shows what runs" if listed(replies) else "mlbox session HOST starts one"
+    raise errors.NotFound(f"{what} is running on {asked}", "\n".join(unasked) or hint)
 
 
 def elsewhere(session: str, than: str, config: state.Config, lab: str = "") -> Host:

@@ -314,3 +314,14 @@ def test_what_has_ended_is_looked_for_nowhere_else(hosts: dict[str, Any]) -> Non
     with pytest.raises(errors.Ended):
         sessions.at_session(KNOWN, "", CONFIG, act)
     assert act.tried == ["gpu1"]
+
+
+@pytest.mark.parametrize(("reply", "hint"), [
+    (there(), "mlbox session list shows what runs"),
+    ({"sessions": [], "met_at": {}}, "mlbox session HOST starts one"),
+])  # fmt: skip
+def test_what_to_try_depends_on_whether_others_run(hosts: dict[str, Any], reply: dict[str, Any], hint: str) -> None:
+    hosts["gpu2"] = reply
+    with pytest.raises(errors.NotFound) as caught:
+        sessions.ask_around("zzz", state.Config(hosts=("gpu2",)))
+    assert caught.value.hint == hint

@@ -72,7 +72,7 @@ def _keep_looking(look: Look, every: float, screen: Screen) -> None:
             time.sleep(every)
             look.again()
             screen.wake()
-    except Exception as error:
+    except Exception as error:  # raised again where the terminal is
         screen.fail(error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -89,6 +90,7 @@ class Running:
     def __init__(self, found: list[Service], say: Say) -> None:
         self._services, self._say = found, say
         self._stopping = threading.Event()
+        self._told, self._tell = os.pipe()
         self.ready: list[Service] = []
 
     def watch(self, service: Service) -> None:
@@ -106,13 +108,15 @@ class Running:
             )
 
     def stop(self) -> None:
-        self._stopping.set()
+        """A signal's handler, which another SIGTERM may interrupt: an Event's lock, taken twice, would never be had."""
+        os.write(self._tell, b"x")
 
     def wait(self) -> int:
         """Until SIGTERM; then all services are ended, in their own time first."""
-        while not self._stopping.wait(_SHORTEN_EVERY):
+        while not select.select([self._told], [], [], _SHORTEN_EVERY)[0]:
             for service in self._services:
                 logs.shorten(service.log)
+        self._stopping.set()
         groups = [s.process for s in self._services if s.process is not None]
         for process in groups:
             _signal(process, signal.SIGTERM)

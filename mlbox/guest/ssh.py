@@ -50,9 +50,11 @@ _LOGIN = """\
 # Keeps what sshd itself sets (the terminal, the agent), gives the rest as the session has it.
 {exports}
 cd {folder} 2>/dev/null
-case "${{SSH_ORIGINAL_COMMAND-}}" in
+set -- "${{SSH_ORIGINAL_COMMAND-}}"
+unset SSH_ORIGINAL_COMMAND  # nobody asked for a forced command's variable
+case "$1" in
 "") exec {shell} ;;
-{sftp}*) exec {shell} -c "$SSH_ORIGINAL_COMMAND" ;;
+{sftp}*) exec {shell} -c "$1" ;;
 esac
 """
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what a POSIX shell can export

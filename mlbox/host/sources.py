@@ -38,8 +38,8 @@ def wheels(sources: str, say: Say, cancel: Cancel) -> Path | None:
     if folder is None or not there:
         return None
     sums = _sums(folder)
-    for path in there:
-        say(f"checking {path.name}")
+    for done, path in enumerate(there):
+        say(f"checking the wheels in {folder}", f"{done} of {len(there)}")
         _check(path, _wanted(sums, path), cancel)
     return folder
 

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -184,6 +185,31 @@ def test_stop_ends_every_service(config: Json, monkeypatch: pytest.MonkeyPatch, 
     assert stopped(running) == 0
     assert process.wait(20) == (-9 if answer == "ignore" else -15)
     assert running._stopping.is_set()
+
+
+# A second SIGTERM at each line of what the first does: without a container the guest gets one from whoever ends the
+# session and one from its own init.
+_TWICE = """
+import sys
+from mlbox.guest.services import Running
+running, within = Running([], print), False
+def at_a_line(frame, event, argument):
+    global within
+    if event == "line" and not within:
+        within = True
+        running.stop()
+        within = False
+    return at_a_line
+sys.settrace(at_a_line)
+running.stop()
+sys.settrace(None)
+sys.exit(running.wait())
+"""
+
+
+def test_a_second_sigterm_amid_the_first_hangs_nothing() -> None:
+    done = subprocess.run((sys.executable, "-c", _TWICE), timeout=20, check=False)
+    assert done.returncode == 0
 
 
 def test_a_log_is_shortened_while_its_session_lives(

@@ -204,6 +204,10 @@ def test_odd_names_of_variables_do_not_end_a_login(run: Path, names: list[str]) 
     assert session.ssh("echo in").stdout == "in\n"
 
 
+def test_a_command_sees_nothing_of_how_it_came(run: Path) -> None:
+    assert Session(run, ENVIRONMENT).ssh("echo ${SSH_ORIGINAL_COMMAND-unset}").stdout == "unset\n"
+
+
 def test_a_value_that_is_not_utf_8(run: Path) -> None:
     assert Session(run, {**ENVIRONMENT, "RAW": os.fsdecode(b"\xff")}).ssh("echo in").stdout == "in\n"
 

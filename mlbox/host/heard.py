@@ -10,13 +10,12 @@ for the first time, takes nobody for silent yet. It proves nothing: no room is k
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
-from mlbox.host import files, processes, store
+from mlbox.host import files, here, processes, store
 from mlbox.host.idle import FRESH, name_of_ticks
 
 LONG = 2 * FRESH  # s
@@ -25,7 +24,7 @@ LONG = 2 * FRESH  # s
 def silent(found: store.Store, told: Mapping[str, str]) -> dict[str, float]:
     """Host -> s since it told anything new, where that is too long; `told`: what each last told, in a word."""
     now = processes.uptime()
-    path = Path(f"/tmp/mlbox-{os.getuid()}") / f"{name_of_ticks(str(found.root))}.heard"
+    path = here.boot_folder() / f"{name_of_ticks(str(found.root))}.heard"
     known = _known(path, now)
     heard = {name: (mark, now) for name, mark in told.items() if name != found.host}
     heard.update((name, noted) for name, noted in known.items() if noted[0] == told.get(name))

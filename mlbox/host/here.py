@@ -27,6 +27,11 @@ def host_name() -> str:
     return os.uname().nodename.split(".")[0] or "localhost"
 
 
+def boot_folder() -> Path:
+    """This user's folder of this boot, made or not (host/idle.py spells it, too, for it does without this module)."""
+    return Path(f"/tmp/mlbox-{os.getuid()}")
+
+
 def data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mlbox"
 

@@ -92,7 +92,7 @@ class Job:
 
     @property
     def door(self) -> Path:
-        return Path(f"/tmp/mlbox-{os.getuid()}.shared") / self.id
+        return here.boot_folder().with_suffix(".shared") / self.id
 
     @property
     def pruning(self) -> Path:

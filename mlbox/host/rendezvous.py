@@ -35,7 +35,7 @@ def main(host: str, root: str) -> int:
     """`host`: whose key it is; `root`: where its sessions are."""
     try:
         session, token, services = reverse.parse(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
-        folder = Path(f"/tmp/mlbox-{os.getuid()}")
+        folder = here.boot_folder()
         existed = folder.is_dir()
         files.private_folder(folder)
     except errors.MlboxError as error:

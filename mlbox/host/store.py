@@ -94,7 +94,7 @@ class Store:
         return self.own() / "environments"
 
     def boot_folder(self) -> Path:
-        return files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))
+        return files.private_folder(here.boot_folder())
 
     def of_ticks(self, kind: str) -> Path:
         """What this user's ticks in this ROOT have in the per-boot folder."""
@@ -104,7 +104,7 @@ class Store:
         if not ids.is_ulid(job):
             raise errors.NotFound(f"{job!r} is not a job's id")
         folder = self.own(owner) / "jobs" / ids.shard(job) / job
-        return Job(job, owner or self.user, folder, Path(f"/tmp/mlbox-{os.getuid()}") / job[-8:].lower())
+        return Job(job, owner or self.user, folder, here.boot_folder() / job[-8:].lower())
 
     def reserve(self, job: Job) -> None:
         """The folder of this boot for a job to be: a keeper's lock can be taken in it before anybody finds the job."""

@@ -7,12 +7,11 @@ import secrets
 import selectors
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from mlbox import errors
 from mlbox.core import reverse, text, wire
-from mlbox.host import files, lab, lookup, store
+from mlbox.host import files, here, lab, lookup, store
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -36,7 +35,7 @@ def run(call: Call) -> Json:
 def _connect(found: store.Store, job: Job) -> socket.socket:
     """Raises Ended where the session has, Unreachable where its tunnel does not come up, HostUnready where
     the sockets' folder is not the user's."""
-    folder = files.private_folder(Path(f"/tmp/mlbox-{os.getuid()}"))  # in anybody else's, anybody might answer
+    folder = files.private_folder(here.boot_folder())  # in anybody else's, anybody might answer
     path = folder / reverse.lasting(job.id, reverse.CALL)
     deadline = time.monotonic() + _PATIENCE
     while True:

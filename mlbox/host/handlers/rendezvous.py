@@ -16,7 +16,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import resources, reverse, text
-from mlbox.host import files, store
+from mlbox.host import files, here, store
 from mlbox.host.serve import Call
 
 Json = dict[str, Any]
@@ -39,7 +39,7 @@ def run(call: Call) -> Json:
     key = str(call.args.get("key", ""))
     line = "" if call.dry and not key else reverse.authorized(name, key, program)  # it may not have shown one yet
     changed = do == "add" and _put(path, name, line, call.dry)
-    folder, known = Path(f"/tmp/mlbox-{os.getuid()}"), bool(line) and line in _lines(path)
+    folder, known = here.boot_folder(), bool(line) and line in _lines(path)
     if not call.dry:
         files.private_folder(folder)
     return {"line": line, "file": str(path), "changed": changed, "folder": str(folder), "known": known}

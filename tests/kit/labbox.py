@@ -183,6 +183,11 @@ def as_root(host: str, *command: str, check: bool = True) -> str:
     return done.stdout
 
 
+def first_process(host: str) -> int:
+    """Its first process, by its number on this machine: by it the host's namespaces are entered."""
+    return int(_engine().docker("inspect", "-f", "{{.State.Pid}}", HOSTS[host].container).stdout)
+
+
 def remove_root(host: str, root: str) -> None:
     """A tick that cron began before its line went may still write there; it finds no ROOT any more the next time."""
     as_root(host, "timeout", "60", "sh", "-c", 'until rm -rf -- "$0"; do sleep 0.2; done', root)

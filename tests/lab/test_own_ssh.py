@@ -14,7 +14,7 @@ from typing import Any
 
 import homes
 import pytest
-from labbox import SESSION_IMAGE, SSH_CONFIG, Laptop, as_root, left_behind, ssh
+from labbox import SESSION_IMAGE, SSH_CONFIG, Laptop, as_root, first_process, left_behind, ssh
 from labkit.inventory import HOSTS
 from terminal import Terminal, at_terminal
 
@@ -61,8 +61,8 @@ def configure(laptop: Laptop, config: str) -> None:
     subprocess.run(argv, env=laptop.env, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-def by_name(laptop: Laptop, *options: str) -> tuple[str, ...]:
-    return ("ssh", "-F", str(laptop.home / ".local/state/mlbox/ssh_config"), *options, NAME, "echo inside $(hostname)")
+def by_name(laptop: Laptop, *options: str, name: str = NAME) -> tuple[str, ...]:
+    return ("ssh", "-F", str(laptop.home / ".local/state/mlbox/ssh_config"), *options, name, "echo inside $(hostname)")
 
 
 def prove(laptop: Laptop) -> None:
@@ -141,7 +141,26 @@ def test_a_bastion_without_a_shell(laptop: Laptop) -> None:
 
 
 def test_ipv6(laptop: Laptop) -> None:
-    """The lab's network has none, so it is gpu2's own loopback, behind gpu2 as a jump host."""
+    """The lab's network has none, so it is a wire of its own from this machine to gpu2."""
+    here, there, inside = "fd77:213::1", "fd77:213::2", str(first_process(HOST))
+    wire = ("ip", "link", "add", "mbsix", "type", "veth", "peer", "name", "mbsix", "netns", inside)
+    subprocess.run(wire, check=True)
+    try:
+        for address, words in ((here, ()), (there, ("nsenter", "-t", inside, "-n"))):
+            up = (
+                "sysctl -qw net.ipv6.conf.mbsix.disable_ipv6=0; ip addr add $1/64 dev mbsix nodad; ip link set mbsix up"
+            )
+            subprocess.run((*words, "sh", "-c", up, "up", address), check=True)
+        far = f"Host far\n  HostName {there}\n  User ada\n  IdentityFile {LAB_KEY}\n{VERIFIED}"
+        configure(laptop, far)
+        prove(laptop)
+        assert f"[{there}]:22" in as_root(HOST, "ss", "-Htn", "state", "all", "sport", "=", ":22")
+    finally:
+        subprocess.run(("ip", "link", "delete", "mbsix"), check=True)
+
+
+def test_ipv6_behind_a_jump_host(laptop: Laptop) -> None:
+    """gpu2's own loopback, behind gpu2."""
     lo = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
     switch = f"mount -o remount,bind,rw /proc/sys && echo $1 >{lo}; mount -o remount,bind,ro /proc/sys"
     as_root(HOST, "sh", "-c", switch, "switch", "0")
@@ -277,6 +296,10 @@ def test_a_second_factor_is_asked_for_once_per_connection(laptop: Laptop, bob: s
         answer(terminal, QUESTION, "second", "session is running", 2)
         terminal.wait_for(r"\[shutdown\]")
         assert asked(terminal, QUESTION) == 2
+        for questions in (1, 0):  # it has a connection of its own, which stays
+            with Terminal(by_name(laptop, name="two-factors"), laptop.env) as shell:
+                answer(shell, QUESTION, "second", "inside noeng", questions)
+                assert shell.end() == 0 and asked(shell, QUESTION) == questions
         terminal.say("shutdown")
         terminal.wait_for("two-factors has ended")
         assert terminal.end() == 0 and asked(terminal, QUESTION) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 from labbox import SESSION_IMAGE, Laptop, as_root, left_behind, ssh
 from outage import await_share, without_network
@@ -189,6 +191,30 @@ class TestWithoutAClient:
                 assert socks.recv(10)[:2] == b"\5\0"
                 assert socks.recv(6) == b"inside"
             assert process.wait(30) == 3
+
+    def test_a_client_that_is_no_openssh(self, one: One) -> None:
+        """As an IDE does that brings its own: it reads the entry, and runs the ProxyCommand on pipes."""
+        with open(one.shell.config) as lines:
+            assert "Include" in lines.read()
+        entry = paramiko.SSHConfig.from_path(str(one.entry)).lookup(one.name)
+        client = paramiko.SSHClient()
+        client.load_host_keys(entry["userknownhostsfile"])  # and no policy that would take another key
+        way = paramiko.ProxyCommand(entry["proxycommand"])
+        try:
+            client.connect(
+                entry["hostkeyalias"], username=entry["user"], key_filename=entry["identityfile"], sock=way,
+                allow_agent=False, look_for_keys=False, timeout=60,
+            )  # fmt: skip
+            _, said, _ = client.exec_command("cat /etc/hostname; exit 7")
+            assert said.read() == b"by-name\n" and said.channel.recv_exit_status() == 7
+            content = os.urandom(300_000)
+            with client.open_sftp() as files:
+                files.putfo(io.BytesIO(content), "/workspace/travelled")
+                with files.open("/workspace/travelled") as back:
+                    assert back.read() == content
+        finally:
+            client.close()
+            way.close()
 
     def test_many_at_once_share_one_connection(self, one: One) -> None:
         """More than an sshd's ten sessions per connection."""

@@ -236,7 +236,7 @@ def test_another_user_of_the_rendezvous_is_shut_out(lab: Lab, session: Attached)
 
 
 _BOBS = """
-mkdir -m 777 /tmp/mlbox-1001 && cd /tmp/mlbox-1001
+mkdir -m 777 /tmp/bobs-1001 && cd /tmp/bobs-1001 || exit
 nohup python3 -c '
 import os, socket, sys
 os.umask(0)
@@ -254,8 +254,9 @@ def test_a_folder_that_another_user_made_first_is_not_used(lab: Lab, session: At
     """As he could after a reboot, when /tmp is empty."""
     short = session.block()["id"][-8:].lower()
     [before] = dialling()
-    as_root(VIA, "mv", "/tmp/mlbox-1001", "/tmp/aside-1001")
     listener = ssh(f"{VIA}-bob", _BOBS % (short, short)).strip()
+    # At once: a tunnel that finds its folder gone dials anew, and would make one of its own.
+    as_root(VIA, "sh", "-c", "mv /tmp/mlbox-1001 /tmp/aside-1001; mv /tmp/bobs-1001 /tmp/mlbox-1001")
     try:
         as_root(WS, "kill", "-9", before, check=False)  # it may have found out by itself
         told = f"cat {lab.root}/users/ada/jobs/*/{session.block()['id']}/attempts/1/tunnel.json"

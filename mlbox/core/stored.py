@@ -37,6 +37,22 @@ class Stored:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Others:
+    """An engine's images that mlbox did not make: not its to remove, but of the same disk."""
+
+    engine: str
+    count: int
+    size: int  # bytes; what several stand on is counted for each
+
+    def to_wire(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> Others:
+        return cls(str(data["engine"]), int(data["count"]), int(data["size"]))
+
+
 def expendable(things: Iterable[Stored], now: float, older_than: float) -> list[Stored]:
     """What nothing uses, and nothing has used for `older_than` seconds."""
     return [thing for thing in things if not thing.stays and now - thing.used >= older_than]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlbox import errors
-from mlbox.core.stored import Stored
+from mlbox.core.stored import Others, Stored
 from mlbox.host import archive, code, engines, files, here, sources, store, uses
 from mlbox.host.engines import Engine
 
@@ -29,6 +29,13 @@ def everything(found: store.Store) -> Iterator[Stored]:
     yield from _codes(found)
     yield from _releases()
     yield from _programs(found)
+
+
+def others(found: store.Store) -> Iterator[Others]:
+    for name in engines.present():
+        with suppress(errors.MlboxError):  # said where its layers were asked for
+            if there := engines.by_name(name, found).others():
+                yield there
 
 
 def remove(found: store.Store, thing: Stored) -> bool:

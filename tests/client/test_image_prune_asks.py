@@ -43,3 +43,14 @@ def test_only_what_was_shown(
     monkeypatch.setattr(output, "ask", lambda *_: answer)
     assert cli.main(["image", "prune", "gpu1", "gpu2", "--all"]) == code
     assert really == ([] if pruned is None else [pruned])
+
+
+def test_the_list_tells_of_images_that_are_not_mlbox_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"engine": "docker", "count": 14, "size": 62 * 10**9}
+    told = {"things": [OLD], "others": [other], "disks": []}
+    monkeypatch.setattr(image, "ask_all", lambda *_: {"gpu1": told})
+    assert cli.main(["image", "list", "gpu1"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("docker: ")]
+    assert "14 images that mlbox did not make, 62.0 GB" in line and "`docker images`" in line

@@ -180,6 +180,18 @@ class TestTheContract:
         assert again.code == 0 and not re.search("installing|adding|saving", again.err), again.all
         assert up.laptop.run("session", "shutdown", "again").code == 0
 
+    def test_images_that_mlbox_did_not_make_are_counted(self, up: Up) -> None:
+        listed: Any = up.laptop.run("image", "list", up.engine.ssh, "--json").json()
+        others = {other["engine"]: other for other in listed[0]["others"]}
+        program = up.engine.program
+        assert program or others == {}
+        if program:
+            made = set(ssh(up.engine.ssh, f"{program} images -q --no-trunc --filter label=mlbox.layer").split())
+            there = set(ssh(up.engine.ssh, f"{program} images -q --no-trunc").split()) - made
+            sizes = ssh(up.engine.ssh, f"{program} image inspect --format '{{{{.Size}}}}' {' '.join(there)}").split()
+            assert made and others[program]["count"] == len(there) > 0
+            assert others[program]["size"] == sum(map(int, sizes))
+
     def test_a_killed_keeper_is_replaced(self, up: Up) -> None:
         folder = f"/tmp/mlbox-$(id -u)/{up.block['id'][-8:].lower()}"
         first = json.loads(ssh(up.engine.ssh, f"cat {folder}/keeper.pid"))["pid"]

@@ -11,7 +11,7 @@ from mlbox import errors
 from mlbox.client import options, output
 from mlbox.client.hosts import ask_all, exit_code, facts, known_hosts, why
 from mlbox.core import text
-from mlbox.core.stored import OLDER_THAN, Stored, parse_age, size
+from mlbox.core.stored import OLDER_THAN, Others, Stored, parse_age, size
 
 Json = dict[str, Any]
 Replies = dict[str, "Json | errors.MlboxError"]
@@ -90,6 +90,9 @@ def _print(name: str, reply: Json | errors.MlboxError, what: str, freed: str) ->
     print(f"{output.bold(name)}  {text.count(len(things), 'thing')}, {total} {freed}".rstrip())
     if things:
         output.table(("KIND", "NAME", "SIZE", "LAST USED", "OF", "STAYS"), [_row(thing) for thing in things])
+    for other in map(Others.from_wire, reply.get("others", ())):
+        there = f"{text.count(other.count, 'image')} that mlbox did not make, {size(other.size)}"
+        print(f"{other.engine}: {there} (what they share is counted for each): `{other.engine} images`")
     for disk in reply["disks"]:
         print(f"{text.safe(str(disk['folder']))}: {size(disk['free'])} of {size(disk['total'])} free")
 

@@ -13,7 +13,7 @@ from mlbox import errors
 from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.session import ENGINES, Mount, Spec
-from mlbox.core.stored import Stored
+from mlbox.core.stored import Others, Stored
 from mlbox.host import store, unable
 from mlbox.host.run import Cancel
 
@@ -129,6 +129,9 @@ class Engine(Protocol):
 
     def layers(self) -> list[Stored]:
         """Those of its layers that mlbox made; `about` begins with the engine's name. Raises HostUnready."""
+
+    def others(self) -> Others | None:
+        """The images that mlbox did not make; None where there can be none. Raises HostUnready."""
 
     def forget(self, name: str) -> bool:
         """Remove a layer, unless something is made of it: then False."""

@@ -28,7 +28,7 @@ from mlbox.core.facts import Facts
 from mlbox.core.layer import Layer
 from mlbox.core.pull import Pull
 from mlbox.core.session import Spec, check_engine_args
-from mlbox.core.stored import Stored
+from mlbox.core.stored import Others, Stored
 from mlbox.host import files, image, store
 from mlbox.host.engines import PATIENCE, Build, Paths, Run, Say, Silent, command, refusal, selinux
 from mlbox.host.run import NO_ANSWER, Cancel, Result, capture, stream
@@ -179,7 +179,7 @@ class Container:
             raise self.unusable(error)
         found = []
         for document in self._inspect(*dict.fromkeys(out.split())):
-            labels = (document.get("Config") or {}).get("Labels") or {}
+            labels = _labels(document)
             name = f"{LAYERS}:{labels.get('mlbox.layer')}"
             if any(tag.endswith(name) for tag in document.get("RepoTags") or ()):
                 stays = "" if labels.get("mlbox.user", self._user) == self._user else f"{labels['mlbox.user']}'s"
@@ -188,6 +188,13 @@ class Container:
                     Stored("layer", name, self._own_size(document, labels), _seconds(document["Created"]), about, stays)
                 )
         return found
+
+    def others(self) -> Others:
+        code, out, error = self.ask("images", "-q", "--no-trunc")
+        if code != 0:
+            raise self.unusable(error)
+        pulled = [one for one in self._inspect(*dict.fromkeys(out.split())) if "mlbox.layer" not in _labels(one)]
+        return Others(self.program, len(pulled), sum(int(one["Size"]) for one in pulled))
 
     def _own_size(self, document: Mapping[str, Any], labels: Mapping[str, str]) -> int:
         """Without what it stands on, where that is still there."""
@@ -258,6 +265,10 @@ class Container:
         if code != 0:  # no answer is not the answer "none"
             raise self.unusable(error)
         return out.split()
+
+
+def _labels(document: Mapping[str, Any]) -> dict[str, str]:
+    return (document.get("Config") or {}).get("Labels") or {}
 
 
 def _seconds(time_: str) -> float:

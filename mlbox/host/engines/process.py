@@ -100,6 +100,9 @@ class Process:
                 found.append(Stored("environment", folder.name, size, made, "process", stays))
         return found
 
+    def others(self) -> None:
+        return None
+
     def forget(self, name: str) -> bool:
         """Under another name first: half an environment is never found."""
         import shutil

@@ -21,7 +21,7 @@ def run(call: Call) -> Json:
     things = list(stored.everything(found))
     reply: Json = {"host": found.host, "things": [thing.to_wire() for thing in things], "disks": _disks(found)}
     if call.args.get("do") != "prune":
-        return reply
+        return {**reply, "others": [one.to_wire() for one in stored.others(found)]}
     older_than = call.args.get("older_than", OLDER_THAN)
     if not isinstance(older_than, (int, float)) or older_than < 0:
         raise errors.Usage("an age is a number of seconds")

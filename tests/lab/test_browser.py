@@ -6,14 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import pytest
 from browser import Browser, Page
 from labbox import ARTIFACTS, SESSION_IMAGE, Attached, Laptop, left_behind, ssh
 from notebook import ask
-from queuelab import awaited
+from pages import execute, open_notebook, open_terminal, open_workbench
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
@@ -54,53 +53,6 @@ def clean_hosts() -> None:
     """Not between these tests: fixture `desk` ends the session and looks after it."""
 
 
-def open_notebook(desk: Desk) -> Page:
-    """A new notebook by a click in the launcher, its kernel idle, its first cell under the cursor."""
-    page = desk.browser.open(desk.block["jupyter"])
-    page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
-    page.click('.jp-LauncherCard[data-category="Notebook"]')
-    page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")
-    page.wait_for("document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=\"idle\"]')")
-    # The page is idle from its beginning; what it asks of a kernel that is still being connected it may forget.
-    awaited(lambda: all(map(_is_connected, ask(desk.block["jupyter"], "/api/kernels"))))
-    return page
-
-
-def _is_connected(kernel: dict[str, Any]) -> bool:
-    return bool(kernel["connections"]) and kernel["execution_state"] == "idle"
-
-
-_TAKEN_UP = """new Promise(resolve => {
-  const end = Date.now() + 10000;
-  const look = () => {
-    const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
-    if (/[*0-9]/.test(prompts.at(-2) || "")) resolve(true);
-    else if (Date.now() > end) resolve(false);
-    else setTimeout(look, 50);
-  };
-  look();
-})"""  # the cell before the last, which was made when that one was run
-
-
-def execute(page: Page, code: str, expected: str, picture: str) -> None:
-    """In the last cell, which is empty."""
-    cell = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .cm-content')].at(-1)"
-    page.click(".jp-Notebook .jp-CodeCell:last-child .cm-content")
-    page.wait_for(f"{cell} === document.activeElement", ARTIFACTS / f"{picture}-failed.png")
-    page.type(code)
-    page.wait_for(f"{cell}.innerText.trim() !== ''", ARTIFACTS / f"{picture}-failed.png")
-    page.press("Shift+Enter")
-    if not page.value(_TAKEN_UP, wait=True):
-        ran_before = page.value("/\\[\\d+\\]/.test(document.querySelector('.jp-Notebook').innerText)")
-        assert not ran_before, "the page forgot a cell"
-        # The first one of a new notebook it may forget, while its own connection is made: a person asks again.
-        page.click(".jp-Notebook .jp-CodeCell:nth-last-child(2) .cm-content")
-        page.press("Shift+Enter")
-    outputs = "[...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.innerText.trim())"
-    page.wait_for(f"{outputs}.includes({expected!r})", ARTIFACTS / f"{picture}-failed.png")
-    page.picture(ARTIFACTS / f"{picture}.png")
-
-
 def kill_the_tunnel(desk: Desk) -> None:
     """On return it has come back."""
     tunnels = [
@@ -123,34 +75,19 @@ def test_jupyters_page_opens(desk: Desk) -> None:
 
 
 def test_a_cell_typed_in_the_page_runs_in_the_session(desk: Desk) -> None:
-    page = open_notebook(desk)
+    page = open_notebook(desk.browser, desk.block["jupyter"])
     execute(page, "import os; print(os.uname().nodename, 6 * 7)", "desk 42", "notebook")
 
 
 def test_an_open_page_goes_on_after_the_tunnel_was_killed(desk: Desk) -> None:
     """Without a reload: the page's own WebSocket to its kernel comes back, and the kernel is the same."""
-    page = open_notebook(desk)
+    page = open_notebook(desk.browser, desk.block["jupyter"])
     execute(page, "kept = 'still the same'; print('before')", "before", "recovery-before")
     page.value("window.neverReloaded = true")
     kill_the_tunnel(desk)
     execute(page, "print(kept)", "still the same", "recovery-after")
     assert page.value("window.neverReloaded") is True
     assert len(ask(desk.block["jupyter"], "/api/kernels")) >= 1
-
-
-def open_workbench(desk: Desk) -> Page:
-    page = desk.browser.open(desk.block["vscode"].split()[0])
-    failed = ARTIFACTS / "vscode-failed.png"
-    page.wait_for("document.querySelector('.monaco-workbench .part.statusbar')", failed)
-    page.wait_for("document.querySelector('.monaco-workbench .explorer-folders-view')", failed)
-    page.wait_for("!document.querySelector('.monaco-workbench .monaco-progress-container.active.infinite')", failed)
-    return page
-
-
-def open_terminal(page: Page) -> None:
-    failed = ARTIFACTS / "vscode-failed.png"
-    page.press("Control+`")
-    page.wait_for("document.querySelector('.terminal-wrapper .xterm-screen')", failed)
 
 
 def type_in_terminal(page: Page, line: str, expected: str, picture: str) -> None:
@@ -165,7 +102,7 @@ def type_in_terminal(page: Page, line: str, expected: str, picture: str) -> None
 
 
 def test_vscodes_workbench_renders_and_its_terminal_types(desk: Desk) -> None:
-    page = open_workbench(desk)
+    page = open_workbench(desk.browser, desk.block["vscode"].split()[0])
     page.picture(ARTIFACTS / "vscode.png")
     open_terminal(page)
     type_in_terminal(page, "echo $HOSTNAME-$((6*7))", "desk-42", "vscode-terminal")
@@ -173,7 +110,7 @@ def test_vscodes_workbench_renders_and_its_terminal_types(desk: Desk) -> None:
 
 def test_an_open_workbench_goes_on_after_the_tunnel_was_killed(desk: Desk) -> None:
     """Without a reload: the workbench's connection comes back, and the shell in its terminal is the same."""
-    page = open_workbench(desk)
+    page = open_workbench(desk.browser, desk.block["vscode"].split()[0])
     open_terminal(page)
     type_in_terminal(page, "kept=same; echo $kept-before", "same-before", "vscode-recovery-before")
     page.value("window.neverReloaded = true")

@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import workbench
+from browser import Browser
 from far import NEAR, far_apart
 from labbox import PYZ, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, Result, as_root, first_process, ssh, token
 from labkit.inventory import HOSTS, RUN
 from outage import without_network, without_sshd
+from pages import execute, open_notebook, open_workbench
 
 from mlbox.core import wire
 
@@ -282,6 +284,22 @@ def test_a_killed_tunnel_is_back_on_the_same_ports(lab: Lab, session: Attached) 
     as_root(WS, "kill", "-9", before)
     awaited(lambda: dialling() not in ([], [before]))
     works(lab, session)
+
+
+def test_an_open_page_goes_on_after_the_tunnel_was_killed(lab: Lab, session: Attached, tmp_path: Path) -> None:
+    """In a browser, without a reload: the page's own WebSocket finds its kernel again by the new tunnel."""
+    block, [before] = session.block(), dialling()
+    with Browser(tmp_path / "profile") as browser:
+        page = open_notebook(browser, block["jupyter"])
+        execute(page, "import os; kept = os.uname().nodename; print(kept, 6 * 7)", "far 42", "reverse-before")
+        page.value("window.neverReloaded = true")
+        as_root(WS, "kill", "-9", before)
+        awaited(lambda: dialling() not in ([], [before]))
+        works(lab, session)
+        execute(page, "print('still', kept)", "still far", "reverse-after")
+        assert page.value("window.neverReloaded") is True
+        open_workbench(browser, block["vscode"].split()[0])
+    on_ws("rm -rf ~/mlbox/*.ipynb ~/mlbox/.ipynb_checkpoints")
 
 
 def test_the_rendezvous_sshd_is_restarted(lab: Lab, session: Attached) -> None:

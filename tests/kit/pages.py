@@ -1,0 +1,72 @@
+"""What a person does in the pages of a session: JupyterLab's and VS Code's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from browser import Browser, Page
+from labbox import ARTIFACTS
+from notebook import ask
+from queuelab import awaited
+
+
+def open_notebook(browser: Browser, jupyter: str) -> Page:
+    """A new notebook by a click in the launcher, its kernel idle, its first cell under the cursor."""
+    page = browser.open(jupyter)
+    page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
+    page.click('.jp-LauncherCard[data-category="Notebook"]')
+    page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")
+    page.wait_for("document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=\"idle\"]')")
+    # The page is idle from its beginning; what it asks of a kernel that is still being connected it may forget.
+    awaited(lambda: all(map(_is_connected, ask(jupyter, "/api/kernels"))))
+    return page
+
+
+def _is_connected(kernel: dict[str, Any]) -> bool:
+    return bool(kernel["connections"]) and kernel["execution_state"] == "idle"
+
+
+_TAKEN_UP = """new Promise(resolve => {
+  const end = Date.now() + 10000;
+  const look = () => {
+    const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
+    if (/[*0-9]/.test(prompts.at(-2) || "")) resolve(true);
+    else if (Date.now() > end) resolve(false);
+    else setTimeout(look, 50);
+  };
+  look();
+})"""  # the cell before the last, which was made when that one was run
+
+
+def execute(page: Page, code: str, expected: str, picture: str) -> None:
+    """In the last cell, which is empty."""
+    cell = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .cm-content')].at(-1)"
+    page.click(".jp-Notebook .jp-CodeCell:last-child .cm-content")
+    page.wait_for(f"{cell} === document.activeElement", ARTIFACTS / f"{picture}-failed.png")
+    page.type(code)
+    page.wait_for(f"{cell}.innerText.trim() !== ''", ARTIFACTS / f"{picture}-failed.png")
+    page.press("Shift+Enter")
+    if not page.value(_TAKEN_UP, wait=True):
+        ran_before = page.value("/\\[\\d+\\]/.test(document.querySelector('.jp-Notebook').innerText)")
+        assert not ran_before, "the page forgot a cell"
+        # The first one of a new notebook it may forget, while its own connection is made: a person asks again.
+        page.click(".jp-Notebook .jp-CodeCell:nth-last-child(2) .cm-content")
+        page.press("Shift+Enter")
+    outputs = "[...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.innerText.trim())"
+    page.wait_for(f"{outputs}.includes({expected!r})", ARTIFACTS / f"{picture}-failed.png")
+    page.picture(ARTIFACTS / f"{picture}.png")
+
+
+def open_workbench(browser: Browser, vscode: str) -> Page:
+    page = browser.open(vscode)
+    failed = ARTIFACTS / "vscode-failed.png"
+    page.wait_for("document.querySelector('.monaco-workbench .part.statusbar')", failed)
+    page.wait_for("document.querySelector('.monaco-workbench .explorer-folders-view')", failed)
+    page.wait_for("!document.querySelector('.monaco-workbench .monaco-progress-container.active.infinite')", failed)
+    return page
+
+
+def open_terminal(page: Page) -> None:
+    failed = ARTIFACTS / "vscode-failed.png"
+    page.press("Control+`")
+    page.wait_for("document.querySelector('.terminal-wrapper .xterm-screen')", failed)

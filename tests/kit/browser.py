@@ -33,8 +33,8 @@ _MODIFIERS = {"Alt": 1, "Control": 2, "Shift": 8}
 class Browser:
     """One Chromium with a profile of its own, from `with` to its end."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, patience: float = _PATIENCE) -> None:
+        self._folder, self._patience = folder, patience
         self._process: subprocess.Popen[str] | None = None
         self._address = ""
 
@@ -65,7 +65,7 @@ class Browser:
         request = urllib.request.Request(f"http://{self._address}/json/new?about:blank", method="PUT")
         with urllib.request.urlopen(request, timeout=30) as answer:
             target = json.load(answer)
-        page = Page(target["webSocketDebuggerUrl"])
+        page = Page(target["webSocketDebuggerUrl"], self._patience)
         page.call("Page.enable")
         page.call("Page.bringToFront")  # what is behind is not drawn
         page.call("Page.navigate", url=url)
@@ -75,9 +75,9 @@ class Browser:
 class Page:
     """A tab."""
 
-    def __init__(self, address: str) -> None:
-        self._socket: Any = websocket.create_connection(address, timeout=_PATIENCE + 10)
-        self._number = 0
+    def __init__(self, address: str, patience: float) -> None:
+        self._socket: Any = websocket.create_connection(address, timeout=patience + 10)
+        self._number, self._patience = 0, patience
 
     def call(self, method: str, **parameters: Any) -> Any:
         self._number += 1
@@ -100,7 +100,7 @@ class Page:
     def wait_for(self, expression: str, picture: Path | None = None) -> Any:
         """Until the expression is true; its value. The page looks whenever its document changes."""
         look = f"""new Promise((resolve, reject) => {{
-          const end = Date.now() + {int(_PATIENCE * 1000)};
+          const end = Date.now() + {int(self._patience * 1000)};
           const look = () => {{
             let found = null;
             try {{ found = ({expression}); }} catch (error) {{ }}

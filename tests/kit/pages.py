@@ -11,8 +11,9 @@ from queuelab import awaited
 
 
 def open_notebook(browser: Browser, jupyter: str) -> Page:
-    """A new notebook by a click in the launcher, its kernel idle, its first cell under the cursor."""
-    page = browser.open(jupyter)
+    """A new notebook by a click in the launcher, its kernel idle, its first cell under the cursor. Whatever tabs the
+    page had the last time are not opened again."""
+    page = browser.open(jupyter.replace("/lab?", "/lab?reset&"))
     page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
     page.click('.jp-LauncherCard[data-category="Notebook"]')
     page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")

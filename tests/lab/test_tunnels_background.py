@@ -19,11 +19,13 @@ import psutil
 import pytest
 import workbench
 from aftermath import all_processes, own_processes, tunnel_folders, watched
+from browser import Browser
 from far import THERE, far_away
 from labbox import SESSION_IMAGE, SSH_CONFIG, START, Laptop, Result, as_root, first_process
 from labkit.inventory import HOSTS
 from notebook import Notebook
 from outage import without_network, without_sshd
+from pages import execute, open_notebook, open_workbench
 from queuelab import awaited
 from terminal import at_terminal
 
@@ -412,6 +414,9 @@ def test_two_hundred_milliseconds_away_with_two_percent_lost(laptop: Laptop, tmp
         with Notebook(block["jupyter"]) as notebook:
             assert notebook.run("6 * 7") == "42"
         assert workbench.greets(block["vscode"])
+        with Browser(tmp_path / "profile", patience=600) as browser:
+            execute(open_notebook(browser, block["jupyter"]), "print(6 * 7)", "42", "far-away")
+            open_workbench(browser, block["vscode"].split()[0])
         entries = laptop.home / ".local/state/mlbox/ssh_config"
         size = 300_000
         assert len(laptop_ssh(entries, "distant", f"head -c {size} /dev/zero | tr '\\0' x")) == size

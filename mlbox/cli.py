@@ -82,6 +82,7 @@ SESSION_VERBS = {
 BELOW = {"session": SESSION_VERBS, "jobs": {"prune": "remove those that ended long ago"}}
 
 
+_NAMING = ("host", "root", "name", "queue", "on", "gpus", "after", "after_any", "older_than")  # options
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # as in `mlbox jobs >/dev/full`
 _CLOSED = (*_UNWRITABLE, errno.EROFS, errno.EACCES, errno.ENOTDIR)  # as where HOME is a file
 
@@ -128,6 +129,14 @@ class _Parser(argparse.ArgumentParser):
             what = f"{option} can't be {value}" if option else f"there is no `{self.prog} {value}`"
             meant = _meant("" if option else self.prog, str(value), known)
             raise errors.Usage(what, meant + "one of: " + ", ".join(known))
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """An empty name is a variable that is not set: it means neither the only session nor the usual ROOT."""
+        named = action.dest in _NAMING if action.option_strings else action.dest not in ("command", "words")
+        if "" in arg_strings and named and not isinstance(action, argparse._SubParsersAction):
+            what = "/".join(action.option_strings) or action.metavar or action.dest
+            raise errors.Usage(f"{what} is empty", "is it a variable that is not set? leave it out, or say which")
+        return super()._get_values(action, arg_strings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Raises Usage where some are not known. argparse takes `--engine-args --memory=1g` for two options, because

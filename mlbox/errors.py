@@ -57,10 +57,16 @@ class HostUnready(MlboxError):
 
 
 class NotFound(MlboxError):
-    """No such session, job, queue or host; or several, and it was not said which."""
+    """No such session, job, queue or host."""
 
     kind = "not-found"
     exit_code = 6
+
+
+class Several(NotFound):
+    """It was not said which of them."""
+
+    kind = "several"
 
 
 class Ended(NotFound):
@@ -83,7 +89,7 @@ class Bug(MlboxError):
     exit_code = 70
 
 
-_KINDS = (MlboxError, Usage, Refused, Unreachable, HostUnready, NotFound, Ended, StartFailed, Bug)
+_KINDS = (MlboxError, Usage, Refused, Unreachable, HostUnready, NotFound, Several, Ended, StartFailed, Bug)
 _BY_KIND = {c.kind: c for c in _KINDS}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlbox import errors
@@ -73,10 +73,12 @@ def facts(name: str, reply: Json | errors.MlboxError) -> Json:
     return {**reply, "host": name}
 
 
-def exit_code(replies: Mapping[str, Json | errors.MlboxError]) -> int:
-    """The first failure's, where no host replied."""
-    failed = [reply.exit_code for reply in replies.values() if isinstance(reply, errors.MlboxError)]
-    return failed[0] if failed and len(failed) == len(replies) else 0
+def exit_code(replies: Mapping[str, Json | errors.MlboxError], wanted: Iterable[str] = ()) -> int:
+    """The first failure's among the hosts that were `wanted` by name, or were to change; of others, where no host
+    replied."""
+    failed = {name: reply.exit_code for name, reply in replies.items() if isinstance(reply, errors.MlboxError)}
+    missed = failed if len(failed) == len(replies) else {name: failed[name] for name in wanted if name in failed}
+    return next(iter(missed.values()), 0)
 
 
 def away() -> set[str]:

@@ -117,9 +117,10 @@ def named(wanted: str) -> Owner:
     found = [owner for owner in owners if wanted in ("", owner.name, owner.session)]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(owner.name for owner in owners)
     if found:
-        raise errors.NotFound(f"{len(found)} sessions have tunnels here: {names}", "say which")
+        those = ", ".join(f"{owner.name} on {owner.host} ({owner.session})" for owner in found)
+        raise errors.Several(f"{len(found)} sessions have tunnels here: {those}", "say which, by its id")
+    names = ", ".join(owner.name for owner in owners)
     hint = f"there are tunnels to: {names}" if names else "mlbox session attach NAME brings them up"
     raise errors.NotFound(f"no tunnels to {wanted or 'a session'} are up on this machine", hint)
 

@@ -26,7 +26,7 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
     if place is not None:
         try:
             return act(place)
-        except errors.Ended:
+        except (errors.Ended, errors.Several):
             raise
         except (errors.NotFound, errors.Unreachable) as error:
             if host or set(known_hosts(config)) <= {place.name}:
@@ -75,7 +75,8 @@ def _met(wanted: str, host: str, config: state.Config) -> Host | None:
     if len(there) == 1:
         return of_session(there[0], config)
     if there:
-        raise errors.NotFound(f"{len(there)} sessions of yours run on {host}", "say which, by its name")
+        those = ", ".join(f"{text.safe(s['name'])} ({s['id']})" for s in there)
+        raise errors.Several(f"{len(there)} sessions of yours run on {host}: {those}", "say which")
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
     raise errors.NotFound(f"{what} is running on {host}, which is met at {via}", "mlbox session list shows what runs")
 
@@ -89,7 +90,8 @@ def away(replies: Mapping[str, Json | errors.MlboxError]) -> dict[str, str]:
 def ask_around(wanted: str, config: state.Config) -> Host:
     """Raises NotFound, and where no host could be asked what the first of them failed with."""
     replies = ask_all(known_hosts(config), "sessions", {}, config)
-    there = {s["host"]: s for s in _meant(listed(replies), wanted)}
+    meant = _meant(listed(replies), wanted)
+    there = {s["host"]: s for s in meant}
     if len(there) == 1:
         return of_session(there.popitem()[1], config)
     failed = {name: reply for name, reply in replies.items() if isinstance(reply, errors.MlboxError)}
@@ -98,9 +100,8 @@ def ask_around(wanted: str, config: state.Config) -> Host:
         name, first = next(iter(failed.items()))
         raise type(first)(told(name, first), "\n".join([first.hint, *unasked[1:]]).strip())
     if there:
-        raise errors.NotFound(
-            f"sessions of yours run on {', '.join(sorted(there))}", "say which: a name, or --host HOST"
-        )
+        those = ", ".join(f"{text.safe(s['name'])} on {s['host']} ({s['id']})" for s in meant)
+        raise errors.Several(f"{len(meant)} sessions could be meant: {those}", "say which, by its id or with --host")
     if near := text.nearest(wanted, [s["name"] for s in listed(replies)]):
         unasked = [f"did you mean {near}?", *unasked]
     what = f"no session {text.safe(wanted)!r}" if wanted else "no session of yours"
@@ -203,7 +204,15 @@ def enter(host: Host, session: Json) -> None:
     keys, agent = host.transport.identity_files(), host.transport.agent()
     known = ssh_config.enter(session["id"], name, facts, place, keys, agent, owner)
     if known != (f"mlbox-{name}" if owner else name):
-        output.warn(f"{name} means something else to ssh here already; the session is {known}")
+        other = [id_ for id_, aliases in ssh_config.names().items() if name in aliases and id_ != session["id"]]
+        what = f"another session ({other[0]})" if other else "something else"
+        output.warn(f"{name} means {what} to ssh here already; the session is {known}")
+
+
+def word_for(session: str, name: str) -> str:
+    """What a person may call it: its id, where another one that ssh knows here has its name."""
+    others = (id_ for id_ in ssh_config.names() if id_ != session)
+    return session if any(ssh_config.place(id_).get("name") == name for id_ in others) else name
 
 
 def summary(session: Json) -> str:

@@ -143,7 +143,7 @@ def find(wanted: str) -> tuple[Door, Json] | None:
     found = [pair for pair in _known(exact or doors) if _is(pair[1], name)]
     if len(found) > 1:
         which = ", ".join(f"{door.owner}/{facts['name']} ({door.session})" for door, facts in found)
-        raise errors.NotFound(f"{text.safe(name)!r} is shared with you {len(found)} times: {which}", "say which")
+        raise errors.Several(f"{text.safe(name)!r} is shared with you {len(found)} times: {which}", "say which")
     return found[0] if found else None
 
 
@@ -155,7 +155,7 @@ def found_or(own: Callable[[], Job], wanted: str) -> Job | tuple[Door, Json]:
     """A session of one's own, or else a colleague's. Raises what `own` raises where it is neither, or was one's own."""
     try:
         return own()
-    except errors.Ended:
+    except (errors.Ended, errors.Several):
         raise
     except errors.NotFound:
         shared = find(wanted)

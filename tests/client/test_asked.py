@@ -56,7 +56,10 @@ def test_a_session_s_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None
     (home / "own.vsix").write_bytes(b"PK" * 5000)
     (home / "more.txt").write_text("einops\npandas\n")
     words = ["--packages", "a,b", "--requirements", "more.txt", "--vscode-extensions", "own.vsix", "--port", "6006"]
-    for place, first in (["local"], "would start on local:"), (["--queue", "night"], "would wait in queue night:"):
+    for place, first in (
+        (["local"], "would start on local, unless one of yours runs there, which would be joined:"),
+        (["--queue", "night"], "would wait in queue night:"),
+    ):
         assert cli.main(["session", *place, "--dry-run", *words]) == 0
         head, *rest = capsys.readouterr().out.splitlines()
         assert head == first

@@ -46,7 +46,9 @@ def test_what_is_wrong_is_said_with_what_would_mend_it(
     told = capsys.readouterr().out
     assert "  ✗ docker  no" in told and "\x1b" not in told
     assert f"    {' ' * 6}  try: ask ada\n    {' ' * 6}  try: or bob\n" in told
-    assert cli.main(["doctor", "gpu1", "gpu3"]) == 5
+    assert cli.main(["doctor", "gpu2", "gpu3"]) == 5
+    capsys.readouterr()
+    assert cli.main(["doctor", "gpu1", "gpu3"]) == 4  # nothing is wrong that was looked at
     assert "gpu3\n  ✗ ssh  no route\n         try: is it on?\n" in capsys.readouterr().out
 
 

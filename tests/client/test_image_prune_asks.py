@@ -22,9 +22,9 @@ def reply(*removed: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("first", "answer", "code", "pruned"),
     [
-        (reply(OLD), "yes", 0, ["gpu1"]),  # nobody saw what gpu2 would remove
+        (reply(OLD), "yes", 4, ["gpu1"]),  # nobody saw what gpu2 would remove
         (reply(OLD), "no", 130, None),
-        (reply(), "yes", 0, None),  # nothing to ask about
+        (reply(), "yes", 4, None),  # nothing to ask about
     ],
 )
 def test_only_what_was_shown(

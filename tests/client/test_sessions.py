@@ -11,7 +11,7 @@ import pytest
 
 from mlbox import errors
 from mlbox.client import sessions, ssh_config, state
-from mlbox.client.commands import info
+from mlbox.client.commands import info, shutdown
 from mlbox.client.commands import list as listing
 
 CONFIG = state.Config(hosts=("gpu1", "gpu2"))
@@ -325,3 +325,32 @@ def test_what_to_try_depends_on_whether_others_run(hosts: dict[str, Any], reply:
     with pytest.raises(errors.NotFound) as caught:
         sessions.ask_around("zzz", state.Config(hosts=("gpu2",)))
     assert caught.value.hint == hint
+
+
+OTHER = "01BRYZ6S41TSV4RRFFQ69G5FAV"
+
+
+def test_of_two_that_are_called_so_none_is_ended(hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that was started last either: ending can't be undone."""
+    state.remember_session(OTHER, "kind-otter", "gpu2", "")
+    hosts["gpu1"] = there()
+    hosts["gpu2"] = {"sessions": [{"id": OTHER, "name": "kind-otter"}], "met_at": {}}
+    monkeypatch.setattr(shutdown, "end", lambda host, *_: pytest.fail(f"ended on {host.name}"))
+    with pytest.raises(errors.Several, match=f"on gpu1 .01ARYZ6S41TSV4RRFFQ69G5FAV., .* on gpu2 .{OTHER}."):
+        shutdown.run("kind-otter", "", CONFIG, False)
+
+
+def test_one_host_s_several_are_looked_for_nowhere_else(hosts: dict[str, Any]) -> None:
+    hosts["gpu2"] = there()
+    act = Act({"gpu1": errors.Several("2 sessions of yours are running on gpu1")})
+    with pytest.raises(errors.Several):
+        sessions.at_session("kind-otter", "", CONFIG, act)
+    assert act.tried == ["gpu1"]
+
+
+def test_a_name_that_two_have_is_no_word_for_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {"01ARYZ6S41TSV4RRFFQ69G5FAV": "kind-otter", OTHER: "kind-otter", "01CRYZ6S41TSV4RRFFQ69G5FAV": "lone"}
+    monkeypatch.setattr(ssh_config, "names", lambda: {id_: [f"mlbox-{id_.lower()}"] for id_ in entries})
+    monkeypatch.setattr(ssh_config, "place", lambda id_: {"name": entries[id_]})
+    said = [sessions.word_for(id_, name) for id_, name in entries.items()]
+    assert said == ["01ARYZ6S41TSV4RRFFQ69G5FAV", OTHER, "lone"]

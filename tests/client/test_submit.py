@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any, cast
 
 import homes
 import pytest
@@ -33,7 +34,7 @@ def test_an_interrupted_submission(interrupt: KeyboardInterrupt, said: str, caps
 @pytest.mark.parametrize(("count", "names"), [(1, ["otter"]), (3, ["otter[0]", "otter[1]", "otter[2]"])])
 def test_jobs_of_an_array_are_told_apart(count: int, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [{"name": "otter", "id": str(number)} for number in range(count)]
-    submit.told({"jobs": jobs, "started": [], "waits": {}, "host": "gpu1", "trouble": ""})
+    submit.told({"jobs": jobs, "started": [], "on": {}, "waits": {}, "host": "gpu1", "trouble": ""})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
 
 
@@ -80,13 +81,38 @@ def test_a_dry_run_refuses_what_would_be_refused_here(
     assert said in capsys.readouterr().err
 
 
+def test_each_job_is_said_with_the_host_that_started_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [{"name": "sweep", "id": str(number)} for number in range(3)]
+    reply = {"jobs": jobs, "started": ["0"], "waits": {"1": "", "2": "full"}, "elsewhere": ["gpu2"], "host": "gpu1"}
+    monkeypatch.setattr(lab, "nudge", lambda *_: {"gpu2": {"started": ["1"], "waits": {}}})
+    arguments = submit.parser(argparse.ArgumentParser).parse_args(["--no-code", "true"])
+    prepared = submit.prepare(arguments, state.Config())
+
+    class Asked:
+        def call(self, verb: str, args: object) -> dict[str, Any]:
+            return {**reply, "trouble": ""}
+
+    submit.told(submit.send(cast(Any, Asked()), prepared, state.Config()))
+    said = [line.partition(str(index))[2].strip() for index, line in enumerate(capsys.readouterr().out.splitlines())]
+    assert ["gpu1" in said[0], "gpu2" in said[1], "in line: full" in said[2]] == [True, True, True], said
+
+
+@pytest.mark.parametrize("array", ["5%0", "5%", "%2", "0", "5%x"])
+def test_an_array_that_can_t_be_read(array: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", "--dry-run", "--no-code", "--array", array, "--", "true"]) == 2
+    assert "can't be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("waits", "warned"), [({"01": ""}, True), ({}, False)])
 def test_what_stays_in_line_where_cron_does_not_call_is_warned_of(
     waits: dict[str, str], warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = [] if waits else ["01"]
     submit.told(
-        {"jobs": [{"id": "01", "name": "train"}], "started": started, "waits": waits, "host": "gpu1", "trouble": "",
+        {"jobs": [{"id": "01", "name": "train"}], "started": started, "on": dict.fromkeys(started, "gpu1"),
+         "waits": waits, "host": "gpu1", "trouble": "",
          "unattended": "no cron line of yours"}
     )  # fmt: skip
     assert ("no cron line of yours" in capsys.readouterr().err) == warned

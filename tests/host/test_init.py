@@ -65,3 +65,23 @@ def test_two_winners_of_a_name_are_a_problem(box: Box, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "open", careless)
     assert "exclusive creation has not exactly one winner" in box.call(init)["problems"][0]
+
+
+def test_a_mark_that_was_set_for_nothing_is_taken_back(tmp_path: Path) -> None:
+    """With the folder, where that was made for it; and never another lab's."""
+    root, ask = tmp_path / "mlbox", cast(Any, init).run
+    marked = ask(Call(root, **{"mark": True}))
+    assert (marked["made"], marked["folder"]) == (True, True) and sorted(p.name for p in root.iterdir()) == [
+        "mlbox.json"
+    ]
+    with pytest.raises(errors.MlboxError):
+        ask(Call(tmp_path / "other", **{"unmark": marked["id"], "folder": True}))
+    assert ask(Call(root, **{"unmark": "0" * 16, "folder": True}))["left"] is True
+    assert ask(Call(root, **{"unmark": marked["id"], "folder": True}))["left"] is False
+    assert not root.exists() and not (tmp_path / "other").exists()
+    root.mkdir()
+    marked = ask(Call(root, **{"mark": True}))
+    ask(Call(root, **{"unmark": marked["id"], "folder": marked["folder"]}))
+    assert list(root.iterdir()) == []
+    again = [ask(Call(root, **{"mark": True})) for _ in range(2)]
+    assert [one["made"] for one in again] == [True, False] and len({one["id"] for one in again}) == 1

@@ -100,7 +100,8 @@ def work(host: Host, attached: Attached, session: Json, manner: Manner, then: Th
         return shutdown.end(host, session["id"], as_json=False)
     if chosen == "ended" and attached.over:
         ssh_config.drop(session["id"])
-    output.note(_parting(chosen, session["name"], attached.why, remains))
+    word = sessions.word_for(session["id"], session["name"])
+    output.note(_parting(chosen, session["name"], word, attached.why, remains))
     return 0
 
 
@@ -114,12 +115,13 @@ def _say_its_end(attached: Attached, left: float) -> None:
         timer.start()
 
 
-def _parting(chosen: str, name: str, why: str, remains: bool) -> str:
+def _parting(chosen: str, name: str, word: str, why: str, remains: bool) -> str:
+    """`word`: what it is called in a command."""
     if chosen == "ended":
         return f"{name}: {why}"
     if chosen == "detach":
-        ways = f"back: mlbox session attach {name}; end them: mlbox tunnels stop {name}"
+        ways = f"back: mlbox session attach {word}; end them: mlbox tunnels stop {word}"
         return f"detached; {name} goes on, its tunnels in the background\n  ({ways})"
     if remains:  # from before, or another client's
-        return f"detached; {name} goes on, and its tunnels stay up (end them: mlbox tunnels stop {name})"
-    return f"detached; {name} goes on, its tunnels have ended (mlbox session attach {name})"
+        return f"detached; {name} goes on, and its tunnels stay up (end them: mlbox tunnels stop {word})"
+    return f"detached; {name} goes on, its tunnels have ended (mlbox session attach {word})"

@@ -40,4 +40,4 @@ def main(arguments: argparse.Namespace) -> int:
                 print(f"{host}: {would}{line}")
     for host, error in failed.items():
         output.failure(told(host, error), error.hint)
-    return exit_code(replies)
+    return exit_code(replies, arguments.hosts if arguments.do == "show" else hosts)

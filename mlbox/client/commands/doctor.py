@@ -26,7 +26,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(
         epilog="examples:\n  mlbox doctor\n  mlbox doctor gpu1 --json",
         description="What is wrong, or could be better, on this machine and on hosts, and how to mend it.\n"
-        "Exit code 5 where something is wrong.",
+        "Exit code 5 where something is wrong, 4 where a host was only not reached.",
     )
     options.hosts(made)
     return made
@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         _show(found)
         if not names:
             output.note("no host was looked at: mlbox doctor HOST")
-    return errors.HostUnready.exit_code if any(_is_bad(what) for what in found.values()) else 0
+    return _exit_code(found)
 
 
 def _of(said: Any) -> Sequence[Finding]:
@@ -55,8 +55,12 @@ def _of(said: Any) -> Sequence[Finding]:
         return [Finding("bad", "mlbox", f"it said what this mlbox does not know: {error}")]
 
 
-def _is_bad(what: Sequence[Finding] | errors.MlboxError) -> bool:
-    return isinstance(what, errors.MlboxError) or any(finding.grade == "bad" for finding in what)
+def _exit_code(found: Found) -> int:
+    failed = [what for what in found.values() if isinstance(what, errors.MlboxError)]
+    looked_at = [what for what in found.values() if not isinstance(what, errors.MlboxError)]
+    if any(finding.grade == "bad" for findings in looked_at for finding in findings):
+        return errors.HostUnready.exit_code
+    return next((error.exit_code for error in failed), 0)
 
 
 def _facts(name: str, what: Sequence[Finding] | errors.MlboxError) -> dict[str, Any]:

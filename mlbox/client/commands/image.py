@@ -71,7 +71,7 @@ def _tell(arguments: argparse.Namespace, replies: Replies, what: str, freed: str
         output.facts([facts(name, reply) for name, reply in replies.items()], getattr(arguments, "dry_run", False))
     else:
         _show(replies, what, freed)
-    return exit_code(replies)
+    return exit_code(replies, arguments.hosts if arguments.do == "list" else replies)
 
 
 def _show(replies: Replies, what: str, freed: str) -> None:

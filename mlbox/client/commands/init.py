@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
 from mlbox.client import options, output, state
-from mlbox.client.hosts import ask_all
+from mlbox.client.hosts import ask_all, told
 from mlbox.client.remote import connect
 from mlbox.core import text
 
@@ -48,14 +50,38 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _made(hosts: list[str], settings: state.Config) -> dict[str, Json]:
-    """What each host replied. Raises Refused where they do not mean the same folder."""
-    replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in dict.fromkeys(hosts)}
-    ids = {reply["id"] for reply in replies.values()}
-    if len(ids) > 1:
-        raise errors.Refused(
-            f"{settings.root or 'the default ROOT'} is not the same folder on these hosts", "is it mounted on all?"
-        )
-    return replies
+    """What each host replied. Raises what the first of them failed with, and Refused where they do not mean the same
+    folder: then no host is changed."""
+    names = list(dict.fromkeys(hosts))
+    if len(names) > 1:
+        _check_one_folder(ask_all(names, "init", {}, replace(settings, dry_run=True)), settings)
+        if not settings.dry_run:
+            _agree(names, settings)
+    return {host: connect(host, settings).call("init", {"ssh": host}) for host in names}
+
+
+def _agree(hosts: list[str], settings: state.Config) -> None:
+    """Each looks for the lab's mark, and sets it where there is none; taken back where that is not one for all."""
+    replies = ask_all(hosts, "init", {"mark": True}, settings)
+    try:
+        _check_one_folder(replies, settings)
+    except errors.MlboxError:
+        for host, reply in replies.items():
+            if not isinstance(reply, errors.MlboxError) and reply["made"]:
+                connect(host, settings).call("init", {"unmark": reply["id"], "folder": reply["folder"]})
+        raise
+
+
+def _check_one_folder(replies: Mapping[str, Json | errors.MlboxError], settings: state.Config) -> None:
+    """Raises what the first host failed with, and Refused. Of a lab that is to be made no id is known yet."""
+    known = set()
+    for host, reply in replies.items():
+        if isinstance(reply, errors.MlboxError):
+            raise type(reply)(told(host, reply), reply.hint)
+        known.add(reply["id"])
+    if len(known) > 1:
+        what = f"{settings.root or 'the default ROOT'} is not the same folder on these hosts"
+        raise errors.Refused(what, "is it mounted on all? nothing was changed")
 
 
 def _tried(replies: dict[str, Json], settings: state.Config) -> list[str]:

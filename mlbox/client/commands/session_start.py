@@ -38,7 +38,7 @@ def run(said: Answers, config: state.Config, options: Options) -> int:
     spec = to_spec(answers, transport.public_keys())
     check_engine_args(spec.engine_args)
     if options.dry_run:
-        return _dry_run(host_name, spec, ports, options.json)
+        return _dry_run(host_name, spec, ports, options)
     host = Host(transport, config.root)
     start = _Start(host, spec, ports, config, options)
     reply = start.call()
@@ -70,12 +70,14 @@ def _only_host(config: state.Config) -> str:
     raise errors.Usage("on which host?", f"mlbox session HOST ({known})")
 
 
-def _dry_run(host: str, spec: Spec, ports: Sequence[Port], as_json: bool) -> int:
+def _dry_run(host: str, spec: Spec, ports: Sequence[Port], options: Options) -> int:
+    """No host is asked."""
     wire = spec.without_secrets().to_wire()
-    if as_json:
+    if options.json:
         output.facts({"host": host, "spec": wire, "ports": [str(port) for port in ports]}, dry=True)
         return 0
-    print(f"would start on {host}:")
+    joins = "" if options.new or spec.name else ", unless one of yours runs there, which would be joined"
+    print(f"would start on {host}{joins}:")
     asked.foretell(wire, port=ports)
     return 0
 

@@ -15,19 +15,18 @@ def parser(make: Any) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = make(description="End a session.")
     options.dry_run(made)
     options.session(made)
-    made.set_defaults(session=None)
     return made
 
 
 def main(arguments: argparse.Namespace) -> int:
-    if arguments.session == "":  # a script's variable that is not set
-        raise errors.Usage("'' is no session's name", "leave it out where you have only one")
-    return run(arguments.session or "", arguments.host, options.config(arguments), arguments.json)
+    return run(arguments.session, arguments.host, options.config(arguments), arguments.json)
 
 
 def run(wanted: str, host: str, config: state.Config, as_json: bool) -> int:
     try:
         return sessions.at_session(wanted, host, config, lambda there: end(there, wanted, as_json))
+    except errors.Several:
+        raise
     except errors.NotFound:  # running nowhere; how it ended is known by its id
         place, known = sessions.remembered(wanted, host)
         if not known:

@@ -43,7 +43,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         output.facts(asked + _out_of_reach(found) + unheard)
     else:
         show(found)
-    return exit_code(found)
+    return exit_code(found, hosts)
 
 
 def show(found: Replies) -> None:

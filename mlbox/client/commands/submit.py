@@ -180,7 +180,7 @@ def _array(value: str | None) -> tuple[int, int]:
     if not value:
         return 0, 0
     number, _, limit = value.partition("%")
-    if not number.isdecimal() or not (limit or "0").isdecimal() or not int(number):
+    if not (number.isdecimal() and int(number)) or ("%" in value and not (limit.isdecimal() and int(limit))):
         raise errors.Usage(
             f"--array {text.safe(value)} can't be read", "write --array 20 (for 0 to 19), or 20%4 for 4 at once"
         )
@@ -205,8 +205,8 @@ def send(host: Host, prepared: Prepared, settings: state.Config) -> Json:
     args["spec"] = spec.to_wire()
     reply = host.call("submit", args)
     started = lab.start_elsewhere(reply["waits"], reply["elsewhere"], settings)
+    reply["on"] = {**dict.fromkeys(reply["started"], reply["host"]), **started}
     reply["started"] += started
-    reply["host"] = next(reversed(started.values()), reply["host"])
     state.remember_seen(reply["jobs"])
     return reply
 
@@ -219,7 +219,7 @@ def told(reply: Json) -> None:
         return
     for index, job in enumerate(reply["jobs"][:5]):
         name = job["name"] + (f"[{index}]" if len(reply["jobs"]) > 1 else "")  # as mlbox jobs shows it
-        where = f"started on {reply['host']}" if job["id"] in reply["started"] else "in line"
+        where = f"started on {text.safe(reply['on'][job['id']])}" if job["id"] in reply["on"] else "in line"
         waits = reply["waits"].get(job["id"], "")
         print(f"{output.bold(name)}  {job['id']}  {where}" + (f": {text.safe(waits)}" if waits else ""))
     if len(reply["jobs"]) > 5:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from mlbox import errors
-from mlbox.client import options, output, owners
+from mlbox.client import options, output, owners, sessions
 from mlbox.client.owners import Owner
 from mlbox.core import text
 
@@ -38,8 +38,11 @@ def _list(as_json: bool) -> int:
     elif not found:
         output.note("no tunnels on this machine")
     else:
-        rows = [(o.name, o.host, _ports(o), _state(o), "yes" if o.background else "no", str(o.pid)) for o in found]
-        output.table(("SESSION", "HOST", "LOCAL PORTS", "STATE", "BACKGROUND", "PID"), rows)
+        rows = [
+            (o.name, o.session, o.host, _ports(o), _state(o), "yes" if o.background else "no", str(o.pid))
+            for o in found
+        ]
+        output.table(("SESSION", "ID", "HOST", "LOCAL PORTS", "STATE", "BACKGROUND", "PID"), rows)
     return 0
 
 
@@ -71,5 +74,6 @@ def _stop(arguments: argparse.Namespace) -> int:
         if not arguments.dry_run:
             owners.end(owner, "stopped", "its tunnels were stopped")
         ended = "would be ended" if arguments.dry_run else "are ended"
-        print(f"the tunnels to {owner.name} {ended}; the session goes on (mlbox session attach {owner.name})")
+        word = sessions.word_for(owner.session, owner.name)
+        print(f"the tunnels to {owner.name} {ended}; the session goes on (mlbox session attach {word})")
     return 0

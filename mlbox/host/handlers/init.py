@@ -1,5 +1,6 @@
 """Make a folder the lab's ROOT: its mark, its places, an example of lab.yaml; and try what the protocol needs.
 
+Several hosts first agree that it is one folder (`mark`; where it is not, `unmark`), before anything else is changed.
 The trial is of this host's own mount. Asked from two hosts at once (`race`), it is of the filesystem between them.
 """
 
@@ -38,12 +39,19 @@ def run(call: Call) -> Json:
         if type(hosts) is not int or hosts < 1:
             raise errors.Usage("so many hosts don't race")
         return {"host": found.host, **race.run(found.root / trial, found.host, hosts)}
-    made = not (found.root / "mlbox.json").exists()
+    if call.args.get("unmark"):
+        return {
+            "host": found.host,
+            "left": _unmark(found.root, str(call.args["unmark"]), bool(call.args.get("folder"))),
+        }
+    made, folder = not (found.root / "mlbox.json").exists(), not found.root.exists()
     if made and ":" in str(found.root):
         raise errors.Refused(f"{found.root} can't be mounted into containers: it has a : in it", "choose another ROOT")
     if made and found.root.exists() and any(p for p in found.root.iterdir() if p.name != "lab.yaml"):
         _only_ours(found.root)
     root_id = _root_id(found, made)
+    if call.args.get("mark"):
+        return {"host": found.host, "id": root_id, "made": made, "folder": folder}
     if not found.dry:
         alone(found)
     openness = stat.S_IMODE(found.root.stat().st_mode) if found.root.exists() else 0o700
@@ -77,6 +85,17 @@ def _root_id(found: store.Store, made: bool) -> str:
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(found.root))
     return ""
+
+
+def _unmark(root: Path, root_id: str, folder: bool) -> bool:
+    """Take back what a call to `mark` it made: it is to be one lab with other hosts', and they see another folder.
+    Whether it is a ROOT still."""
+    if lab.identify(root) == root_id:
+        (root / "mlbox.json").unlink()
+        with suppress(OSError):  # somebody put something there
+            if folder:
+                root.rmdir()
+    return (root / "mlbox.json").exists()
 
 
 def _open(folder: Path, openness: int) -> None:

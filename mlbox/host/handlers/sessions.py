@@ -154,5 +154,6 @@ def pick(live: list[Job], wanted: str, store_: store.Store) -> Job:
         which = f"no session {text.safe(wanted)!r} of yours, or shared with you," if wanted else "no session of yours"
         raise errors.NotFound(f"{which} is running on {here.host_name()}", hint)
     if len(found) > 1:
-        raise errors.NotFound(f"{len(found)} sessions of yours are running here: {names}", "say which")
+        those = ", ".join(f"{named[job]} ({job.id})" for job in found)
+        raise errors.Several(f"{len(found)} sessions of yours are running on {here.host_name()}: {those}", "say which")
     return found[0]

@@ -31,6 +31,7 @@ from mlbox.host import edit, files, here, store
 Json = dict[str, Any]
 FORMAT = 1
 _VIEW = 1.1  # s; GlusterFS's mounts go on showing the old file for one more after another host replaced it
+_AGAIN = (0.01, 0.1, 0.4, 1.2)  # s; a client's view of a name that just came may be a second old
 _NO_RULES = "`{}` in it is a lab without rules"
 _HEAD = "# The lab's hosts, queues and rules; conf/lab.yaml in mlbox's sources shows every key. Read at every tick.\n"
 
@@ -61,6 +62,10 @@ def make_root(root: Path) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     except FileExistsError:
+        for pause in _AGAIN:
+            if path.exists():
+                break
+            time.sleep(pause)
         if files.stays_empty(path):  # whoever was first died
             files.write_whole(path, content, 0o644)
         return identify(root)

@@ -85,3 +85,16 @@ def test_a_mark_that_was_set_for_nothing_is_taken_back(tmp_path: Path) -> None:
     assert list(root.iterdir()) == []
     again = [ask(Call(root, **{"mark": True})) for _ in range(2)]
     assert [one["made"] for one in again] == [True, False] and len({one["id"] for one in again}) == 1
+
+
+def test_a_mark_that_is_not_seen_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host has just set it, and this one's view of the share is from before."""
+    known, real, looks = lab.make_root(tmp_path / "mlbox"), Path.exists, list[Path]()
+
+    def exists(path: Path) -> bool:
+        looks.append(path)
+        return len(looks) > 2 and real(path)
+
+    monkeypatch.setattr(lab, "_AGAIN", (0.0,) * 4)
+    monkeypatch.setattr(Path, "exists", exists)
+    assert lab.make_root(tmp_path / "mlbox") == known and len(looks) == 3

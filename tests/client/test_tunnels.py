@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
+from mlbox.client.tunnels import listener as listener_module
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Listener, Port
 from mlbox.client.tunnels.probe import Prober, Stranger, ping
@@ -61,6 +62,25 @@ def test_a_taken_port_gives_the_next_one(address: str) -> None:
             assert tunnels.moved == {"echo": (wanted, tunnels.port("echo"))}
         finally:
             tunnels.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_a_mac_that_would_share_a_port_is_not_asked_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a loopback address can be bound beside this user's own program on all addresses."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        taken = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"no {address} here")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(listener_module, "_listen", lambda *where: socket.create_server(("127.0.0.1", 0)))
+    with taken:
+        number = taken.getsockname()[1]
+        assert listener_module._bind(number) == []
+    again = listener_module._bind(number)
+    assert len(again) == 2
+    for sock in again:
+        sock.close()
 
 
 def test_ports_are_on_loopback_only() -> None:

@@ -21,7 +21,7 @@ from mlbox.client.tunnels.listener import Listener, Port
 from mlbox.client.tunnels.probe import Prober, Stranger, ping
 from mlbox.errors import MlboxError
 from mlbox.guest import control
-from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server, echo, squat
+from tests.client.kit import CALM, ECHO, KEY, Events, HalfEnded, Host, Opened, Server, echo, squat
 
 FAST = dataclasses.replace(CALM, probe_timeout=0.3)
 
@@ -102,6 +102,27 @@ def test_a_port_that_leaves_before_it_was_taken_in(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", second.number), 20)
     listener.close()
+
+
+def test_its_end_waits_for_no_client_that_said_all_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", HalfEnded)
+    port, begun = Port(Service("first", 0)), threading.Event()
+
+    def serve(service: Service, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(bytes(1 << 16))
+                begun.set()
+
+    listener = Listener([port], serve)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", port.number), 20) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert begun.wait(20)
+        closing = threading.Thread(target=listener.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_two_services_that_want_one_port(host: Host) -> None:

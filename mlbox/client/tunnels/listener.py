@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from mlbox.client.tunnels import caller
 from mlbox.errors import MlboxError
+from mlbox.splice import shutdown
 
 BACKLOG = 128
 NEXT_PORTS = 100  # how far to look when the wanted port is taken
@@ -111,8 +112,7 @@ class Listener:
         with self._lock:
             open_now = dict(self._connections)
         for connection, thread in open_now.items():
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            shutdown(connection, socket.SHUT_RD, socket.SHUT_WR)
             if thread is not threading.current_thread():
                 thread.join()
 

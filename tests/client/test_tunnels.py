@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import resource
 import socket
 import threading
 import time
@@ -102,6 +103,16 @@ def test_a_port_that_leaves_before_it_was_taken_in(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", second.number), 20)
     listener.close()
+
+
+@pytest.mark.parametrize(("platform", "most"), [("linux", 4096), ("darwin", 1000)])
+def test_as_many_files_as_its_ssh_can_watch(platform: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = []
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: raised.append(limits))
+    listener_module.allow_many_files()
+    assert raised == [(most, resource.RLIM_INFINITY)]
 
 
 def test_its_end_waits_for_no_client_that_said_all_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ NEXT_PORTS = 100  # how far to look when the wanted port is taken
 ANSWER = 0.2  # seconds that a local program gets to accept
 STOP = 5.0  # seconds that a removal waits; a listener that is closing frees the port by itself
 OPEN_FILES = 4096  # macOS starts a process with 256; a connection takes 2 here and 2 in ssh
+OPEN_FILES_OF_A_MAC = 1000  # its ssh ends, with all that it carries, where it is to poll a number above 1023
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -183,7 +184,8 @@ def allow_many_files() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        most = OPEN_FILES_OF_A_MAC if sys.platform == "darwin" else OPEN_FILES
+        wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (ImportError, OSError, ValueError):

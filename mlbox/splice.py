@@ -47,8 +47,8 @@ class Splice:
     def cut(self) -> None:
         """End both directions now; run() then returns. Safe from any thread, any number of times."""
         with self._lock:
-            _shutdown(self._near, socket.SHUT_RDWR)
-            _shutdown(self._far, socket.SHUT_RDWR)
+            shutdown(self._near, socket.SHUT_RD, socket.SHUT_WR)
+            shutdown(self._far, socket.SHUT_RD, socket.SHUT_WR)
 
     def _up(self, head: bytes) -> None:
         try:
@@ -120,7 +120,7 @@ class Splices:
 def let_go(near: socket.socket) -> None:
     """End it for a client that may still be sending: closing it with unread data would send a reset, which destroys
     what the client has not read yet."""
-    _shutdown(near, socket.SHUT_WR)
+    shutdown(near, socket.SHUT_WR)
     until = time.monotonic() + LINGER
     with contextlib.suppress(OSError):
         while (left := until - time.monotonic()) > 0:
@@ -136,10 +136,10 @@ def _copy(source: socket.socket, sink: socket.socket) -> str:
         try:
             count = source.recv_into(view)
         except OSError:
-            _shutdown(sink, socket.SHUT_WR)
+            shutdown(sink, socket.SHUT_WR)
             return "source"
         if not count:
-            _shutdown(sink, socket.SHUT_WR)
+            shutdown(sink, socket.SHUT_WR)
             return "ended"
         try:
             sink.sendall(view[:count])
@@ -147,9 +147,11 @@ def _copy(source: socket.socket, sink: socket.socket) -> str:
             return "sink"
 
 
-def _shutdown(sock: socket.socket, how: int) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(how)
+def shutdown(sock: socket.socket, *halves: int) -> None:
+    """Each by itself: of a connection whose peer has ended its half, a Mac refuses SHUT_RDWR and ends neither."""
+    for half in halves:
+        with contextlib.suppress(OSError):
+            sock.shutdown(half)
 
 
 def _hung_up(sock: socket.socket) -> bool:

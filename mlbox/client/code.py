@@ -115,16 +115,45 @@ class _Packing:
 
 def _git(folder: Path | str, *words: str) -> str:
     """Empty where git, or a repository, is not there."""
+    return _run_git(folder, words)[0]
+
+
+def _heeded(folder: Path | str, *words: str) -> str:
+    """The same for what says which files are ignored. Raises Usage where git fails in a repository (it takes the folder
+    for another user's; on a Mac without the command line tools it does nothing): secrets would go along unseen."""
+    said, why = _run_git(folder, words)
+    here = Path(folder).resolve()
+    if why and _is_in_repository(here):
+        raise errors.Usage(
+            f"the code in {here} is in a git repository, but git fails there: {why}",
+            "mend git, so that what .gitignore names stays here, or --no-code",
+        )
+    return said
+
+
+def _run_git(folder: Path | str, words: tuple[str, ...]) -> tuple[str, str]:
+    """What it said, or why it failed."""
     try:
         done = subprocess.run(("git", "-C", str(folder), *words), stdin=subprocess.DEVNULL, capture_output=True)
     except FileNotFoundError:
-        return ""
-    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else ""
+        return "", "it is not installed"
+    if done.returncode:
+        return "", text.safe(done.stderr.decode(errors="replace").strip()) or f"it ended with {done.returncode}"
+    return done.stdout.decode(errors="surrogateescape"), ""
+
+
+def _is_in_repository(folder: Path) -> bool:
+    for above in (folder, *folder.parents):
+        if os.path.lexists(above / ".git"):
+            return True
+        if os.path.ismount(above):  # git looks no further either
+            break
+    return False
 
 
 def _provenance(folder: Path) -> dict[str, str]:
     """Empty outside a repository."""
-    if _git(folder, "rev-parse", "--is-inside-work-tree").strip() != "true":
+    if _heeded(folder, "rev-parse", "--is-inside-work-tree").strip() != "true":
         return {}
     said = {
         "repository": _git(folder, "config", "--get", "remote.origin.url"),
@@ -136,7 +165,7 @@ def _provenance(folder: Path) -> dict[str, str]:
 
 
 def _tracked(folder: str) -> list[str]:
-    listed = _git(folder, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ".")
+    listed = _heeded(folder, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ".")
     return [name for name in dict.fromkeys(listed.split("\0")) if name]
 
 

@@ -69,7 +69,7 @@ class Console:
         os.write(self._wake_w, b"x")
 
     def _loop(self, asking: bool) -> str:
-        with selectors.DefaultSelector() as selector:
+        with selectors.SelectSelector() as selector:  # macOS's kqueue can't watch /dev/tty, where </dev/tty leads
             selector.register(self._wake_r, selectors.EVENT_READ)
             if asking:
                 selector.register(sys.stdin, selectors.EVENT_READ)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ from mlbox.client.whereabouts import Found, Looking, Place
 from mlbox.core import wire
 
 ANSWER = 3.0  # s that the end waits for a host that was asked something just now
+RENEWED = 6 * 3600.0  # s; macOS empties /tmp of files that nobody has used for three days
 
 
 class Holder:
@@ -77,7 +79,8 @@ class Holder:
             self._welcome(first)
             threading.Thread(target=self._serve, args=(first,), daemon=True).start()
             threading.Thread(target=self._accept, daemon=True).start()
-            os.read(self._wake_r, 1)
+            while not select.select([self._wake_r], [], [], RENEWED)[0]:
+                self._set()
         finally:
             self._close()
 

@@ -7,7 +7,8 @@
 
 A folder that nobody has locked is a killed owner's: whoever comes next removes it, and ends the ssh that leads there,
 which outlives its owner where no system ends it too (tunnels/link.py). The lock is on the folder itself because
-systemd-tmpfiles, which empties /tmp by age, leaves locked folders alone.
+systemd-tmpfiles, which empties /tmp by age, leaves locked folders alone. macOS's cleaner knows no locks, but sockets:
+the note is written anew before it is old enough to go.
 """
 
 from __future__ import annotations

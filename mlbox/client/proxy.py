@@ -23,10 +23,12 @@ import stat
 import sys
 from _thread import start_new_thread
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Union
 
 _GREETED_WITHIN = 8.0  # s; sshd speaks first
 _CONTROL = 5.0  # s for the connection's own process, here, to answer; it may be a stopped one
+_TAKEN = 5.0  # s for ssh to take a connection, which it waits for
 _TRIES = 3
 _PERSIST = "10m"
 _PLACE = ("id", "name", "host", "control", "local", "remote")
@@ -84,7 +86,10 @@ def join(place: Mapping[str, Any], answer: Answer) -> int:
         return 255
     if _takes_connections():
         with socket.socket(fileno=os.dup(1)) as ssh:
+            ssh.settimeout(_TAKEN)
             socket.send_fds(ssh, [b"\0"], [answer.fileno()])
+            with suppress(OSError):  # until ssh has it: a Mac may clear away a socket that is open only on its way
+                ssh.recv(1)
         os._exit(0)  # ssh waits for this process's end
     start_new_thread(_send, (answer,))
     try:

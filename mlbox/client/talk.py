@@ -24,17 +24,22 @@ class Talk:
         """False where the other end is gone."""
         with self._lock:
             try:
-                self._sock.sendall(json.dumps(message).encode() + b"\n")
+                self._sock.sendall(_line(message))
             except OSError:
                 return False
         return True
 
     def offer(self, message: Json) -> None:
-        """Without waiting: one who has not read for long (a stopped client) misses it."""
+        """Without waiting: one who has not read for long (a stopped client) misses it. Where there is room for a part
+        of it only (a Mac says "writable" from 2 KiB on), the conversation ends: what followed would be no line."""
         poll = select.poll()
         poll.register(self._sock, select.POLLOUT)
-        if poll.poll(0):
-            self.send(message)
+        if not poll.poll(0):
+            return
+        line = _line(message)
+        with self._lock, contextlib.suppress(OSError):
+            if self._sock.send(line, socket.MSG_DONTWAIT) < len(line):
+                self._sock.shutdown(socket.SHUT_RDWR)  # the thread that receives hears it, and closes
 
     def receive(self, patience: float | None = None) -> Json | None:
         """The next message; None at the end of the conversation. Raises TimeoutError after `patience` seconds."""
@@ -56,3 +61,7 @@ class Talk:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that receives
         self._sock.close()
+
+
+def _line(message: Json) -> bytes:
+    return json.dumps(message).encode() + b"\n"

@@ -48,6 +48,7 @@ ForceCommand /bin/sh {run}/guest/login
 _LOGIN = """\
 #!/bin/sh
 # Keeps what sshd itself sets (the terminal, the agent), gives the rest as the session has it.
+[ "${{LC_CTYPE-}}" = UTF-8 ] && unset LC_CTYPE  # a Mac's terminal sends it, and Linux has no such locale
 {exports}
 cd {folder} 2>/dev/null
 set -- "${{SSH_ORIGINAL_COMMAND-}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import os
 import shutil
@@ -20,6 +21,15 @@ CALM = Timing(probe_every=0.05, probe_timeout=20, backoff_first=0.01, backoff_la
 ECHO = Service("echo", 0)
 T = TypeVar("T", bound="Opened")
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
+
+
+class HalfEnded(socket.socket):
+    """As on a Mac one whose peer has ended its half: nothing is left to be read, so SHUT_RDWR is an error."""
+
+    def shutdown(self, how: int) -> None:
+        if how == socket.SHUT_RDWR:
+            raise OSError(errno.ENOTCONN, "Socket is not connected")
+        super().shutdown(how)
 
 
 class Events:

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,6 +309,20 @@ def test_one_of_no_queue_that_is_not_there_has_ended(session: Session) -> None:
 
     held(reach, act)
     assert ssh_config.names() == {}
+
+
+def test_its_note_comes_back_where_a_cleaner_took_it(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS's does with what lies in /tmp: without it nobody finds the tunnels, to end them."""
+    monkeypatch.setattr(holder, "RENEWED", 0.05)
+
+    def act(client: Client) -> None:
+        (owners.folder_of(ID) / "owner.json").unlink()
+        until = time.monotonic() + _LONG
+        while not owners.living() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert [owner.ports for owner in owners.living()] == [client.ports]
+
+    held(Reach.of(session.start("a"), "local", ""), act)
 
 
 def test_why_it_is_not_up_is_said_once_until_it_is(session: Session, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import homes
 import pytest
 
 from mlbox import cli, errors
+from mlbox.client import remote
 from mlbox.client.commands import cron, queue
 from mlbox.client.commands import list as listing
 from mlbox.client.hosts import exit_code, facts, told, why
@@ -20,6 +21,21 @@ AWAY, UNREADY = errors.Unreachable("gpu1: no route"), errors.HostUnready("no eng
 def test_who_did_not_reply_is_told_too() -> None:
     assert facts("gpu1", {"host": "its-own-name", "gpus": []}) == {"host": "gpu1", "gpus": []}
     assert facts("gpu1", AWAY) == {"host": "gpu1", "error": {"kind": "unreachable", "message": "gpu1: no route"}}
+
+
+@pytest.mark.parametrize("words", [["status"], ["jobs"], ["session", "local"]], ids=" ".join)
+def test_a_mac_is_no_host(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any host the commands ask this machine; doctor looks at the laptop alone."""
+    homes.fresh(tmp_path / "home", monkeypatch)
+    monkeypatch.setattr(remote, "host_part", lambda: b"")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert cli.main(words) == errors.HostUnready.exit_code
+    said = "".join(capsys.readouterr())
+    assert "a Mac can be the laptop, but not a host" in said
+    assert "hosts = [...] in config.toml" in said or words == ["status"]  # a line for each host there
+    assert cli.main(["doctor"]) == 0
 
 
 def test_a_line_names_its_host_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -93,6 +94,27 @@ def test_a_plain_folder_goes_whole(tmp_path: Path) -> None:
     assert code.pack(str(tmp_path))[1] == {}
 
 
+@pytest.mark.parametrize("where", [".", "src"])
+@pytest.mark.parametrize("failing", ["rev-parse", "ls-files", ""], ids=["all", "ls-files", "no git"])
+def test_what_git_would_have_ignored_is_not_sent_where_git_fails(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, where: str
+) -> None:
+    """As on a Mac without the command line tools."""
+    found = shutil.which("git")
+    (tmp_path / "bin").mkdir()
+    if failing:
+        script = f'#!/bin/sh\ncase "$*" in *{failing}*) echo "xcrun: no tools" >&2; exit 1;; esac\nexec {found} "$@"\n'
+        (tmp_path / "bin/git").write_text(script)
+        (tmp_path / "bin/git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(Usage, match="xcrun: no tools" if failing else "it is not installed") as refused:
+        code.pack(str(repository / where))
+    assert "--no-code" in refused.value.hint
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/train.py").write_text("mine")
+    assert packed(tmp_path / "plain") == {"train.py": "mine"}
+
+
 def test_the_same_files_give_the_same_bytes(repository: Path) -> None:
     first = code.pack(str(repository))[0]
     os.utime(repository / "src/train.py", (1, 1))
@@ -179,7 +201,8 @@ def test_a_file_that_is_written_to_meanwhile_is_said(tmp_path: Path, monkeypatch
 
     def then_cut(path: Path) -> os.stat_result:
         seen = real(path)
-        (tmp_path / "log").write_text("x")
+        if path == tmp_path / "log":
+            path.write_text("x")
         return seen
 
     monkeypatch.setattr(os, "lstat", then_cut)

@@ -101,14 +101,16 @@ def test_one_connection_for_all(way: Way) -> None:
 
 
 def test_an_ssh_that_takes_connections_is_handed_it(way: Way) -> None:
-    """Which has one socket for both directions (ProxyUseFdpass)."""
+    """Which has one socket for both directions (ProxyUseFdpass), closes that once it has the connection, and waits for
+    the other's end. A Mac may clear away what is on its way and nobody has open."""
     ours, its = socket.socketpair()
     with ours:
         process = subprocess.Popen(way.argv(), stdin=its.fileno(), stdout=its.fileno())
         its.close()
         _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
-        assert process.wait(60) == 0  # and what was handed over goes on
-        assert ours.recv(1) == b""
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    assert process.wait(4) == 0  # and what was handed over goes on
     with socket.socket(fileno=descriptor) as handed:
         handed.sendall(b"hello")
         expected = GREETING + b"hello"

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import resource
 import socket
 import threading
 import time
@@ -15,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
+from mlbox.client.tunnels import listener as listener_module
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Listener, Port
 from mlbox.client.tunnels.probe import Prober, Stranger, ping
 from mlbox.errors import MlboxError
 from mlbox.guest import control
-from tests.client.kit import CALM, ECHO, KEY, Events, Host, Opened, Server, echo, squat
+from tests.client.kit import CALM, ECHO, KEY, Events, HalfEnded, Host, Opened, Server, echo, squat
 
 FAST = dataclasses.replace(CALM, probe_timeout=0.3)
 
@@ -63,6 +65,25 @@ def test_a_taken_port_gives_the_next_one(address: str) -> None:
             tunnels.close()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_a_mac_that_would_share_a_port_is_not_asked_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a loopback address can be bound beside this user's own program on all addresses."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        taken = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"no {address} here")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(listener_module, "_listen", lambda *where: socket.create_server(("127.0.0.1", 0)))
+    with taken:
+        number = taken.getsockname()[1]
+        assert listener_module._bind(number) == []
+    again = listener_module._bind(number)
+    assert len(again) == 2
+    for sock in again:
+        sock.close()
+
+
 def test_ports_are_on_loopback_only() -> None:
     port = Port(Service("echo", 0))
     assert {sock.getsockname()[0] for sock in port.sockets} <= {"127.0.0.1", "::1"}
@@ -82,6 +103,37 @@ def test_a_port_that_leaves_before_it_was_taken_in(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", second.number), 20)
     listener.close()
+
+
+@pytest.mark.parametrize(("platform", "most"), [("linux", 4096), ("darwin", 1000)])
+def test_as_many_files_as_its_ssh_can_watch(platform: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = []
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: raised.append(limits))
+    listener_module.allow_many_files()
+    assert raised == [(most, resource.RLIM_INFINITY)]
+
+
+def test_its_end_waits_for_no_client_that_said_all_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", HalfEnded)
+    port, begun = Port(Service("first", 0)), threading.Event()
+
+    def serve(service: Service, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(bytes(1 << 16))
+                begun.set()
+
+    listener = Listener([port], serve)
+    listener.start()
+    with socket.create_connection(("127.0.0.1", port.number), 20) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert begun.wait(20)
+        closing = threading.Thread(target=listener.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_two_services_that_want_one_port(host: Host) -> None:

@@ -582,3 +582,17 @@ def test_a_client_that_reads_nothing_holds_nobody_up() -> None:
         for _ in range(10_000):
             talk.offer({"say": "x" * 100})
         assert its.recv(5) == b'{"say'
+
+
+def test_a_client_with_room_for_a_part_of_a_message_is_given_up() -> None:
+    """The rest would have to wait for it, and with it whoever holds the tunnels."""
+    ours, its = socket.socketpair()
+    with ours, its:
+        talk = Talk(ours)
+        offering = threading.Thread(target=talk.offer, args=({"say": "x" * 10_000_000},), daemon=True)
+        offering.start()
+        offering.join(20)
+        assert not offering.is_alive()
+        assert talk.receive(20) is None
+        its.settimeout(20)
+        assert 0 < len(b"".join(iter(lambda: its.recv(1 << 20), b""))) < 10_000_000

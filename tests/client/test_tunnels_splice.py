@@ -12,6 +12,7 @@ import pytest
 
 from mlbox import splice as splice_module
 from mlbox.splice import Splice, Splices
+from tests.client.kit import HalfEnded
 
 
 class Joined:
@@ -126,6 +127,20 @@ def test_cut_ends_blocked_copies(joined: Joined) -> None:
             joined.service.send(bytes(1 << 16))  # until everything up to the client, who doesn't read, is full
     joined.splice.cut()
     assert joined.ended()
+
+
+def test_cut_ends_a_client_that_said_all_and_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", HalfEnded)
+    stuck = Joined()
+    stuck.client.shutdown(socket.SHUT_WR)
+    stuck.service.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        while True:
+            stuck.service.send(bytes(1 << 16))
+    stuck.splice.cut()
+    assert stuck.ended()
+    stuck.client.close()
+    stuck.service.close()
 
 
 def test_those_that_are_cut_take_no_more(joined: Joined) -> None:

@@ -208,6 +208,16 @@ def test_a_command_sees_nothing_of_how_it_came(run: Path) -> None:
     assert Session(run, ENVIRONMENT).ssh("echo ${SSH_ORIGINAL_COMMAND-unset}").stdout == "unset\n"
 
 
+@pytest.mark.parametrize(
+    ("sent", "own", "seen"),
+    [("UTF-8", {}, "unset"), ("C.UTF-8", {}, "C.UTF-8"), ("UTF-8", {"LC_CTYPE": "C.UTF-8"}, "C.UTF-8")],
+)
+def test_a_mac_s_locale_that_linux_does_not_know(run: Path, sent: str, own: dict[str, str], seen: str) -> None:
+    made = Session(run, {**ENVIRONMENT, **own})
+    argv = ("ssh", *made.options(), "-o", f"SetEnv=LC_CTYPE={sent}", "kind-otter", "echo ${LC_CTYPE-unset}")
+    assert subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout == f"{seen}\n"
+
+
 def test_a_value_that_is_not_utf_8(run: Path) -> None:
     assert Session(run, {**ENVIRONMENT, "RAW": os.fsdecode(b"\xff")}).ssh("echo in").stdout == "in\n"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+# Not source <(...), which does nothing in macOS's own bash, 3.2. That looks into no folder of completions either.
 _EPILOG = """\
 once, then in each new shell (where the folder is not there yet, mkdir -p it first):
   bash  mlbox completion bash > ~/.local/share/bash-completion/completions/mlbox
   zsh   mlbox completion zsh > ~/.zfunc/_mlbox     (with fpath+=~/.zfunc before compinit)
   fish  mlbox completion fish > ~/.config/fish/completions/mlbox.fish
 
-in this shell only: source <(mlbox completion bash)"""
+in this shell only, or in the ~/.bash_profile of macOS's own bash: eval "$(mlbox completion bash)\""""
 
 # The program that was typed is asked, whatever its path; COMP_WORDS is broken at `=` and `:`, which it knows.
 # `compopt` is newer than macOS's bash: there, files are offered where nothing else is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ class Local:
     host = "local"
 
     def open(self, command: str) -> Child:
+        if sys.platform == "darwin":  # it would begin, and then lose or leave behind what it can't see there
+            raise errors.HostUnready(
+                "a Mac can be the laptop, but not a host: mlbox's part on hosts needs Linux",
+                "name a host, or hosts = [...] in config.toml",
+            )
         # A session of its own: ^C at the terminal is for the client, which then asks the host part to undo.
         return Child(("/bin/sh", "-c", command), new_session=True)
 

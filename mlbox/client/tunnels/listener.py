@@ -13,17 +13,21 @@ import contextlib
 import errno
 import selectors
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlbox.client.tunnels import caller
 from mlbox.errors import MlboxError
+from mlbox.splice import shutdown
 
 BACKLOG = 128
 NEXT_PORTS = 100  # how far to look when the wanted port is taken
+ANSWER = 0.2  # seconds that a local program gets to accept
 STOP = 5.0  # seconds that a removal waits; a listener that is closing frees the port by itself
 OPEN_FILES = 4096  # macOS starts a process with 256; a connection takes 2 here and 2 in ssh
+OPEN_FILES_OF_A_MAC = 1000  # its ssh ends, with all that it carries, where it is to poll a number above 1023
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -109,8 +113,7 @@ class Listener:
         with self._lock:
             open_now = dict(self._connections)
         for connection, thread in open_now.items():
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            shutdown(connection, socket.SHUT_RD, socket.SHUT_WR)
             if thread is not threading.current_thread():
                 thread.join()
 
@@ -181,7 +184,8 @@ def allow_many_files() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        most = OPEN_FILES_OF_A_MAC if sys.platform == "darwin" else OPEN_FILES
+        wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (ImportError, OSError, ValueError):
@@ -190,6 +194,8 @@ def allow_many_files() -> None:
 
 def _bind(number: int) -> list[socket.socket]:
     """Listening sockets on 127.0.0.1 and, where there is IPv6, ::1. Empty if the port is taken on either."""
+    if sys.platform == "darwin" and number and _is_answered(number):
+        return []
     first = _listen(socket.AF_INET, "127.0.0.1", number)
     if first is None:
         return []
@@ -204,6 +210,17 @@ def _bind(number: int) -> list[socket.socket]:
         first.close()
         return []
     return [first, second]
+
+
+def _is_answered(number: int) -> bool:
+    """By a program that listens on all addresses, say: to bind 127.0.0.1 would succeed beside one of this user's on a
+    Mac, take its connections, and leave it the browser's tabs (with their tokens) afterwards."""
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(ANSWER)
+            if sock.connect_ex((host, number)) == 0:
+                return True
+    return False
 
 
 def _listen(family: socket.AddressFamily, host: str, number: int) -> socket.socket | None:

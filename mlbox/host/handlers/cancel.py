@@ -20,8 +20,8 @@ Json = dict[str, Any]
 
 def run(call: Call) -> Json:
     found = store.Store(call.root, call.dry)
-    rules = lab.rules(found)
     lab.identify(found.root)
+    rules = lab.rules(found)
     wanted = str(call.args.get("job", ""))
     jobs = lookup.array(found, wanted) or [lookup.mine(found, wanted)]
     silent = view.silent(found, rules.lab)

@@ -299,3 +299,9 @@ def test_what_is_there_by_its_name_is_not_put_in_line_again(box: Box) -> None:
     assert second != first and not there
     assert asked() == (second, "submitted")
     assert box.call(submit, spec=spec.to_wire())["jobs"][0]["id"] not in (first, second)  # nobody asked
+
+
+def test_a_queue_that_is_there_is_not_made_again_and_what_to_do_is_said(box: Box) -> None:
+    with pytest.raises(errors.Refused, match="there is a queue default already") as refused:
+        box.call(queue, do="create", queue="default")
+    assert "another name" in refused.value.hint

@@ -106,6 +106,20 @@ def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:
     assert {box.end(job).name for job in made} == {"cancelled"}
 
 
+def test_an_array_that_has_ended_had_ended_already(box: Box) -> None:
+    """As a single job; also where another array of that name had ended before it."""
+    for made in (box.submit_all("sleep", "600", array=3, array_limit=1, name="sweep") for _ in range(2)):
+        box.call(cancel, job="sweep")
+        for job in made:
+            box.end(job)
+        reply = box.call(cancel, job="sweep")
+        assert [one["id"] for one in (reply, *reply["more"])] == [job.id for job in made]
+        assert all(one["already"] and one["state"] == "cancelled" for one in (reply, *reply["more"]))
+    assert not box.call(cancel, job=made[0].id)["more"]  # the first alone, which has the array's id
+    single = box.submit("sleep", "600", name="sweep")
+    assert box.call(cancel, job="sweep")["id"] == single.id
+
+
 def test_a_name_of_two_arrays_ends_neither(box: Box) -> None:
     made = [job for _ in range(2) for job in box.submit_all("sleep", "9", array=2, array_limit=1, name="x")]
     with pytest.raises(errors.NotFound, match="several jobs are called 'x'"):

@@ -79,6 +79,15 @@ def test_all_of_an_array_that_waits_say_why(box: Box) -> None:
     assert [row["waits"] for row in rows] == ["array limit: 1 of 1 running"] * 3
 
 
+def test_a_submission_of_an_array_says_why_each_waits(box: Box) -> None:
+    spec = JobSpec(command=("sleep", "600"), resources=Resources(gpus="0", cpus=0), array_limit=1)
+    reply = box.call(submit, spec=spec.to_wire(), array=4)
+    made = [box.found.job(job["id"]) for job in reply["jobs"]]
+    box.jobs += made
+    assert reply["started"] == [made[0].id]
+    assert reply["waits"] == {job.id: "array limit: 1 of 1 running" for job in made[1:]}
+
+
 def test_the_output_of_one_that_has_not_run_is_why_it_waits(box: Box) -> None:
     made = box.submit_all("sleep", "600", array=2, array_limit=1)
     reply = box.call(logs, job=made[1].id)

@@ -49,6 +49,10 @@ class Console:
             return self._loop(asking)
         except KeyboardInterrupt:
             return "leave"
+        finally:
+            if self._prompted:  # what is said next begins a line of its own
+                print(flush=True)
+            self._set_prompt(False)
 
     def _say(self, words: str) -> None:
         """A message that comes by itself; the prompt that it breaks into comes again."""
@@ -77,12 +81,12 @@ class Console:
                 if asking:
                     self._set_prompt(True)
                 ready = {key.fd for key, _ in selector.select()}
-                self._set_prompt(False)
                 if self._wake_r in ready:
                     return self._told
                 line = os.read(sys.stdin.fileno(), 4096)
                 if not line:
                     return "leave"
+                self._set_prompt(False)
                 chosen = self._do(line.decode(errors="replace").strip().lower())
                 if chosen:
                     return chosen

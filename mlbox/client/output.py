@@ -224,7 +224,12 @@ def ask(question: str, answers: Sequence[str], default: str) -> str:
     """One of `answers`, by its first letter; asks again on anything else. Only where `may_ask()`."""
     while True:
         print(question, end=" ", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = ""
+        try:
+            line = sys.stdin.readline()
+        finally:
+            if not line:  # ^C, ^D: what is said next begins a line of its own
+                print(file=sys.stderr, flush=True)
         if not line:
             raise KeyboardInterrupt
         given = line.strip().lower() or default

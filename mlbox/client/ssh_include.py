@@ -62,6 +62,7 @@ def offer(yes: bool) -> None:
             )
             return
         install()
+        output.note(f"  added to {config()}; `mlbox ssh-config remove` takes it out")
     except errors.MlboxError as error:
         state.update(_ASKED, _KEY, "refused")
         output.warn(f"{error.message}\n{error.hint}")

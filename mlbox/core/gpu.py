@@ -100,7 +100,7 @@ class GpuRequest:
         return f"{text.safe(' or '.join(self.name.split(',')))} " if self.name else ""
 
 
-_MOST_NAMES = 8
+_MOST, _MOST_NAMES = 64, 8
 _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}")
 
 
@@ -118,6 +118,12 @@ def parse_request(value: str) -> GpuRequest:
         return GpuRequest(len(parts), uuids=tuple(parts))
     name, colon, number = value.partition(":")
     names = [part.strip() for part in name.split(",")]
+    broken = next(filter(_BROKEN_NUMBER.fullmatch, names), "")
+    if broken:  # read as a name, it would be a GPU that no host has
+        raise Usage(
+            f"--gpus {text.safe(value)}: {text.safe(broken)!r} is neither a number nor a GPU's name",
+            "write how many (2), or a name with how many of it (A100:2)",
+        )
     numbers = "," in name and not colon and any(map(str.isdecimal, names))  # 0,1: somebody's indexes
     if (
         numbers
@@ -132,13 +138,20 @@ def parse_request(value: str) -> GpuRequest:
     return GpuRequest(_checked(number or "1", value), name=",".join(names))
 
 
+# 0x, 2x, 2xA100, x2, +2, 2.0, 2 GPUs. Not 4090:1, 2080Ti, 1g.5gb, A100X.
+_BROKEN_NUMBER = re.compile(r"[0-9]+ *x.*|x *[0-9]+|\+[0-9.]+|[0-9]*\.[0-9]*|[0-9]+ *gpus?", re.IGNORECASE)
+
+
 def _can_be_a_name(name: str) -> bool:
     return bool(_words(name)) and name[0] != "-" and not _UUID.fullmatch(name)
 
 
 def _checked(digits: str, value: str) -> int:
-    if len(digits) > 9 or int(digits) > 64:
-        raise Usage(f"--gpus {text.safe(value[:80])}: no host has so many GPUs", "a model goes with its count: 4090:1")
+    if len(digits) > 9 or int(digits) > _MOST:
+        hint = f"at most {_MOST}"
+        if 3 <= len(value) <= 4 and value.isdecimal():  # 980, 4090
+            hint += f"; a model that is a number goes with its count: {value}:1"
+        raise Usage(f"--gpus {text.safe(value[:80])}: no host has so many GPUs", hint)
     return int(digits)
 
 

@@ -7,12 +7,12 @@ command. The same checked dataclass is made on the laptop and again on the host,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mlbox.core import ids, shape, text
-from mlbox.core.resources import Resources
+from mlbox.core.resources import Resources, written
 from mlbox.core.schedule import After
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
@@ -64,7 +64,7 @@ class JobSpec:
         _between("the grace time", self.grace, 3600)
         _between("the array's limit", self.array_limit, MOST_IN_ARRAY)
         _between("the array's index", self.array_index, MOST_IN_ARRAY)
-        _between("the output's limit", self.output_limit, 1024 * 1024)
+        _between("the output's limit", self.output_limit, 1024 * 1024, written)
         unknown = [reason for reason in self.retry_on if reason not in REASONS]
         if unknown:
             raise Usage(f"nothing ends by {text.safe(unknown[0])!r}", "retry on: " + ", ".join(REASONS))
@@ -143,9 +143,9 @@ def check_dependencies(after: tuple[After, ...]) -> None:
         _between("the number of jobs that an array has", dependency.array, MOST_IN_ARRAY)
 
 
-def _between(what: str, number: int, most: int) -> None:
+def _between(what: str, number: int, most: int, said: Callable[[int], str] = str) -> None:
     if not 0 <= number <= most:
-        raise Usage(f"{what} can't be {number}", f"it is 0 to {most}")
+        raise Usage(f"{what} can't be {said(number)}", f"it is 0 to {said(most)}")
 
 
 _DEFAULTS = {f.name: f.default for f in fields(JobSpec)}

@@ -53,7 +53,8 @@ class Resources:
         request = _request(self.gpus)
         for name, most in _MOST.items():
             if not 0 <= getattr(self, name) <= most:
-                raise Usage(f"{name} can't be {getattr(self, name)}", f"it is 0 to {most}")
+                said = written if name in _MEMORY_KEYS else str
+                raise Usage(f"{name} can't be {said(getattr(self, name))}", f"it is 0 to {said(most)}")
         for name, names in (("hosts", self.hosts), ("labels", self.labels)):
             wrong = [n for n in names if not is_label(n)]
             if wrong:
@@ -121,6 +122,9 @@ _MOST = {
 }
 
 
+_MEMORY_KEYS = ("gpu_memory", "gpu_share", "memory")
+
+
 def _typed(key: str, value: Any, default: Any) -> Any:
     return shape.texts(key, value) if isinstance(default, tuple) else shape.like(key, value, default)
 
@@ -139,6 +143,12 @@ def parse_memory(value: str | int) -> int:
     if not found:
         raise Usage(f"{text.safe(str(value))[:80]!r} is no amount of memory", "write 24G, 512M, or 24576 (MiB)")
     return round(float(found[1]) * {"m": 1, "g": GIB, "t": GIB * GIB}[(found[2] or "m").lower()])
+
+
+def written(memory: int) -> str:
+    """MiB as `parse_memory` reads them, in the largest unit of which they are a whole number."""
+    unit, size = next((u for u in (("T", GIB * GIB), ("G", GIB)) if memory and memory % u[1] == 0), ("M", 1))
+    return f"{memory // size}{unit}"
 
 
 def parse_duration(value: str | int) -> int:

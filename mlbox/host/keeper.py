@@ -31,7 +31,7 @@ from mlbox import errors
 from mlbox.core import services, text, wire
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
-from mlbox.host import code, engines, failure, files, here, keeping, lease, processes, reverse, sharing, store
+from mlbox.host import code, engines, failure, files, here, keeping, lease, os_error, processes, reverse, sharing, store
 from mlbox.host.caller import Caller
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -89,7 +89,7 @@ class Keeper:
             self._undo(error)
             return
         except OSError as error:
-            self._undo(errors.StartFailed(f"{here.host_name()}: {error}", "is a disk full, or a folder not yours?"))
+            self._undo(errors.StartFailed(f"{here.host_name()}: {error}", os_error.hint(error)))
             return
         self._end("finished", self._watch())
 

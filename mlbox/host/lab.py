@@ -47,6 +47,9 @@ def identify(root: Path) -> str:
             f"{root} is of format {document['format']!r:.40}, and this mlbox knows {FORMAT}", "use a newer mlbox"
         )
     if not isinstance(document, dict) or not isinstance(document.get("id"), str):
+        from mlbox.host import os_error  # only such a failure pays for it
+
+        os_error.check_open(root)
         hint = "is its filesystem mounted? `mlbox init` makes a new one"
         if root == here.data_home():
             hint = "a lab's is another: --root DIR, or root in config.toml; the first mlbox submit makes this one"

@@ -43,6 +43,7 @@ class Ended:
     name: str
     kind: str
     array: str
+    array_index: int
     state: str
     at: float
     size: int = 0
@@ -50,8 +51,8 @@ class Ended:
 
     def to_wire(self) -> Json:
         return {
-            "id": self.job.id, "name": self.name, "kind": self.kind, "state": self.state, "at": self.at,
-            "size": self.size, "stays": self.stays,
+            "id": self.job.id, "name": self.name, "array": self.array, "array_index": self.array_index,
+            "kind": self.kind, "state": self.state, "at": self.at, "size": self.size, "stays": self.stays,
         }  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def _old(found: store.Store, there: list[str], older_than: float) -> Iterator[En
             arrays.add(spec.array)
         elif (state.name and now - at >= older_than) or (id_ in marked and not job.is_there()):
             kind = "session" if spec.session and job.is_there() else "job"
-            ended.append(Ended(job, spec.name, kind, spec.array, state.name, at))
+            ended.append(Ended(job, spec.name, kind, spec.array, spec.array_index, state.name, at))
     hinted = _hinted(found) if ended else set()  # after the logs: of what has ended no new hint is made
     for one in ended:
         stays = "its end is still being put down" if one.job.id in hinted else ""

@@ -114,8 +114,9 @@ def main(verbs: Collection[str] = HANDLERS.keys()) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        said = f"{os.uname().nodename}: {error}"
-        call.send(wire.encode_error(errors.MlboxError(said, "is a disk full, or a folder not yours?")))
+        from mlbox.host import os_error  # only such a failure pays for it
+
+        call.send(wire.encode_error(os_error.told(os.uname().nodename, error)))
         return 1
     except Exception as error:  # the boundary: a bug must reach the person as a message, not as a dead connection
         import traceback  # only a bug pays for it

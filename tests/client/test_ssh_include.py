@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from users import let_in, nobody
 
+from mlbox import cli
 from mlbox.client import output, ssh_config, ssh_include, state
 from mlbox.errors import MlboxError
 
@@ -167,7 +168,8 @@ def test_it_is_asked_once(
 ) -> None:
     person = Person(monkeypatch, answer)
     ssh_include.offer(yes=False)
-    assert f"+{LINE}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"+{LINE}" in told and (f"added to {config}" in told) is (answer == "yes")
     assert ssh_config.included() == (answer == "yes")
     ssh_include.remove()
     ssh_include.offer(yes=False)
@@ -175,12 +177,25 @@ def test_it_is_asked_once(
     assert person.asked == 1 and not ssh_config.included()
 
 
-def test_nobody_is_asked_without_a_terminal_and_yes_answers(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_asked_without_a_terminal_and_yes_answers(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     person = Person(monkeypatch, "yes", there=False)
     ssh_include.offer(yes=False)
     assert config.read_text() == OWN and said() is None
     ssh_include.offer(yes=True)
     assert ssh_config.included() and person.asked == 0
+    assert f"added to {config}" in capsys.readouterr().err
+
+
+def test_whether_it_was_written_is_said(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("install", "remove"):
+        for dry, words in ((["--dry-run"], f"{config} would be changed like this\n"), ([], f"{config} was changed\n")):
+            assert cli.main(["ssh-config", verb, *dry]) == 0
+            told = capsys.readouterr()
+            assert told.err == words and LINE in told.out
+        assert cli.main(["ssh-config", verb]) == 0
+        assert capsys.readouterr() == (f"{config} is as it should be\n", "")
 
 
 def test_a_file_that_can_not_be_changed_is_no_reason_to_fail(

@@ -54,6 +54,32 @@ def test_bad_requests_are_usage_errors(value: str) -> None:
     assert "\x1b" not in caught.value.message
 
 
+@pytest.mark.parametrize("value", ["0x", "0x2", "2x", "2 x A100", "2xA100:1", "x2", "X 2", "+2", "2.0", ".5", "2 GPUs",
+                                   "1gpu", "A100,2x"])  # fmt: skip
+def test_a_broken_number_is_no_name(value: str) -> None:
+    with pytest.raises(Usage, match="neither a number nor a GPU's name") as caught:
+        parse_request(value)
+    assert "A100:2" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["4090:1", "2080Ti", "RTX 4090", "GTX 1080 Ti", "3090 Ti:2", "L40S", "A100X",
+                                  "Titan X", "Titan Xp", "1g.5gb", "MIG 1g.5gb", "H100 NVL", "T4"])  # fmt: skip
+def test_a_model_with_digits_is_one(name: str) -> None:
+    assert parse_request(name).name == name.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("99", "at most 64"), ("980", "at most 64; a model that is a number goes with its count: 980:1"),
+     ("4090", "at most 64; a model that is a number goes with its count: 4090:1"), ("A100:99", "at most 64"),
+     ("99999", "at most 64")],
+)  # fmt: skip
+def test_too_many_may_be_a_model(value: str, hint: str) -> None:
+    with pytest.raises(Usage, match="no host has so many GPUs") as caught:
+        parse_request(value)
+    assert caught.value.hint == hint
+
+
 @given(st.text(max_size=20))
 def test_any_text_is_read_or_refused(value: str) -> None:
     try:

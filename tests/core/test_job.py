@@ -35,6 +35,7 @@ TRUE = JobSpec(command=("true",))
         ({"array_limit": -1}, "array's limit"),
         ({"array_index": 10_001}, "array's index"),
         ({"output_limit": -1}, "output's limit"),
+        ({"output_limit": 2 << 20}, "output's limit can't be 2T"),
         ({"retry_on": ("exit", "bad luck")}, "nothing ends by 'bad luck'"),
         ({"on_host_loss": "panic"}, "hold or requeue"),
         ({"max_losses": 0}, "after 0 losses"),

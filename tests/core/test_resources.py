@@ -138,6 +138,18 @@ def test_bad_requests(bad: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "said"),
+    [(parse_memory("9999T"), "9999T"), (parse_memory("1049600G"), "1025T"), (parse_memory("1048577G"), "1048577G"),
+     (2**30 + 1, "1073741825M")],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["memory", "gpu_memory", "gpu_share"])
+def test_too_much_memory_is_told_as_people_write_it(key: str, asked: int, said: str) -> None:
+    with pytest.raises(Usage) as caught:
+        Resources.from_wire({key: asked})
+    assert (caught.value.message, caught.value.hint) == (f"{key} can't be {said}", "it is 0 to 1024T")
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         ({"gpu": "1"}, "resources have no 'gpu'"),

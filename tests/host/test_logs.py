@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from queuebox import Box, Call
 
+from mlbox.core.log import State
 from mlbox.host.handlers import logs
+from mlbox.host.job import Job
 
 
 class Left(Exception):
@@ -60,6 +62,20 @@ def test_who_follows_hears_each_attempt_however_short(box: Box, monkeypatch: pyt
     call: Any = Call(box.root, job=job.id, follow=True)
     reply = logs.run(call)
     assert printed(call.said) == "1\n2\n3\n" and (reply["attempt"], reply["exit"]) == (3, 4)
+
+
+@pytest.mark.parametrize("after", [0.0, 3600.0])
+@pytest.mark.parametrize("content", ["", "a word"])
+def test_who_follows_a_silent_job_is_told_so_once(
+    box: Box, monkeypatch: pytest.MonkeyPatch, content: str, after: float
+) -> None:
+    job = box.sh("true")
+    box.end(job)
+    (job.attempt(1) / "output.log").write_text(content)
+    monkeypatch.setattr(logs, "_SILENCE", after)
+    monkeypatch.setattr(Job, "state", lambda self: State("started", {"attempt": 1}))
+    said = [facts["silent"] for facts in follow(box, job, monkeypatch) if "silent" in facts]
+    assert said == ["started"] * (not content and not after)
 
 
 def put(box: Box, content: bytes) -> Any:

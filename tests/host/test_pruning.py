@@ -199,11 +199,13 @@ def test_one_that_a_running_job_would_wait_for_again_stays(box: Box) -> None:
 def test_of_an_array_nothing_goes_before_all_have_ended(box: Box) -> None:
     """`cancel NAME` finds a whole array by counting on from its first job."""
     first = ids.ulid(int((time.time() - 40 * DAY) * 1000), bytes(10))
-    members = [ended(box, 40, state, array=first) for state in ("finished", "submitted")]
+    states = ("finished", "submitted")
+    members = [ended(box, 40, state, array=first, array_index=n) for n, state in enumerate(states)]
     [stays] = box.call(prune)["stay"]
     assert (stays["id"], stays["stays"]) == (members[0].id, "its array has not ended")
     members[1].append("cancelled", {"at": time.time() - 39 * DAY})
-    assert len(box.call(prune)["removed"]) == 2
+    removed = box.call(prune)["removed"]
+    assert sorted((row["array"], row["array_index"]) for row in removed) == [(first, 0), (first, 1)]
 
 
 def test_of_an_array_nothing_goes_while_a_job_can_t_be_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,15 @@ def test_all_of_an_array_that_waits_say_why(box: Box) -> None:
     assert [row["waits"] for row in rows] == ["array limit: 1 of 1 running"] * 3
 
 
+def test_a_submission_of_an_array_says_why_each_waits(box: Box) -> None:
+    spec = JobSpec(command=("sleep", "600"), resources=Resources(gpus="0", cpus=0), array_limit=1)
+    reply = box.call(submit, spec=spec.to_wire(), array=4)
+    made = [box.found.job(job["id"]) for job in reply["jobs"]]
+    box.jobs += made
+    assert reply["started"] == [made[0].id]
+    assert reply["waits"] == {job.id: "array limit: 1 of 1 running" for job in made[1:]}
+
+
 def test_the_output_of_one_that_has_not_run_is_why_it_waits(box: Box) -> None:
     made = box.submit_all("sleep", "600", array=2, array_limit=1)
     reply = box.call(logs, job=made[1].id)
@@ -104,6 +113,20 @@ def test_cancel_ends_a_whole_array_by_its_name(box: Box) -> None:
     reply = box.call(cancel, job="sweep")
     assert [reply["id"], *(one["id"] for one in reply["more"])] == [job.id for job in made[:3]]
     assert {box.end(job).name for job in made} == {"cancelled"}
+
+
+def test_an_array_that_has_ended_had_ended_already(box: Box) -> None:
+    """As a single job; also where another array of that name had ended before it."""
+    for made in (box.submit_all("sleep", "600", array=3, array_limit=1, name="sweep") for _ in range(2)):
+        box.call(cancel, job="sweep")
+        for job in made:
+            box.end(job)
+        reply = box.call(cancel, job="sweep")
+        assert [one["id"] for one in (reply, *reply["more"])] == [job.id for job in made]
+        assert all(one["already"] and one["state"] == "cancelled" for one in (reply, *reply["more"]))
+    assert not box.call(cancel, job=made[0].id)["more"]  # the first alone, which has the array's id
+    single = box.submit("sleep", "600", name="sweep")
+    assert box.call(cancel, job="sweep")["id"] == single.id
 
 
 def test_a_name_of_two_arrays_ends_neither(box: Box) -> None:
@@ -299,3 +322,9 @@ def test_what_is_there_by_its_name_is_not_put_in_line_again(box: Box) -> None:
     assert second != first and not there
     assert asked() == (second, "submitted")
     assert box.call(submit, spec=spec.to_wire())["jobs"][0]["id"] not in (first, second)  # nobody asked
+
+
+def test_a_queue_that_is_there_is_not_made_again_and_what_to_do_is_said(box: Box) -> None:
+    with pytest.raises(errors.Refused, match="there is a queue default already") as refused:
+        box.call(queue, do="create", queue="default")
+    assert "another name" in refused.value.hint

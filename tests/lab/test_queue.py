@@ -242,7 +242,8 @@ def test_a_colleague_sees_and_can_not_touch(lab: Lab) -> None:
         (("cancel", "no-such-job"), 6, "there is no job"),
         (("queue", "pause", "no-such-queue"), 6, "there is no queue"),
         (("move", "no-such-job", "--top"), 6, "there is no job"),
-        (("host", "fence", "gpu1"), 2, "-y"),
+        (("host", "fence", "gpu2"), 2, "-y"),
+        (("host", "fence", "no-such-host"), 6, "there is no host no-such-host"),
     ],
     ids=lambda v: " ".join(v)[:30] if isinstance(v, tuple) else "",
 )

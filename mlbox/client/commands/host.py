@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from typing import Any
 
 from mlbox import errors
@@ -56,10 +57,11 @@ def main(arguments: argparse.Namespace) -> int:
     settings = options.config(arguments)
     if arguments.do in ("add", "remove"):
         return (_add if arguments.do == "add" else _remove)(arguments, settings)
-    if arguments.do == "fence":
-        _sure(arguments.name, arguments.yes, arguments.dry_run)
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
     entry = lab.entry(arguments, settings)
+    if arguments.do == "fence" and not arguments.yes:  # nobody is asked about one that is not there
+        lab.entry(arguments, replace(settings, dry_run=True)).call("host", args)
+        _sure(arguments.name, arguments.dry_run)
     reply = entry.call("host", args)
     waiting = reply.pop("nudge")
     if arguments.do == "resume":
@@ -148,11 +150,10 @@ def _remove(arguments: argparse.Namespace, settings: state.Config) -> int:
     return 0
 
 
-def _sure(name: str, yes: bool, dry: bool) -> None:
+def _sure(name: str, dry: bool) -> None:
     """A host that only seems gone would run a job beside its successor."""
     question = f"Is {name} switched off, or rebooted? What it ran will run elsewhere."
     if dry:
-        if not yes:
-            output.note(f"it would be asked: {question}")
+        output.note(f"it would be asked: {question}")
         return
-    output.confirm(question, yes, f"fencing {name} requeues what it runs, even if it still runs")
+    output.confirm(question, False, f"fencing {name} requeues what it runs, even if it still runs")

@@ -87,6 +87,9 @@ def _print(facts: Json) -> None:
     if "output" in facts:
         sys.stdout.write(facts["output"])
         sys.stdout.flush()
+    elif "silent" in facts:
+        if sys.stderr.isatty():
+            output.note(f"  it has printed nothing yet; it is {said(facts['silent'])}")
     elif "state" in facts:
         after_an_attempt = facts["state"] in ("lost", "preempted", "retry")  # it waits again, and that is why
         output.note(f"  {facts['state'] if after_an_attempt else said(facts['state'])}{_why(facts)}")

@@ -71,11 +71,11 @@ def _tell(reply: Json, freed: str) -> None:
         print(f"… and {len(removed) - _TOLD} more")
     if stay:
         print(f"{text.count(len(stay), 'other')} as old:")
-        output.table(("ID", "NAME", "STAYS"), ((one["id"], one["name"], one["stays"]) for one in stay[:_TOLD]))
+        output.table(("ID", "NAME", "STAYS"), ((one["id"], lab.title(one), one["stays"]) for one in stay[:_TOLD]))
     if len(stay) > _TOLD:
         print(f"… and {len(stay) - _TOLD} more")
 
 
 def _row(one: Json) -> tuple[str, ...]:
     ago = f"{text.duration(max(0.0, time.time() - one['at']))} ago"
-    return one["id"], one["name"], said(one["state"]) or "-", ago, size(one["size"])
+    return one["id"], lab.title(one), said(one["state"]) or "-", ago, size(one["size"])

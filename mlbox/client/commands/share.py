@@ -37,8 +37,10 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{session['name']} {'would be' if arguments.dry_run else 'is'} shared with {user}")
     else:
         print(f"{session['name']} is shared with {user} already")
-    print(f"  {user} joins:    mlbox attach {session['id']}")
-    print(f"  take it back:  mlbox session unshare {session['name']} {user}")
+    joins, back = f"{user} joins:", "take it back:"
+    width = max(len(joins), len(back))
+    print(f"  {joins:{width}}  mlbox attach {session['id']}")
+    print(f"  {back:{width}}  mlbox session unshare {session['name']} {user}")
     reaches = f"whatever you can on {text.safe(reply['host'])}" if session["runtime"] == "process" else "what you can"
     output.note(f"  {user} works in it as you, and can do there {reaches}")
     return 0

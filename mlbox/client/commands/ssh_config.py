@@ -42,6 +42,8 @@ def main(arguments: argparse.Namespace) -> int:
     act = ssh_include.install if arguments.do == "install" else ssh_include.remove
     change = act(arguments.dry_run)
     print(change or f"{ssh_include.config()} is as it should be")
+    if change:  # a diff alone tells neither
+        output.note(f"{ssh_include.config()} {'would be changed like this' if arguments.dry_run else 'was changed'}")
     return 0
 
 

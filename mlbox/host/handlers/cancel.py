@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from mlbox import errors
@@ -20,15 +21,30 @@ Json = dict[str, Any]
 
 def run(call: Call) -> Json:
     found = store.Store(call.root, call.dry)
-    rules = lab.rules(found)
     lab.identify(found.root)
+    rules = lab.rules(found)
     wanted = str(call.args.get("job", ""))
-    jobs = lookup.array(found, wanted) or [lookup.mine(found, wanted)]
+    jobs = _meant(found, wanted)
     silent = view.silent(found, rules.lab)
     ended = [_cancel(call, found, rules, job, silent) for job in jobs]
     left = any(one["state"] == "cancelled" and not one["already"] for one in ended)  # the line
     elsewhere = able.others(found, rules.lab) if left and not found.dry else []
     return {**ended[0], "more": ended[1:], "elsewhere": elsewhere, "trouble": rules.trouble}
+
+
+def _meant(found: store.Store, wanted: str) -> list[Job]:
+    """One, or what is left of an array that is called so; all of it where nothing of that name is left to end."""
+    try:
+        return lookup.array(found, wanted) or [lookup.mine(found, wanted)]
+    except errors.NotFound:
+        with suppress(errors.NotFound):
+            first = lookup.job(found, wanted, whole=True)
+            spec = first.shown()
+            if (first.owner, spec.name, spec.array) == (found.user, wanted, first.id):
+                those = list(lookup.of_array(found, first))
+                if not any(made.state().live for made in those):
+                    return those
+        raise
 
 
 def _cancel(call: Call, found: store.Store, rules: lab.Rules, job: Job, silent: Mapping[str, float]) -> Json:

@@ -9,6 +9,7 @@ import codecs
 import os
 import select
 import stat
+import time
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from mlbox.host.serve import Call
 Json = dict[str, Any]
 _BLOCK = 1 << 16
 _LOOK_EVERY = 0.25  # s
+_SILENCE = 3.0  # s without a word; most jobs print one sooner
 
 
 def run(call: Call) -> Json:
@@ -69,6 +71,7 @@ def _follow(call: Call, job: Job, output: _Output) -> None:
         output.send(call, over)  # after the state was read: nothing is printed after an end
         if over:
             return
+        output.say_silent(call, state.name)
         pause()
 
 
@@ -78,6 +81,7 @@ class _Output:
     def __init__(self, job: Job, number: int, tail: int | None = None) -> None:
         self.number = number
         self._path, self._tail, self._offset = job.attempt(number) / "output.log", tail, 0
+        self._due = time.monotonic() + _SILENCE
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may come in two pieces
 
     def send(self, call: Call, last: bool) -> None:
@@ -100,6 +104,12 @@ class _Output:
         if last:
             self._say(call, self._decoder.decode(b"", final=True))
             self._decoder.reset()
+
+    def say_silent(self, call: Call, state: str) -> None:
+        """Once: whoever looks at an empty screen can't tell a job that prints nothing from a connection that hangs."""
+        if not self._offset and time.monotonic() >= self._due:
+            self._due = float("inf")
+            call.progress(silent=state)
 
     def _say(self, call: Call, words: str) -> None:
         if words:

@@ -70,5 +70,5 @@ def _new(found: store.Store, rules: lab.Rules, name: str) -> lab.Edit:
     if rules.trouble:
         raise errors.Refused(f"lab.yaml is broken: {rules.trouble}", "mend it first")
     if name in rules.lab.queues:
-        raise errors.Refused(f"there is a queue {name} already")
+        raise errors.Refused(f"there is a queue {name} already", "another name; mlbox queue list shows all there are")
     return lab.adding(found.root, "queues", name, "{}", "" if name == "default" else "  default: {}\n")

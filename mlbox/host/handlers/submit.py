@@ -54,6 +54,8 @@ def run(call: Call) -> Json:
     started = [job.id for job in made if job.id in report.started]
     why = stuck(spec.queue, spec.resources, rules.lab, hosts)
     waits = {job.id: why or (report.waits or {}).get(job.id, "") for job in made if job.id not in report.started}
+    first = next(filter(None, waits.values()), "")  # those behind it in an array are not looked at one by one
+    waits = {job: why or first for job, why in waits.items()}
     elsewhere = able.elsewhere(found, rules.lab, spec.queue, spec.resources, hosts)
     return {
         "jobs": [{"id": job.id, "name": spec.name} for job in made], "started": started, "waits": waits,

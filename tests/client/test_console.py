@@ -1,0 +1,60 @@
+"""The prompts of a person's terminal: what is said behind one begins a line of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from terminal import Terminal
+
+import mlbox
+
+_CONSOLE = """
+import threading
+from types import SimpleNamespace
+from mlbox.client.console import Console
+attached = SimpleNamespace(ended=threading.Event())
+timer = threading.Timer({ends}, attached.ended.set)
+timer.daemon = True
+timer.start()
+print(Console(attached, str).run())
+"""
+_QUESTION = """
+from mlbox.client import output
+try:
+    output.ask("Remove these? [y]es, [n]o?", ("yes", "no"), "no")
+except KeyboardInterrupt:
+    print("left")
+"""
+
+
+def at_terminal(program: str) -> Terminal:
+    environment = {**os.environ, "PYTHONPATH": str(Path(mlbox.__file__).parents[1])}
+    return Terminal([sys.executable, "-c", program], environment)
+
+
+@pytest.mark.parametrize("key", ["^C", "^D"])
+@pytest.mark.parametrize(
+    ("program", "prompt", "said"), [(_CONSOLE.format(ends=60), "^> ", "leave"), (_QUESTION, r"\[n\]o\? ", "left")]
+)
+def test_who_leaves_at_a_prompt(program: str, prompt: str, said: str, key: str) -> None:
+    with at_terminal(program) as terminal:
+        terminal.wait_for(prompt)
+        (terminal.interrupt if key == "^C" else terminal.end_input)()
+        terminal.wait_for(f"^{said}$")
+
+
+def test_an_end_that_comes_by_itself() -> None:
+    with at_terminal(_CONSOLE.format(ends=0.2)) as terminal:
+        terminal.wait_for("^> ")
+        terminal.wait_for("^ended$")
+
+
+@pytest.mark.parametrize(("typed", "said"), [("d", "detach"), ("shutdown", "shutdown")])
+def test_an_answer_ends_its_line_itself(typed: str, said: str) -> None:
+    with at_terminal(_CONSOLE.format(ends=60)) as terminal:
+        terminal.wait_for("^> ")
+        terminal.say(typed)
+        terminal.wait_for(f"{typed}\n{said}$")

@@ -43,9 +43,8 @@ def identify(root: Path) -> str:
     except OSError as error:
         raise errors.HostUnready(f"{root} does not answer: {error.strerror}", "is its filesystem mounted?") from None
     if isinstance(document, dict) and document.get("format", FORMAT) != FORMAT:
-        raise errors.HostUnready(
-            f"{root} is of format {document['format']!r:.40}, and this mlbox knows {FORMAT}", "use a newer mlbox"
-        )
+        what = f"{root} is of format {document['format']!r:.40}, and this mlbox knows {FORMAT}"
+        raise errors.HostUnready(what, "use a newer mlbox")
     if not isinstance(document, dict) or not isinstance(document.get("id"), str):
         from mlbox.host import os_error  # only such a failure pays for it
 

@@ -38,6 +38,12 @@ def others(found: store.Store) -> Iterator[Others]:
                 yield there
 
 
+def outside(found: store.Store) -> Path | None:
+    """The usual ROOT, where that is another one and holds environments of this user's, from before the lab perhaps."""
+    usual = store.Store()
+    return usual.root if usual.root != found.root and any(usual.environments.glob("[!.]*")) else None
+
+
 def remove(found: store.Store, thing: Stored) -> bool:
     """False where it is in use after all."""
     if thing.kind == "code":

@@ -120,3 +120,12 @@ def test_the_program_that_a_rendezvous_runs_stays(found: store.Store, home: Path
         f'restrict,command="exec python3 -I -S {path} rendezvous ws" ssh-ed25519 A'
     )
     assert of(found, "program")[OLD].stays == "in use"
+
+
+def test_environments_of_the_usual_root_are_told_of(found: store.Store) -> None:
+    assert stored.outside(found) is None
+    usual = store.Store()
+    (usual.environments / ".half").mkdir(parents=True)
+    assert stored.outside(found) is None
+    (usual.environments / "0123456789ab").mkdir()
+    assert stored.outside(found) == usual.root and stored.outside(usual) is None

@@ -90,6 +90,9 @@ def _print(name: str, reply: Json | errors.MlboxError, what: str, freed: str) ->
     print(f"{output.bold(name)}  {text.count(len(things), 'thing')}, {total} {freed}".rstrip())
     if things:
         output.table(("KIND", "NAME", "SIZE", "LAST USED", "OF", "STAYS"), [_row(thing) for thing in things])
+    if "outside" in reply:
+        folder = text.safe(str(reply["outside"]))
+        print(f"environments of another ROOT, {folder}, are not among these: --root {folder}")
     for other in map(Others.from_wire, reply.get("others", ())):
         there = f"{text.count(other.count, 'image')} that mlbox did not make, {size(other.size)}"
         print(f"{other.engine}: {there} (what they share is counted for each): `{other.engine} images`")

@@ -16,6 +16,7 @@ from mlbox import errors
 from mlbox.core import text
 from mlbox.core.finding import Finding
 from mlbox.core.session import ENGINES, Spec
+from mlbox.core.stored import size
 from mlbox.host import cron, engines, inventory, lab, nvml, store
 from mlbox.host.engines.container import Container
 from mlbox.host.handlers.init import filesystem
@@ -123,7 +124,7 @@ def _place(folder: Path, about: str) -> list[Finding]:
 
 def _room(folder: Path, about: str) -> list[Finding]:
     free = shutil.disk_usage(folder).free
-    words = f"{free >> 30} GiB free in {folder}" if free >> 30 else f"{free >> 20} MiB free in {folder}"
+    words = f"{size(free)} free in {folder}"
     if free < SPACE << 20:
         return [Finding("bad", about, words, f"a session needs {SPACE} MiB: make room there")]
     if free < _LITTLE and about != "/tmp":

@@ -20,6 +20,8 @@ def run(call: Call) -> Json:
     sweep(found)  # what a crash left behind counts as in use
     things = list(stored.everything(found))
     reply: Json = {"host": found.host, "things": [thing.to_wire() for thing in things], "disks": _disks(found)}
+    if outside := stored.outside(found):
+        reply["outside"] = str(outside)
     if call.args.get("do") != "prune":
         return {**reply, "others": [one.to_wire() for one in stored.others(found)]}
     older_than = call.args.get("older_than", OLDER_THAN)

@@ -104,3 +104,28 @@ def test_a_host_that_ssh_calls_otherwise_has_both_its_names(
     assert status.run((), CONFIG, as_json=False) == 0
     first, second = (line for line in capsys.readouterr().out.splitlines() if "load" in line)
     assert first.startswith("one (gpu1)  ") and second.startswith("gpu2  ")
+
+
+@pytest.mark.parametrize(
+    ("holder", "jobs", "said"),
+    [
+        ({"user": "ada", "session": "ID2"}, ["train", "eval"], "leased to ada's job train, ada's job eval"),
+        ({"user": "ada", "session": "ID2"}, ["sweep", "sweep"], "leased to ada's job sweep"),
+        ({"user": "ada", "session": "ID2"}, [], "leased to ada's job ID2"),
+        ({"user": "ada", "session": "ID2", "name": "otter"}, [], "leased to ada's session otter"),
+        (None, [], "free"),
+    ],
+)
+def test_who_holds_a_gpu_is_told_by_name(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str], holder: Any, jobs: list[str], said: str
+) -> None:
+    gpu = {"index": 0, "uuid": "GPU-1", "name": "H100", "memory": 81559, "holder": holder}
+    there = [
+        {"id": f"ID{number}", "name": name, "owner": "ada", "since": 1.0, "gpus": ["GPU-1"]}
+        for number, name in enumerate(jobs)
+    ]
+    other = {"id": "ID9", "name": "other", "owner": "bob", "since": 1.0, "gpus": ["GPU-2"]}
+    asked["one"] = {**reply("gpu1"), "gpus": [gpu], "jobs": [*there, other]}
+    assert status.run(["one"], CONFIG, as_json=False) == 0
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "H100" in line]
+    assert row.endswith(f"  {said}")

@@ -151,7 +151,8 @@ def test_the_keeper_is_killed_and_the_job_goes_on(lab: Lab) -> None:
     found = lab.until(job, "started")
     pid = ssh("gpu1", f"cat /tmp/mlbox-1001/{job[-8:].lower()}/keeper.pid")
     as_root("gpu1", "kill", "-9", str(json.loads(pid)["pid"]))
-    assert f"leased to ada's job {job}" in lab.run("status", "gpu1").out  # the runner holds the GPU
+    name = lab.show(job)["job"]["name"]
+    assert f"leased to ada's job {name}" in lab.run("status", "gpu1").out  # the runner holds the GPU
     lab.run("queue", "process")
     folder = lab.show(job)["folder"]
     ssh("gpu1", f"touch {folder}/attempts/1/work/go")

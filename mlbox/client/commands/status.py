@@ -134,7 +134,7 @@ def _print(name: str, reply: Json | errors.MlboxError) -> None:
     own = f" ({text.safe(reply['host'])})" if reply["host"] != name else ""  # by which jobs and drain know it
     print(f"{output.bold(text.safe(name))}{own}  {summary} · {load}{_drained(reply)}")
     if gpus:
-        output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g) for g in gpus])
+        output.table(("GPU", "NAME", "MEMORY", "USE", "TEMP", "STATE"), [_row(g, reply["jobs"]) for g in gpus])
     ids = {g.uuid: str(g.index) for g in gpus}
     for session in reply["sessions"]:
         state = text.safe(said(session["state"]))
@@ -175,10 +175,18 @@ def _print_queues(replies: Sequence[Json]) -> None:
         print(f"queue {text.safe(queue['name'])}  {queue['running']} running, {queue['waiting']} waiting{paused}")
 
 
-def _row(gpu: Gpu) -> tuple[str, ...]:
+def _row(gpu: Gpu, jobs: Sequence[Json]) -> tuple[str, ...]:
     memory = f"{text.mebibytes(gpu.memory_used)} / {text.mebibytes(gpu.memory)}" if gpu.memory else "shared"
     if gpu.error:
         return str(gpu.index), gpu.name, "-", "-", "-", f"out of order: {gpu.error}"
     return (
-        str(gpu.index), gpu.name, memory, f"{gpu.utilization}%", f"{gpu.temperature}°C", gpu.obstacle or "free",
+        str(gpu.index), gpu.name, memory, f"{gpu.utilization}%", f"{gpu.temperature}°C", _state(gpu, jobs),
     )  # fmt: skip
+
+
+def _state(gpu: Gpu, jobs: Sequence[Json]) -> str:
+    """A lease tells one job's id, the newest's of those that share it; their names are known here."""
+    names = [f"{text.safe(job['owner'])}'s job {text.safe(job['name'])}" for job in jobs if gpu.uuid in job["gpus"]]
+    if gpu.holder is not None and not gpu.holder.name and names and not gpu.error:
+        return f"leased to {', '.join(dict.fromkeys(names))}"
+    return gpu.obstacle or "free"

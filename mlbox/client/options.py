@@ -63,6 +63,10 @@ def dry_run(parser: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what it would do, and change nothing")
 
 
+def yes(parser: Any, words: str = "ask nothing") -> None:
+    parser.add_argument("-y", "--yes", action="store_true", help=words)
+
+
 def job(parser: argparse.ArgumentParser, name: str = "job", **given: Any) -> None:
     """One that there is; `given`: more for argparse."""
     what = "as mlbox jobs shows it: NAME[2] of an array; of an id, its end will do"

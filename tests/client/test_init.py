@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from mlbox import errors
+from mlbox import cli, errors
 from mlbox.client import state
 from mlbox.client.commands import init
 
@@ -85,3 +86,20 @@ def test_one_that_goes_away_meanwhile(hosts: Hosts, monkeypatch: pytest.MonkeyPa
     with pytest.raises(errors.NotConnected):
         init._made(["gpu1", "gpu2"], state.Config())
     assert hosts.changes()[2:] == [("gpu1", {"unmark": "a", "folder": True})]
+
+
+@pytest.mark.parametrize("words", [("-y",), ("-y", "--json"), ("-y", "--dry-run"), ("--json",), ()])
+def test_the_settings_are_written_by_a_person_s_word(
+    hosts: Hosts, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    more = {"root": "/lab", "problems": [], "filesystem": "nfs", "queues": ["default"], "shared": True, "line": ""}
+    real = hosts.reply
+    monkeypatch.setattr(hosts, "reply", lambda *given: {**more, **real(*given)})
+    hosts.ids = {"gpu1": "a"}
+    for _ in range(2):  # what is there is the person's
+        assert cli.main(["init", "gpu1", "--root", "/lab", *words]) == 0
+    written = "-y" in words and "--dry-run" not in words
+    assert state.config_file().exists() == written
+    if written:
+        assert state.config() == state.Config(hosts=("gpu1",), root="/lab", ssh_config=state.config().ssh_config)

@@ -43,11 +43,11 @@ def parser(make: Any) -> argparse.ArgumentParser:
                 help="the address at which NAME reaches the --via host (default: as ssh here)",
             )
         if name in ("add", "remove"):
-            one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+            options.yes(one)
         if name == "drain":
             one.add_argument("--why", default="", help="the reason, which others see")
         if name == "fence":
-            one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+            options.yes(one)
         options.dry_run(one)
         options.queue(one)
     return made

@@ -37,7 +37,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
             age.add_argument("--older-than", metavar="30d", help="not used for that long (default: 30d)")
             age.add_argument("--all", action="store_true", help="of any age; never what is in use")
             options.dry_run(one)
-            one.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+            options.yes(one)
         one.add_argument("--root", metavar="DIR", help=options.ROOT)
         one.add_argument("--json", action="store_true", help="print facts as JSON")
         one.add_argument("--ssh-config", metavar="F", help="ssh's configuration file (ssh -F)")

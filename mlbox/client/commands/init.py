@@ -26,6 +26,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )
     made.add_argument("hosts", nargs="+", metavar="HOST", help="as `ssh` knows them")
     options.dry_run(made)
+    options.yes(made, "write the settings without asking, where there are none yet")
     options.queue(made, host="")
     return made
 
@@ -42,10 +43,12 @@ def main(arguments: argparse.Namespace) -> int:
         problems = [] if arguments.dry_run else _tried(replies, settings)
     if arguments.json:
         output.facts({"hosts": replies, "problems": problems}, arguments.dry_run)
+        if arguments.yes and not arguments.dry_run and not problems and not state.config_file().exists():
+            state.write(state.config_file(), _settings(next(iter(replies.values()))["root"], list(replies)))
     elif arguments.dry_run:
-        _foretold(replies)
+        _foretold(replies, arguments.yes)
     else:
-        _told(replies, problems)
+        _told(replies, problems, arguments.yes)
     return 3 if problems else 0
 
 
@@ -118,41 +121,47 @@ def _what(replies: dict[str, Json], what: str) -> None:
         print("  it is yours alone; for several people: chmod 1777 on it, and mlbox init again")
 
 
-def _foretold(replies: dict[str, Json]) -> None:
+def _foretold(replies: dict[str, Json], yes: bool) -> None:
     _what(replies, f"would be made a lab, on {', '.join(replies)}" if _is_new(replies) else "is a lab already")
     print("  its filesystem was not tried" + (", nor whether it is one folder on these hosts"
           if len(replies) > 1 and _is_new(replies) else ""))  # fmt: skip
     lines = [reply["line"] for reply in replies.values() if reply["line"]]
     if lines:
         print("\n".join(["  lab.yaml would get, under hosts:", *map(text.safe, lines)]))
-    _next(next(iter(replies.values()))["root"], list(replies), dry=True)
+    _next(next(iter(replies.values()))["root"], list(replies), yes, dry=True)
 
 
 def _is_new(replies: dict[str, Json]) -> bool:
     return any(reply["made"] for reply in replies.values())
 
 
-def _told(replies: dict[str, Json], problems: list[str]) -> None:
+def _told(replies: dict[str, Json], problems: list[str], yes: bool) -> None:
     _what(replies, "is a lab")
     for problem in problems:
         output.warn(problem)
     if not problems:
         print("  exclusive creation, renaming and flushing work there" + (", between these hosts too"
               if len({reply["host"] for reply in replies.values()}) > 1 else ""))  # fmt: skip
-        _next(next(iter(replies.values()))["root"], list(replies), dry=False)
+        _next(next(iter(replies.values()))["root"], list(replies), yes, dry=False)
 
 
-def _next(root: str, hosts: list[str], dry: bool) -> None:
+def _next(root: str, hosts: list[str], yes: bool, dry: bool) -> None:
     """What the laptop has to know of it: shown, and written if wished where there are no settings yet."""
-    path, lines = state.config_file(), f"root = {json.dumps(root)}\nhosts = {json.dumps(hosts)}\n"
+    path, lines = state.config_file(), _settings(root, hosts)
     known = state.config()
     if (known.root, sorted(known.hosts)) != (root, sorted(hosts)):
         print(f"next: these lines in {path}, by which each command finds it, and mlbox cron install\n{lines}", end="")
-        may = not path.exists() and output.may_ask()
+        if path.exists() or not (yes or output.may_ask()):
+            return
         question = "  write them there? [y]es, [n]o [y]"
-        if may and dry:
-            output.note("  it would be asked whether to write them there")
-        elif may and output.ask(question, ("yes", "no"), "yes") == "yes":
+        if dry:
+            output.note("  they would be written there" if yes else "  it would be asked whether to write them there")
+        elif yes or output.ask(question, ("yes", "no"), "yes") == "yes":
             state.write(path, lines)
+            output.note(f"  written to {path}")
     else:
         print("next: mlbox cron install")
+
+
+def _settings(root: str, hosts: list[str]) -> str:
+    return f"root = {json.dumps(root)}\nhosts = {json.dumps(hosts)}\n"

@@ -24,7 +24,7 @@ def parser(make: Any) -> argparse.ArgumentParser:
     )
     made.add_argument("--older-than", metavar="30d", help="that ended so long ago (default: 30d)")
     options.dry_run(made)
-    made.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+    options.yes(made)
     options.queue(made)
     return made
 

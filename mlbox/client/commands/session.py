@@ -100,7 +100,7 @@ def _how(group: Any) -> None:
     group.add_argument("--no-remember", action="store_true", help="keep no answers of this time for the next")
     group.add_argument("--detach", action="store_true", help="leave; its tunnels stay in the background")
     options.dry_run(group)
-    group.add_argument("-y", "--yes", action="store_true", help="ask nothing")
+    options.yes(group)
 
 
 def main(arguments: argparse.Namespace) -> int:

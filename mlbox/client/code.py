@@ -144,7 +144,7 @@ def _run_git(folder: Path | str, words: tuple[str, ...]) -> tuple[str, str]:
 
 def _is_in_repository(folder: Path) -> bool:
     for above in (folder, *folder.parents):
-        if os.path.lexists(above / ".git"):
+        if (above / ".git/HEAD").exists() or (above / ".git").is_file():  # a folder without HEAD is none to git either
             return True
         if os.path.ismount(above):  # git looks no further either
             break

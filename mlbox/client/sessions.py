@@ -31,7 +31,9 @@ def at_session(wanted: str, host: str, config: state.Config, act: Callable[[Host
         except (errors.NotFound, errors.Unreachable) as error:
             if host or set(known_hosts(config)) <= {place.name}:
                 raise
-            found = _elsewhere(wanted, place.name, config, error)
+            # Where it is remembered nobody answers: another of its name, elsewhere, is not meant.
+            known = _called(wanted) if isinstance(error, errors.Unreachable) else []
+            found = _elsewhere(known[0]["id"] if len(known) == 1 else wanted, place.name, config, error)
         return act(found)
     return act(ask_around(wanted, config))
 
@@ -49,8 +51,13 @@ def _elsewhere(wanted: str, known: str, config: state.Config, error: errors.Mlbo
     return found
 
 
+def _called(wanted: str) -> list[Json]:
+    """Those that this laptop remembers by that name or id; some may be over."""
+    return [{**s, "id": id_} for id_, s in _remembered().items() if wanted and wanted in (id_, s["name"])]
+
+
 def _known_place(wanted: str, host: str, config: state.Config) -> Host | None:
-    matching = [{**s, "id": i} for i, s in _remembered().items() if wanted in (i, s["name"])] if wanted else []
+    matching = _called(wanted)
     if len(matching) == 1 and host in ("", matching[0]["host"]):
         return of_session(matching[0], config)
     if host:
@@ -92,9 +99,16 @@ def ask_around(wanted: str, config: state.Config) -> Host:
     replies = ask_all(known_hosts(config), "sessions", {}, config)
     meant = _meant(listed(replies), wanted)
     there = {s["host"]: s for s in meant}
-    if len(there) == 1:
-        return of_session(there.popitem()[1], config)
     failed = {name: reply for name, reply in replies.items() if isinstance(reply, errors.MlboxError)}
+    if len(there) == 1:
+        [(name, one)] = there.items()
+        if others := [s for s in _called(wanted) if s["host"] in failed and s["id"] != one["id"]]:
+            those = ", ".join(f"{s['host']} ({s['id']})" for s in others)
+            raise errors.Several(
+                f"{text.safe(wanted)} may be the one on {name} ({one['id']}), or on {those}, which was not reached",
+                f"say which, by its id or with --host {name}",
+            )
+        return of_session(one, config)
     unasked = [f"not asked: {name} ({why(name, error)})" for name, error in failed.items()]
     if failed and len(failed) == len(replies):
         name, first = next(iter(failed.items()))

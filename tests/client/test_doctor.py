@@ -49,6 +49,11 @@ def test_what_is_wrong_is_said_with_what_would_mend_it(
     assert cli.main(["doctor", "gpu2", "gpu3"]) == 5
     capsys.readouterr()
     assert cli.main(["doctor", "gpu1", "gpu3"]) == 4  # nothing is wrong that was looked at
+    capsys.readouterr()
+    hosts["gpu4"] = errors.HostUnready("no python")
+    assert cli.main(["doctor", "gpu1", "gpu3", "gpu4"]) == 5
+    capsys.readouterr()
+    assert cli.main(["doctor", "gpu1", "gpu3"]) == 4
     assert "gpu3\n  ✗ ssh  no route\n         try: is it on?\n" in capsys.readouterr().out
 
 

@@ -56,7 +56,8 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
 
 def test_one_folder(hosts: Hosts) -> None:
     hosts.ids = {"gpu1": "a", "gpu2": "a"}
-    assert list(init._made(["gpu1", "gpu2", "gpu1"], state.Config())) == ["gpu1", "gpu2"]
+    replies = init._made(["gpu1", "gpu2", "gpu1"], state.Config())
+    assert {host: reply["made"] for host, reply in replies.items()} == {"gpu1": True, "gpu2": True}
     assert hosts.changes()[2:] == [("gpu1", {"ssh": "gpu1"}), ("gpu2", {"ssh": "gpu2"})]
 
 
@@ -85,7 +86,37 @@ def test_one_that_goes_away_meanwhile(hosts: Hosts, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(init, "ask_all", ask_all)
     with pytest.raises(errors.NotConnected):
         init._made(["gpu1", "gpu2"], state.Config())
-    assert hosts.changes()[2:] == [("gpu1", {"unmark": "a", "folder": True})]
+    assert hosts.changes()[-1:] == [("gpu1", {"unmark": "a", "folder": True})]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, errors.NotConnected("gone")], ids=["^C", "gone"])
+def test_what_is_interrupted_is_taken_back_and_what_stays_is_said(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any
+) -> None:
+    """One that can't take its own back keeps no other from it."""
+    hosts.ids = {"gpu1": "a", "gpu2": "b", "gpu3": "c"}
+    whole = hosts.ask_all
+
+    def ask_all(names: list[str], verb: str, args: Json, config: state.Config) -> Json:
+        replies = whole(names, verb, args, config)
+        if error is KeyboardInterrupt and names == ["gpu2", "gpu3"]:
+            raise KeyboardInterrupt
+        return replies
+
+    monkeypatch.setattr(init, "ask_all", ask_all)
+    real, failing = Host.call, error if isinstance(error, errors.MlboxError) else None
+
+    def call(host: Host, verb: str, args: Json) -> Json:
+        if failing and host.name == "gpu1" and "unmark" in args:
+            raise failing
+        return real(host, verb, args)
+
+    monkeypatch.setattr(Host, "call", call)
+    with pytest.raises(errors.Refused if failing else KeyboardInterrupt):
+        init._made(list(hosts.ids), state.Config())
+    undone = [name for name, args in hosts.changes() if "unmark" in args]
+    assert undone == (["gpu2", "gpu3"] if failing else ["gpu1"])
+    assert ("gpu1: gone: mlbox.json stays in the default ROOT there" in capsys.readouterr().err) == bool(failing)
 
 
 @pytest.mark.parametrize("words", [("-y",), ("-y", "--json"), ("-y", "--dry-run"), ("--json",), ()])

@@ -354,3 +354,26 @@ def test_a_name_that_two_have_is_no_word_for_either(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ssh_config, "place", lambda id_: {"name": entries[id_]})
     said = [sessions.word_for(id_, name) for id_, name in entries.items()]
     assert said == ["01ARYZ6S41TSV4RRFFQ69G5FAV", OTHER, "lone"]
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both are remembered", "one is"])
+def test_another_of_its_name_is_not_meant_where_its_own_host_is_away(
+    hosts: dict[str, Any], monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    if both:
+        state.remember_session(OTHER, "kind-otter", "gpu2", "")
+    hosts["gpu2"] = {"sessions": [{"id": OTHER, "name": "kind-otter"}], "met_at": {}}
+
+    def end(host: Any, *_: object) -> int:
+        if host.name == "gpu1":
+            raise DOWN
+        return pytest.fail("the other one was ended")
+
+    monkeypatch.setattr(shutdown, "end", end)
+    with pytest.raises(errors.Several if both else errors.Unreachable, match="gpu1"):
+        shutdown.run("kind-otter", "", CONFIG, False)
+
+
+def test_a_host_that_was_named_fails_a_list(hosts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert listing.run((), CONFIG, as_json=True) == 0
+    assert listing.run(("gpu1", "gpu2"), CONFIG, as_json=True) == 4

@@ -19,6 +19,7 @@ Found = Mapping[str, Union[Sequence[Finding], errors.MlboxError]]
 HERE = "this machine"
 _OLDEST = (8, 0)  # of OpenSSH
 _PATIENCE = 10.0  # s
+_AWAY = errors.Unreachable.exit_code
 _MARKS: dict[Grade, tuple[str, int]] = {"good": ("✓", 32), "note": ("·", 33), "bad": ("✗", 31)}
 
 
@@ -60,7 +61,8 @@ def _exit_code(found: Found) -> int:
     looked_at = [what for what in found.values() if not isinstance(what, errors.MlboxError)]
     if any(finding.grade == "bad" for findings in looked_at for finding in findings):
         return errors.HostUnready.exit_code
-    return next((error.exit_code for error in failed), 0)
+    # The least of them is that a host was not reached.
+    return max((error.exit_code for error in failed), default=0, key=lambda code: (code != _AWAY, code))
 
 
 def _facts(name: str, what: Sequence[Finding] | errors.MlboxError) -> dict[str, Any]:

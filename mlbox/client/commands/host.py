@@ -58,10 +58,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.do in ("add", "remove"):
         return (_add if arguments.do == "add" else _remove)(arguments, settings)
     args = {"do": arguments.do, "name": arguments.name, "why": getattr(arguments, "why", "")}
-    entry = lab.entry(arguments, settings)
     if arguments.do == "fence" and not arguments.yes:  # nobody is asked about one that is not there
         lab.entry(arguments, replace(settings, dry_run=True)).call("host", args)
         _sure(arguments.name, arguments.dry_run)
+    entry = lab.entry(arguments, settings)
     reply = entry.call("host", args)
     waiting = reply.pop("nudge")
     if arguments.do == "resume":

@@ -55,26 +55,42 @@ def main(arguments: argparse.Namespace) -> int:
 def _made(hosts: list[str], settings: state.Config) -> dict[str, Json]:
     """What each host replied. Raises what the first of them failed with, and Refused where they do not mean the same
     folder: then no host is changed."""
-    names = list(dict.fromkeys(hosts))
+    names, made = list(dict.fromkeys(hosts)), set[str]()
     if len(names) > 1:
         _check_one_folder(ask_all(names, "init", {}, replace(settings, dry_run=True)), settings)
         if not settings.dry_run:
-            _agree(names, settings)
-    return {host: connect(host, settings).call("init", {"ssh": host}) for host in names}
+            made = _agree(names, settings)
+    replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in names}
+    return {host: {**reply, "made": reply["made"] or host in made} for host, reply in replies.items()}
 
 
-def _agree(hosts: list[str], settings: state.Config) -> None:
-    """The first sets the lab's mark, where there is none, and the others see it; or each takes back what it set."""
-    first, *others = hosts  # one after the other: with all at once, GlusterFS had two marks one time in 25
-    replies = ask_all([first], "init", {"mark": True}, settings)
-    replies.update(ask_all(others, "init", {"mark": True}, settings))
+def _agree(hosts: list[str], settings: state.Config) -> set[str]:
+    """The first sets the lab's mark, where there is none, and the others see it; or each takes back what it set, also
+    where that is interrupted. Who set it."""
+    replies: dict[str, Json | errors.MlboxError] = {}
     try:
+        # One after the other: with all at once, GlusterFS had two marks one time in 25.
+        replies.update(ask_all(hosts[:1], "init", {"mark": True}, settings))
         _check_one_folder(replies, settings)
-    except errors.MlboxError:
+        replies.update(ask_all(hosts[1:], "init", {"mark": True}, settings))
+        _check_one_folder(replies, settings)
+    except BaseException:
         for host, reply in replies.items():
             if not isinstance(reply, errors.MlboxError) and reply["made"]:
-                connect(host, settings).call("init", {"unmark": reply["id"], "folder": reply["folder"]})
+                _take_back(host, reply, settings)
         raise
+    return {host for host, reply in replies.items() if not isinstance(reply, errors.MlboxError) and reply["made"]}
+
+
+def _take_back(host: str, marked: Json, settings: state.Config) -> None:
+    root = settings.root or "the default ROOT"
+    try:
+        reply = connect(host, settings).call("init", {"unmark": marked["id"], "folder": marked["folder"]})
+    except errors.MlboxError as error:
+        output.warn(f"{told(host, error)}: mlbox.json stays in {root} there")
+        return
+    if reply["left"]:
+        output.warn(f"{host}: mlbox.json stays in {root} there")
 
 
 def _check_one_folder(replies: Mapping[str, Json | errors.MlboxError], settings: state.Config) -> None:
@@ -86,7 +102,7 @@ def _check_one_folder(replies: Mapping[str, Json | errors.MlboxError], settings:
         known.add(reply["id"])
     if len(known) > 1:
         what = f"{settings.root or 'the default ROOT'} is not the same folder on these hosts"
-        raise errors.Refused(what, "is it mounted on all? nothing was changed")
+        raise errors.Refused(what, "is it mounted on all?")
 
 
 def _tried(replies: dict[str, Json], settings: state.Config) -> list[str]:

@@ -50,7 +50,7 @@ def run(hosts: Sequence[str], config: state.Config, as_json: bool) -> int:
         output.note(f"no session of yours is running on {', '.join(asked)}")
     for name, error in failed.items():
         output.warn(told(name, error))
-    return exit_code(replies)
+    return exit_code(replies, hosts)
 
 
 def _name(session: Json) -> str:

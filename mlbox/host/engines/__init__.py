@@ -131,7 +131,7 @@ class Engine(Protocol):
         """Those of its layers that mlbox made; `about` begins with the engine's name. Raises HostUnready."""
 
     def others(self) -> Others | None:
-        """The images that mlbox did not make; None where there can be none. Raises HostUnready."""
+        """The images that mlbox did not make; None where there are none. Raises HostUnready."""
 
     def forget(self, name: str) -> bool:
         """Remove a layer, unless something is made of it: then False."""

@@ -189,12 +189,12 @@ class Container:
                 )
         return found
 
-    def others(self) -> Others:
+    def others(self) -> Others | None:
         code, out, error = self.ask("images", "-q", "--no-trunc")
         if code != 0:
             raise self.unusable(error)
         pulled = [one for one in self._inspect(*dict.fromkeys(out.split())) if "mlbox.layer" not in _labels(one)]
-        return Others(self.program, len(pulled), sum(int(one["Size"]) for one in pulled))
+        return Others(self.program, len(pulled), sum(int(one["Size"]) for one in pulled)) if pulled else None
 
     def _own_size(self, document: Mapping[str, Any], labels: Mapping[str, str]) -> int:
         """Without what it stands on, where that is still there."""

@@ -90,12 +90,13 @@ def _root_id(found: store.Store, made: bool) -> str:
 def _unmark(root: Path, root_id: str, folder: bool) -> bool:
     """Take back what a call to `mark` it made: it is to be one lab with other hosts', and they see another folder.
     Whether it is a ROOT still."""
-    if lab.identify(root) == root_id:
-        (root / "mlbox.json").unlink()
+    mark = root / "mlbox.json"
+    if mark.exists() and lab.identify(root) == root_id:
+        mark.unlink(missing_ok=True)  # by another host, whose view of the share was old
         with suppress(OSError):  # somebody put something there
             if folder:
                 root.rmdir()
-    return (root / "mlbox.json").exists()
+    return mark.exists()
 
 
 def _open(folder: Path, openness: int) -> None:

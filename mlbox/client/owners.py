@@ -171,28 +171,37 @@ def end(owner: Owner, kind: str, why: str) -> None:
     killed: while its lock is held, its pid is its own."""
     with contextlib.suppress(errors.MlboxError):
         ask(owner, "end", _KILL_AFTER, kind=kind, why=why)
-    if not await_end(owner.session, _KILL_AFTER):
+    ending = _until_end(owner.session)
+    ending.join(_KILL_AFTER)
+    if ending.is_alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(owner.pid, signal.SIGKILL)
-        await_end(owner.session, _END)
+        ending.join(_END)
     living()
 
 
 def await_end(session: str, patience: float = _END) -> bool:
     """Until the kernel frees its owner's lock; False where it does not in time."""
-    try:
-        descriptor = os.open(folder_of(session), os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return True
+    ending = _until_end(session)
+    ending.join(patience)
+    return not ending.is_alive()
+
+
+def _until_end(session: str) -> threading.Thread:
+    """It lives until then. For a moment it has the lock itself, and who looks just then takes that for an owner's: one
+    is joined again, rather than another one begun beside it."""
 
     def wait() -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # its folder is gone already
+            descriptor = os.open(folder_of(session), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            finally:
+                os.close(descriptor)
 
     waiter = threading.Thread(target=wait, daemon=True)
     waiter.start()
-    waiter.join(patience)
-    return not waiter.is_alive()
+    return waiter
 
 
 def _lock(folder: Path) -> int | None:

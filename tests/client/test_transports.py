@@ -390,7 +390,8 @@ def an_agent(place: Place) -> Iterator[str]:
     socket = f"{place.folder}/agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
     try:
-        await_(lambda: Path(socket).exists())
+        asking = {**os.environ, "SSH_AUTH_SOCK": socket}  # the file is there before anybody listens
+        await_(lambda: subprocess.run(("ssh-add", "-l"), env=asking, capture_output=True).returncode == 1)  # no keys
         yield socket
     finally:
         process.terminate()

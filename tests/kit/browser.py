@@ -61,6 +61,11 @@ class Browser:
             self._process.terminate()
             self._process.communicate(timeout=30)  # reads its stderr to the end, too
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def open(self, url: str) -> Page:
         request = urllib.request.Request(f"http://{self._address}/json/new?about:blank", method="PUT")
         with urllib.request.urlopen(request, timeout=30) as answer:

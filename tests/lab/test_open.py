@@ -75,6 +75,8 @@ def test_an_editor_is_started(laptop: Laptop, tool: str, words: list[str]) -> No
     assert called(laptop) == words
     bare = laptop.run("open", "opened", "--in", tool, DISPLAY="")
     assert shlex.split(bare.out) == words and "there is no display here" in bare.err
+    way = "ssh/" if tool == "zed" else "vscode-remote/ssh-remote+"
+    assert bare.err.rstrip().endswith(f"the address: {tool}://{way}opened/workspace")
     without = laptop.run("open", "opened", "--in", tool, PATH="/usr/bin:/bin")
     assert shlex.split(without.out) == words and f"there is no program {words[0]} here" in without.err
     assert not (laptop.home / "called").exists()

@@ -247,10 +247,10 @@ class Desk:
     url: str
     pid: int
 
-    def family(self) -> list[psutil.Process]:
-        """The holder and its ssh."""
-        holder = psutil.Process(self.pid)
-        return [holder, *holder.children(recursive=True)]
+    def family(self, *more: int) -> list[psutil.Process]:
+        """The holder and its ssh, and what else is named with what that has started."""
+        heads = [psutil.Process(pid) for pid in (self.pid, *more)]
+        return [process for head in heads for process in (head, *head.children(recursive=True))]
 
 
 @pytest.fixture(scope="class")  # no longer: another test's `mlbox session` would be offered this session
@@ -264,9 +264,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 @contextmanager
-def asleep(desk: Desk) -> Iterator[None]:
+def asleep(desk: Desk, browser: Browser) -> Iterator[None]:
     """As a laptop is whose lid is closed: nothing of it runs."""
-    sleeping = desk.family()
+    sleeping = desk.family(browser.pid)
     for process in sleeping:
         process.suspend()
     try:
@@ -282,16 +282,25 @@ class TestOneDesk:
     def clean_hosts(self) -> None:
         """Not between these tests: fixture `desk` ends the session and looks after it."""
 
-    def test_asleep_while_the_network_goes(self, desk: Desk) -> None:
+    def test_asleep_while_the_network_goes(self, desk: Desk, tmp_path: Path) -> None:
+        """A page in a browser goes on by itself, without a reload."""
         before = where_it_is(desk.laptop)
-        with Notebook(desk.url) as notebook:
+        with Notebook(desk.url) as notebook, Browser(tmp_path / "profile") as browser:
             notebook.run("kept = 'still the same'")
-            with without_network(HOST), asleep(desk):
+            page = open_notebook(browser, desk.url)
+            execute(page, "kept = 'in the page'; print('awake')", "awake", "asleep-before")
+            page.value("window.neverReloaded = true")
+            with ExitStack() as night:
+                night.enter_context(without_network(HOST))
+                night.enter_context(asleep(desk, browser))
                 time.sleep(SLEEP)  # the sleep is the test
-            awake = time.monotonic()
+                awake = time.monotonic()
             notebook.connect(BACK)  # as a page does; who connects before the tunnel is back waits for it
             assert notebook.run("kept") == "'still the same'"
-            print(f"{time.monotonic() - awake:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
+            took = time.monotonic() - awake  # from when its processes and the network are to come back
+            execute(page, "print(kept)", "in the page", "asleep-after")
+            assert page.value("window.neverReloaded") is True
+            print(f"{took:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
         # By a new link, or by the old one where TCP has healed.
         awaited(lambda: where_it_is(desk.laptop) == before)  # the same process, up, on the same ports
         assert before["state"] == "up" and banner(before["ports"]["ssh"]) == b"SSH-"

@@ -74,7 +74,7 @@ def _agree(hosts: list[str], settings: state.Config) -> set[str]:
         _check_one_folder(replies, settings)
         replies.update(ask_all(hosts[1:], "init", {"mark": True}, settings))
         _check_one_folder(replies, settings)
-    except BaseException:
+    except BaseException:  # ^C too: a mark that only some hosts see would be half a lab
         for host, reply in replies.items():
             if not isinstance(reply, errors.MlboxError) and reply["made"]:
                 _take_back(host, reply, settings)

@@ -14,6 +14,7 @@ from typing import Callable
 from mlbox import errors
 from mlbox.client import output, ssh_config
 from mlbox.client.attached import Attached
+from mlbox.client.wake import Wake
 from mlbox.core import text
 
 MENU = "[r]econnect  [s]hell  [l]ogs  [d]etach (the session stays)"
@@ -32,7 +33,7 @@ class Console:
 
     def __init__(self, attached: Attached, logs: Callable[[], str], ours: bool = True) -> None:
         self._attached, self._logs, self._ours = attached, logs, ours
-        self._wake_r, self._wake_w = os.pipe()
+        self._wake = Wake()
         self._told = ""
         self._prompt = threading.Lock()
         self._prompted = False
@@ -65,24 +66,27 @@ class Console:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._told = "leave"
-        os.write(self._wake_w, b"x")
+        self._wake.wake()
 
     def _await_end(self) -> None:
         self._attached.ended.wait()
         self._told = "ended"
-        os.write(self._wake_w, b"x")
+        self._wake.wake()
 
     def _loop(self, asking: bool) -> str:
         with selectors.SelectSelector() as selector:  # macOS's kqueue can't watch /dev/tty, where </dev/tty leads
-            selector.register(self._wake_r, selectors.EVENT_READ)
+            selector.register(self._wake.descriptor, selectors.EVENT_READ)
             if asking:
                 selector.register(sys.stdin, selectors.EVENT_READ)
             while True:
                 if asking:
                     self._set_prompt(True)
                 ready = {key.fd for key, _ in selector.select()}
-                if self._wake_r in ready:
-                    return self._told
+                if self._wake.descriptor in ready:
+                    self._wake.drain()
+                    if self._told:
+                        return self._told
+                    continue
                 line = os.read(sys.stdin.fileno(), 4096)
                 if not line:
                     return "leave"

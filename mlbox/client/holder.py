@@ -31,6 +31,7 @@ from mlbox.client.reach import GUEST, PORTS, Reach
 from mlbox.client.talk import Json, Talk
 from mlbox.client.tunnels import Key, Service, TunnelEvent, Tunnels
 from mlbox.client.tunnels.probe import ping
+from mlbox.client.wake import Wake
 from mlbox.client.whereabouts import Found, Looking, Place
 from mlbox.core import wire
 
@@ -60,7 +61,7 @@ class Holder:
         self._clients: list[Talk] = []
         self._up = False
         self._over: tuple[str, str] | None = None  # ended or stopped, and why
-        self._wake_r, self._wake_w = os.pipe()
+        self._wake = Wake()
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     @property
@@ -79,19 +80,19 @@ class Holder:
             self._welcome(first)
             threading.Thread(target=self._serve, args=(first,), daemon=True).start()
             threading.Thread(target=self._accept, daemon=True).start()
-            while not select.select([self._wake_r], [], [], RENEWED)[0]:
+            while not select.select([self._wake.descriptor], [], [], RENEWED)[0]:
                 self._set()
         finally:
             self._close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._over = self._over or ("stopped", "its tunnels were ended by a signal")
-        os.write(self._wake_w, b"x")
+        self._wake.wake()
 
     def _finish(self, kind: str, why: str) -> None:
         with self._lock:
             self._over = self._over or (kind, why)
-        os.write(self._wake_w, b"x")
+        self._wake.wake()
 
     def _close(self) -> None:
         kind, why = self._over or ("stopped", "")

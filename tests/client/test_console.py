@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,14 @@ except KeyboardInterrupt:
     print("left")
 """
 
+# The kernel gives the signal to another thread: as if it had come just before the main one went to sleep, whose sleep
+# it does not end.
+_ELSEWHERE = """
+import signal, threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.{number}}})
+"""
+
 
 def at_terminal(program: str) -> Terminal:
     environment = {**os.environ, "PYTHONPATH": str(Path(mlbox.__file__).parents[1])}
@@ -44,6 +53,21 @@ def test_who_leaves_at_a_prompt(program: str, prompt: str, said: str, key: str) 
         terminal.wait_for(prompt)
         (terminal.interrupt if key == "^C" else terminal.end_input)()
         terminal.wait_for(f"^{said}$")
+
+
+@pytest.mark.parametrize(
+    ("program", "number", "prompt", "said"),
+    [
+        (_CONSOLE.format(ends=60), signal.SIGTERM, "^> ", "leave"),
+        (_CONSOLE.format(ends=60), signal.SIGINT, "^> ", "leave"),
+        (_QUESTION, signal.SIGINT, r"\[n\]o\? ", "left"),
+    ],
+)
+def test_a_signal_that_comes_just_before_it_waits(program: str, number: signal.Signals, prompt: str, said: str) -> None:
+    with at_terminal(_ELSEWHERE.format(number=number.name) + program) as terminal:
+        terminal.wait_for(prompt)
+        terminal.process.send_signal(number)
+        terminal.wait_for(f"^{said}$", 20)
 
 
 def test_an_end_that_comes_by_itself() -> None:

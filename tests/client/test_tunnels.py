@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
+from mlbox.client.tunnels import held as held_module
 from mlbox.client.tunnels import listener as listener_module
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Listener, Port
@@ -199,6 +200,32 @@ def test_silence_and_its_end(host: Host) -> None:
             back = opened.events.wait("back")
             assert back.downtime >= 0.3
             assert opened.echoes(old)
+
+
+@pytest.mark.parametrize("asleep", [(3600.0, 3600.0), (0.0, 3600.0)])  # stopped, and with its lid closed
+def test_what_is_new_after_a_sleep_waits_for_an_answer(
+    host: Host, asleep: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the link was before it is no more known; what goes there would be cut with it."""
+    answering, asked = threading.Event(), threading.Event()
+    answering.set()
+
+    def probe(path: str, timeout: float, first: bool) -> bool:
+        if not answering.is_set():
+            asked.set()
+        return answering.wait(20)
+
+    with Opened(lambda n: LocalLink(host.paths()), probe=probe) as opened:
+        opened.events.wait("up")
+        answering.clear()
+        assert asked.wait(20)
+        now = time.monotonic(), time.time()
+        monkeypatch.setattr(held_module, "_clocks", lambda: (now[0] + asleep[0], now[1] + asleep[1]))
+        assert not opened.tunnels.wait_up(0.1)
+        with opened.connect() as sock:
+            answering.set()
+            assert opened.echoes(sock)
+        assert opened.events.of("lost") == []
 
 
 def test_nobody_behind_the_link(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from mlbox.client.tunnels.events import Timing
@@ -27,13 +28,10 @@ class Held:
         self.link = link
         self.splices = Splices()
         self._tell = tell
+        self._fresh = timing.probe_every + timing.probe_timeout
+        self._heard = _clocks()
         self._prober = Prober(
-            link,
-            link.path(service),
-            probe,
-            timing.probe_timeout,
-            timing.probe_every,
-            lambda answer: tell("probe", answer),
+            link, link.path(service), probe, timing.probe_timeout, timing.probe_every, self._on_answer
         )
 
     def start(self) -> None:
@@ -50,6 +48,16 @@ class Held:
         """Probe it now."""
         self._prober.hurry()
 
+    def stale(self) -> bool:
+        """Whether nothing was heard of it for longer than its probe waits: this machine slept. What it is now is not
+        known yet, and what would go there may be lost with it."""
+        return max(now - heard for now, heard in zip(_clocks(), self._heard)) > self._fresh
+
+    def _on_answer(self, answer: str) -> None:
+        if answer != "silent":
+            self._heard = _clocks()
+        self._tell("probe", answer)
+
     def probing(self) -> bool:
         return self._prober.running()
 
@@ -59,3 +67,8 @@ class Held:
 
     def seen(self) -> Seen:
         return Seen(self.splices.idle(), self.link.alive(), self.link.stderr())
+
+
+def _clocks() -> tuple[float, float]:
+    """(s) The first stands still while a laptop sleeps; the second may be set."""
+    return time.monotonic(), time.time()

@@ -57,10 +57,16 @@ class Supervisor:
         self._thread.start()
 
     def current(self, timeout: float) -> Held | None:
-        """The link for a new connection, once one answers; None after `timeout` seconds or close()."""
+        """The link for a new connection, once one answers; None after `timeout` seconds or close(). After a sleep the
+        one that answered before it is asked first."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._open is not None, timeout)
-            return self._open if not self._stopping else None
+            if self._open is not None and self._open.stale():
+                self.hurry()
+            in_time = self._changed.wait_for(lambda: self._stopping or self._answers(), timeout)
+            return self._open if in_time and not self._stopping else None
+
+    def _answers(self) -> bool:
+        return self._open is not None and not self._open.stale()
 
     def pause(self, seconds: float) -> None:
         """Sleep until something changes, at most that long."""
@@ -118,6 +124,9 @@ class Supervisor:
         return {generation: held.seen() for generation, held in self._links.items()}
 
     def _tell(self, what: What, generation: int, detail: str) -> None:
+        if what == "probe":
+            with self._changed:
+                self._changed.notify_all()
         self._act(self._succession.take(what, generation, detail, time.monotonic(), self._seen()))
 
     def _act(self, actions: Iterable[Action]) -> None:

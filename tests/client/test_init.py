@@ -58,7 +58,7 @@ def test_one_folder(hosts: Hosts) -> None:
     hosts.ids = {"gpu1": "a", "gpu2": "a"}
     replies = init._made(["gpu1", "gpu2", "gpu1"], state.Config())
     assert {host: reply["made"] for host, reply in replies.items()} == {"gpu1": True, "gpu2": True}
-    assert hosts.changes()[2:] == [("gpu1", {"ssh": "gpu1"}), ("gpu2", {"ssh": "gpu2"})]
+    assert hosts.changes()[2:] == [(name, {"ssh": name, "several": True}) for name in ("gpu1", "gpu2")]
 
 
 def test_of_two_folders_no_mark_stays(hosts: Hosts) -> None:

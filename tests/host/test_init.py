@@ -65,6 +65,7 @@ def test_two_winners_of_a_name_are_a_problem(box: Box, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "open", careless)
     assert "exclusive creation has not exactly one winner" in box.call(init)["problems"][0]
+    assert box.call(init, several=True)["problems"] == []  # that trial is one of all, and comes
 
 
 def test_a_mark_that_was_set_for_nothing_is_taken_back(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def _made(hosts: list[str], settings: state.Config) -> dict[str, Json]:
         _check_one_folder(ask_all(names, "init", {}, replace(settings, dry_run=True)), settings)
         if not settings.dry_run:
             made = _agree(names, settings)
-    replies = {host: connect(host, settings).call("init", {"ssh": host}) for host in names}
+    several = len(names) > 1
+    replies = {host: connect(host, settings).call("init", {"ssh": host, "several": several}) for host in names}
     return {host: {**reply, "made": reply["made"] or host in made} for host, reply in replies.items()}
 
 
@@ -108,14 +109,15 @@ def _check_one_folder(replies: Mapping[str, Json | errors.MlboxError], settings:
 def _tried(replies: dict[str, Json], settings: state.Config) -> list[str]:
     """What is wrong."""
     problems = [f"{host}: {p}" for host, reply in replies.items() for p in reply["problems"]]
-    one_name_each = {reply["host"]: host for host, reply in replies.items()}
-    if len(one_name_each) > 1:
+    if len(replies) > 1:
+        one_name_each = {reply["host"]: host for host, reply in replies.items()}
         problems += _race(list(one_name_each.values()), settings)
     return problems
 
 
 def _race(hosts: list[str], settings: state.Config) -> list[str]:
-    """All hosts append to one log at once: every slot has exactly one winner, or this filesystem won't do."""
+    """All hosts append to one log at once: every slot has exactly one winner, or this filesystem won't do. With two
+    names for one host it may be one."""
     race = {"race": f".trial-{secrets.token_hex(4)}", "hosts": len(hosts)}
     answers = ask_all(hosts, "init", race, settings)
     if connect(hosts[0], settings).call("init", {**race, "over": True})["left"]:
@@ -123,7 +125,7 @@ def _race(hosts: list[str], settings: state.Config) -> list[str]:
     failed = [f"{host}: {a.message}" for host, a in answers.items() if isinstance(a, errors.MlboxError)]
     won = sorted(slot for a in answers.values() if not isinstance(a, errors.MlboxError) for slot in a["won"])
     if not failed and len(won) != len(set(won)):
-        return [f"two hosts won the same name: {len(won) - len(set(won))} of {len(won)} times"]
+        return [f"exclusive creation has not exactly one winner: {len(won) - len(set(won))} of {len(won)} won twice"]
     if not failed and not all(a["met"] for a in answers.values() if not isinstance(a, errors.MlboxError)):
         return [f"{' and '.join(hosts)} did not meet in time, so the folder was not tried between them: run it again"]
     return failed

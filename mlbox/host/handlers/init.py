@@ -1,7 +1,8 @@
 """Make a folder the lab's ROOT: its mark, its places, an example of lab.yaml; and try what the protocol needs.
 
 Several hosts first agree that it is one folder (`mark`; where it is not, `unmark`), before anything else is changed.
-The trial is of this host's own mount. Asked from two hosts at once (`race`), it is of the filesystem between them.
+The trial is of this host's own mount. Of `several` hosts, all are asked at once (`race`) when each has been made ready,
+which tries the filesystem between them too.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def run(call: Call) -> Json:
     return {
         "host": found.host, "root": str(found.root), "id": root_id, "made": made, "shared": bool(openness & 0o022),
         "trouble": rules.trouble, "hosts": sorted(known.hosts), "line": line, "queues": list(known.queues),
-        "filesystem": filesystem(found.root), "problems": [] if found.dry else _try(found.root, found.host),
+        "filesystem": filesystem(found.root),
+        "problems": [] if found.dry else _try(found, bool(call.args.get("several"))),
     }  # fmt: skip
 
 
@@ -127,17 +129,17 @@ def filesystem(root: Path) -> str:
     return best[1]
 
 
-def _try(root: Path, host: str) -> list[str]:
+def _try(found: store.Store, several: bool) -> list[str]:
     """What the protocol needs, by doing it: whole files, exclusive creation, names that others see."""
-    folder = root / f".trial-{secrets.token_hex(4)}"
+    folder = found.root / f".trial-{secrets.token_hex(4)}"
     problems = []
     try:
         folder.mkdir(mode=0o700)
         files.write_whole(folder / "whole", b"content")
         if (folder / "whole").read_bytes() != b"content":
             problems.append("a file that was renamed into place reads differently")
-        won = race.run(folder / "race", host)["won"]
-        if len(won) != len(set(won)) or len(won) != race.SLOTS:
+        won = [] if several else race.run(folder / "race", found.host)["won"]
+        if not several and (len(won) != len(set(won)) or len(won) != race.SLOTS):
             problems.append(f"exclusive creation has not exactly one winner: {len(won)} of {race.SLOTS}")
     except OSError as error:
         problems.append(f"{error.strerror}: {error.filename}")

@@ -222,14 +222,13 @@ def aside(show: Callable[..., None], *what: Any) -> None:
 
 def ask(question: str, answers: Sequence[str], default: str) -> str:
     """One of `answers`, by its first letter; asks again on anything else. Only where `may_ask()`."""
-    from mlbox.client.wake import await_line  # few commands ask
+    from mlbox.client.wake import read_line  # few commands ask
 
     while True:
         print(question, end=" ", file=sys.stderr, flush=True)
         line = ""
         try:
-            await_line(sys.stdin)
-            line = sys.stdin.readline()
+            line = read_line(sys.stdin.fileno())
         finally:
             if not line:  # ^C, ^D: what is said next begins a line of its own
                 print(file=sys.stderr, flush=True)

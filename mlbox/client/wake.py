@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import signal
-from typing import TextIO
 
 
 class Wake:
@@ -34,16 +33,18 @@ class Wake:
                 pass
 
     def close(self) -> None:
-        signal.set_wakeup_fd(self._before)
+        signal.set_wakeup_fd(self._before, warn_on_full_buffer=False)
         os.close(self.descriptor)
         os.close(self._write)
 
 
-def await_line(stream: TextIO) -> None:
-    """Until a line can be read from this terminal. Raises what a signal's handler does, ^C's KeyboardInterrupt."""
+def read_line(terminal: int) -> str:
+    """What is typed there, once it is ended; empty at the end of input. Raises what a signal's handler does, ^C's
+    KeyboardInterrupt. Without a buffer, in which a second line would be no more for select() to see."""
     wake = Wake()
     try:
-        while stream.fileno() not in select.select([stream.fileno(), wake.descriptor], [], [])[0]:
+        while terminal not in select.select([terminal, wake.descriptor], [], [])[0]:
             wake.drain()
+        return os.read(terminal, 4096).decode(errors="replace")
     finally:
         wake.close()

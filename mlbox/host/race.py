@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlbox import errors
 from mlbox.core.slots import Writer
 from mlbox.host import files, slots
 
@@ -26,7 +27,8 @@ _SLOW = 0.1  # s between two slots of a writer while another host has won none
 
 
 def run(folder: Path, host: str, hosts: int = 1) -> Json:
-    """`won`: the slots that this host's writers won; `met`: all `hosts` were at it, each winning some."""
+    """`won`: the slots that this host's writers won; `met`: all `hosts` were at it, each winning some; `broken`: what
+    ended a writer, if anything did."""
     files.make_folder(folder / "ev", 0o700)
     (folder / f"there.{host}").touch()
     deadline = time.monotonic() + _PATIENCE
@@ -35,8 +37,15 @@ def run(folder: Path, host: str, hosts: int = 1) -> Json:
     came = there >= hosts
     hosts = hosts if came else 1
     won: list[int] = []
+    broken: list[str] = []
     met = [False]
     deadline = time.monotonic() + _PATIENCE
+
+    def write(number: int) -> None:
+        try:
+            append(number)
+        except (errors.MlboxError, OSError) as error:
+            broken.append(str(error))
 
     def append(number: int) -> None:
         log, writer, alone = slots.Log(folder / "ev"), Writer(host, "trial", os.getpid(), f"{number}"), [True]
@@ -52,9 +61,9 @@ def run(folder: Path, host: str, hosts: int = 1) -> Json:
             won.append(answer.slot)
             time.sleep(_SLOW if alone[0] else 0)
 
-    writers = [threading.Thread(target=append, args=(number,)) for number in range(_WRITERS)]
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(_WRITERS)]
     for thread in writers:
         thread.start()
     for thread in writers:
         thread.join()
-    return {"won": sorted(won), "met": met[0] and came}
+    return {"won": sorted(won), "met": met[0] and came, "broken": broken[0] if broken else ""}

@@ -25,7 +25,7 @@ print(Console(attached, str).run())
 _QUESTION = """
 from mlbox.client import output
 try:
-    output.ask("Remove these? [y]es, [n]o?", ("yes", "no"), "no")
+    print(output.ask("Remove these? [y]es, [n]o?", ("yes", "no"), "no"))
 except KeyboardInterrupt:
     print("left")
 """
@@ -82,3 +82,11 @@ def test_an_answer_ends_its_line_itself(typed: str, said: str) -> None:
         terminal.wait_for("^> ")
         terminal.say(typed)
         terminal.wait_for(f"{typed}\n{said}$")
+
+
+def test_lines_that_came_at_once_answer_nothing() -> None:
+    """A program that had the terminal raw let them queue; a buffer would keep the second for another question."""
+    with at_terminal("import tty\ntty.setraw(0)\n" + _QUESTION) as terminal:
+        terminal.wait_for(r"\[n\]o\? ")
+        terminal.say("y\ny")
+        terminal.wait_for("one of: yes, no")

@@ -20,6 +20,7 @@ from mlbox.client.state import Config
             [{"won": [1, 3, 4], "met": True}, {"won": [2, 3], "met": True}],
             "exclusive creation has not exactly one winner: 1 of 5 won twice",
         ),
+        ([{"won": [1, 2], "met": True}, {"won": [3], "met": True, "broken": "a disk"}], "gpu2: a disk"),
         ([{"won": [1, 2], "met": False}, {"won": [], "met": False}], "gpu1 and gpu2 did not meet in time"),
         ([{"won": [1, 2], "met": True}, {"won": [], "met": False}], "was not tried between them"),
     ],
@@ -28,7 +29,7 @@ def test_what_a_trial_between_hosts_says(
     answers: list[dict[str, Any]], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hosts = ["gpu1", "gpu2"]
-    monkeypatch.setattr(init, "ask_all", lambda *_: dict(zip(hosts, answers)))
+    monkeypatch.setattr(init, "ask_all", lambda *_: {h: {"broken": "", **a} for h, a in zip(hosts, answers)})
     monkeypatch.setattr(init, "connect", lambda *_: SimpleNamespace(call=lambda *_: {"left": False}))
     problems = init._race(hosts, Config())
     assert (said in problems[0] and len(problems) == 1) if said else problems == []

@@ -228,6 +228,51 @@ def test_what_is_new_after_a_sleep_waits_for_an_answer(
         assert opened.events.of("lost") == []
 
 
+def test_after_a_sleep_the_link_is_asked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Opened(lambda n: LocalLink(host.paths()), timing=dataclasses.replace(CALM, probe_every=1000.0)) as opened:
+        opened.events.wait("up")
+        now = time.monotonic(), time.time()
+        monkeypatch.setattr(held_module, "_clocks", lambda: (now[0], now[1] + 3600.0))
+        assert opened.tunnels.wait_up(20)
+
+
+@pytest.mark.parametrize(
+    ("said", "stale"), [("stranger", True), ("silent", True), ("refused", False), ("answered", False)]
+)
+def test_what_ends_the_wait_after_a_sleep(host: Host, said: str, stale: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a stranger's answer, before it is told that it is one."""
+    told: list[str] = []
+    held = held_module.Held(1, LocalLink(host.paths()), ping, "guest", CALM, lambda what, detail: told.append(detail))
+    held._on_answer("answered")
+    now = time.monotonic(), time.time()
+    monkeypatch.setattr(held_module, "_clocks", lambda: (now[0], now[1] + 3600.0))
+    assert held.stale()
+    held._on_answer(said)
+    assert held.stale() is stale and told == ["answered", said]
+
+
+def test_a_refusal_is_told_at_once_however_rarely_the_guest_is_asked(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = threading.Event()
+    there.set()
+
+    def probe(path: str, timeout: float, first: bool) -> bool:
+        if there.is_set():
+            return True
+        raise ConnectionResetError
+
+    with Opened(lambda n: LocalLink(host.paths()), probe=probe) as opened:
+        opened.events.wait("up")
+        there.clear()
+        opened.events.wait("refused")
+        held = opened.tunnels._supervisor._links[1]
+        held._prober.stop()
+        now = time.monotonic(), time.time()
+        monkeypatch.setattr(held_module, "_clocks", lambda: (now[0] + 15.0, now[1] + 3600.0))
+        assert opened.tunnels.wait_up(20)
+
+
 def test_nobody_behind_the_link(host: Host) -> None:
     host.servers["guest"].close()
     with Opened(lambda n: LocalLink(host.paths())) as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from queuebox import Box, Call
 
 from mlbox import errors
-from mlbox.host import lab, race
+from mlbox.host import lab, race, slots
 from mlbox.host.handlers import init
 
 
@@ -54,6 +55,14 @@ def test_one_whom_nobody_meets_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(race, "_PATIENCE", 0.0)
     answer = race.run(tmp_path, "gpu1", 2)
     assert (answer["met"], len(answer["won"])) == (False, race.SLOTS)
+
+
+def test_what_ends_a_writer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(slots.Files, "write", full)
+    assert "No space left" in race.run(tmp_path, "gpu1")["broken"]
 
 
 def test_two_winners_of_a_name_are_a_problem(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

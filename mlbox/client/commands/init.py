@@ -122,13 +122,18 @@ def _race(hosts: list[str], settings: state.Config) -> list[str]:
     answers = ask_all(hosts, "init", race, settings)
     if connect(hosts[0], settings).call("init", {**race, "over": True})["left"]:
         output.warn(f"{race['race']} in the lab's folder could not be removed whole")
+    said = {host: answer for host, answer in answers.items() if not isinstance(answer, errors.MlboxError)}
     failed = [f"{host}: {a.message}" for host, a in answers.items() if isinstance(a, errors.MlboxError)]
-    won = sorted(slot for a in answers.values() if not isinstance(a, errors.MlboxError) for slot in a["won"])
-    if not failed and len(won) != len(set(won)):
+    won = [slot for answer in said.values() for slot in answer["won"]]
+    if failed:
+        return failed
+    if len(won) != len(set(won)):
         return [f"exclusive creation has not exactly one winner: {len(won) - len(set(won))} of {len(won)} won twice"]
-    if not failed and not all(a["met"] for a in answers.values() if not isinstance(a, errors.MlboxError)):
+    if any(answer["broken"] for answer in said.values()):
+        return [f"{host}: {answer['broken']}" for host, answer in said.items() if answer["broken"]]
+    if not all(answer["met"] for answer in said.values()):
         return [f"{' and '.join(hosts)} did not meet in time, so the folder was not tried between them: run it again"]
-    return failed
+    return []
 
 
 def _what(replies: dict[str, Json], what: str) -> None:

@@ -35,7 +35,7 @@ OnEvent = Callable[[TunnelEvent], None]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds, all on the monotonic clock."""
+    """Seconds, on the monotonic clock; a sleep, through which that may stand still, is noticed by the other too."""
 
     probe_every: float = 3.0
     probe_timeout: float = 4.0

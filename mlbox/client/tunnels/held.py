@@ -29,7 +29,7 @@ class Held:
         self.splices = Splices()
         self._tell = tell
         self._fresh = timing.probe_every + timing.probe_timeout
-        self._heard = _clocks()
+        self._heard: tuple[float, float] | None = None
         self._prober = Prober(
             link, link.path(service), probe, timing.probe_timeout, timing.probe_every, self._on_answer
         )
@@ -49,13 +49,16 @@ class Held:
         self._prober.hurry()
 
     def stale(self) -> bool:
-        """Whether nothing was heard of it for longer than its probe waits: this machine slept. What it is now is not
-        known yet, and what would go there may be lost with it."""
-        return max(now - heard for now, heard in zip(_clocks(), self._heard)) > self._fresh
+        """Whether it answered, and that for longer than its probe waits has not been heard again: this machine slept.
+        What the link is now is not known yet, and what would go there may be lost with it."""
+        heard = self._heard
+        return heard is not None and max(now - then for now, then in zip(_clocks(), heard)) > self._fresh
 
     def _on_answer(self, answer: str) -> None:
-        if answer != "silent":
+        if answer == "answered":
             self._heard = _clocks()
+        elif answer == "refused":  # it is asked ever more rarely then, and who comes is to hear the host's no at once
+            self._heard = None
         self._tell("probe", answer)
 
     def probing(self) -> bool:

@@ -78,7 +78,7 @@ class Supervisor:
         self._inbox.put(("reconnect", 0, ""))
 
     def hurry(self) -> None:
-        """Whoever is asked ever less often, for it was not there, is asked now."""
+        """Who is asked now and then, or ever less often, for it was not there, is asked now."""
         self._inbox.put(("hurry", 0, ""))
 
     def anew(self, reason: str) -> None:
@@ -124,10 +124,10 @@ class Supervisor:
         return {generation: held.seen() for generation, held in self._links.items()}
 
     def _tell(self, what: What, generation: int, detail: str) -> None:
-        if what == "probe":
+        self._act(self._succession.take(what, generation, detail, time.monotonic(), self._seen()))
+        if what == "probe":  # after a sleep some wait for just that
             with self._changed:
                 self._changed.notify_all()
-        self._act(self._succession.take(what, generation, detail, time.monotonic(), self._seen()))
 
     def _act(self, actions: Iterable[Action]) -> None:
         for action in actions:

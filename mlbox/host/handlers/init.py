@@ -138,9 +138,12 @@ def _try(found: store.Store, several: bool) -> list[str]:
         files.write_whole(folder / "whole", b"content")
         if (folder / "whole").read_bytes() != b"content":
             problems.append("a file that was renamed into place reads differently")
-        won = [] if several else race.run(folder / "race", found.host)["won"]
-        if not several and (len(won) != len(set(won)) or len(won) != race.SLOTS):
-            problems.append(f"exclusive creation has not exactly one winner: {len(won)} of {race.SLOTS}")
+        if not several:
+            trial = race.run(folder / "race", found.host)
+            won = trial["won"]
+            if len(won) != len(set(won)) or len(won) != race.SLOTS:
+                said = f"exclusive creation has not exactly one winner: {len(won)} of {race.SLOTS}"
+                problems.append(f"{said}; {trial['broken']}" if trial["broken"] else said)
     except OSError as error:
         problems.append(f"{error.strerror}: {error.filename}")
     finally:

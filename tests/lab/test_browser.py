@@ -17,6 +17,8 @@ from pages import execute, open_notebook, open_terminal, open_workbench
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
 HOST = "gpu2"
+# JupyterLab opens what was open the last time, also another test's notebook, and then no launcher.
+TABS = "~/.local/share/mlbox/users/ada/home/.jupyter/lab/workspaces"
 # Where code-server keeps its user's settings. Its walkthrough opens at its own time, and takes the keys then.
 SETTINGS = "~/.local/share/mlbox/users/ada/home/.local/share/code-server/User"
 QUIET = '{"workbench.startupEditor": "none", "security.workspace.trust.enabled": false}'
@@ -34,6 +36,7 @@ class Desk:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("desk")
     laptop = Laptop(folder / "home")
+    ssh(HOST, f"rm -rf {TABS}")
     try:
         with Browser(folder / "profile") as browser:
             session = laptop.attach("session", HOST, "--gpus", "1", "--image", SESSION_IMAGE, "--name", "desk")
@@ -69,7 +72,8 @@ def kill_the_tunnel(desk: Desk) -> None:
 def test_jupyters_page_opens(desk: Desk) -> None:
     page = desk.browser.open(desk.block["jupyter"])
     page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
-    page.wait_for("document.querySelector('.jp-LauncherCard[data-category=\"Notebook\"] img, .jp-LauncherCard svg')")
+    launcher = "document.querySelector('.jp-LauncherCard[data-category=\"Notebook\"] img, .jp-LauncherCard svg')"
+    page.wait_for(launcher, ARTIFACTS / "jupyter-failed.png")
     page.picture(ARTIFACTS / "jupyter.png")
     assert "JupyterLab" in page.value("document.title")
 

@@ -298,7 +298,7 @@ class TestOneDesk:
             notebook.connect(BACK)  # as a page does; who connects before the tunnel is back waits for it
             assert notebook.run("kept") == "'still the same'"
             took = time.monotonic() - awake  # from when its processes and the network are to come back
-            execute(page, "print(kept)", "in the page", "asleep-after")
+            execute(page, "print(kept)", "in the page", "asleep-after", again=True)
             assert page.value("window.neverReloaded") is True
             print(f"{took:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
         # By a new link, or by the old one where TCP has healed.

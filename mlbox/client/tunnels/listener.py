@@ -113,7 +113,7 @@ class Listener:
         with self._lock:
             open_now = dict(self._connections)
         for connection, thread in open_now.items():
-            shutdown(connection, socket.SHUT_RD, socket.SHUT_WR)
+            shutdown(connection, socket.SHUT_WR, socket.SHUT_RD)  # what hears the second says no more
             if thread is not threading.current_thread():
                 thread.join()
 

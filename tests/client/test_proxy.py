@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mlbox.client import proxy
+from mlbox.client import proxy, state
 from tests.client.kit import Host, Server, Sshd
 
 PROXY = (sys.executable, "-I", "-S", proxy.__file__)
@@ -46,7 +46,7 @@ class Way:
         }  # fmt: skip
 
     def argv(self) -> tuple[str, ...]:
-        (self.folder / "place.json").write_text(json.dumps(self.place))
+        state.write(self.folder / "place.json", json.dumps(self.place))  # whole: others may be reading it
         return (*PROXY, str(self.folder / "place.json"))
 
     def run(self) -> subprocess.CompletedProcess[bytes]:

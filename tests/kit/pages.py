@@ -47,8 +47,8 @@ _TAKEN_UP = f"/[*0-9]/.test(({_CELLS}.at(-2)?.querySelector('.jp-InputPrompt') ?
 
 
 def execute(page: Page, code: str, expected: str, picture: str, again: bool = False) -> None:
-    """In the last cell, which is empty. `again`: there was an outage just now; what is run before the page has noticed
-    that its connection broke, it sends to nobody, and a person runs it once more."""
+    """In the last cell, which is empty. `again`: the page slept; what is run before it has noticed that its
+    connection broke, it sends to nobody, and a person runs it once more."""
     failed = ARTIFACTS / f"{picture}-failed.png"
     for _ in range(6):  # a page that is just connecting anew may take the cursor away
         page.click(".jp-Notebook .jp-CodeCell:last-child .cm-content")

@@ -89,7 +89,7 @@ def test_an_open_page_goes_on_after_the_tunnel_was_killed(desk: Desk) -> None:
     execute(page, "kept = 'still the same'; print('before')", "before", "recovery-before")
     page.value("window.neverReloaded = true")
     kill_the_tunnel(desk)
-    execute(page, "print(kept)", "still the same", "recovery-after", again=True)
+    execute(page, "print(kept)", "still the same", "recovery-after")
     assert page.value("window.neverReloaded") is True
     assert len(ask(desk.block["jupyter"], "/api/kernels")) >= 1
 

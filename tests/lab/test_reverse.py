@@ -296,7 +296,7 @@ def test_an_open_page_goes_on_after_the_tunnel_was_killed(lab: Lab, session: Att
         as_root(WS, "kill", "-9", before)
         awaited(lambda: dialling() not in ([], [before]))
         works(lab, session)
-        execute(page, "print('still', kept)", "still far", "reverse-after", again=True)
+        execute(page, "print('still', kept)", "still far", "reverse-after")
         assert page.value("window.neverReloaded") is True
         open_workbench(browser, block["vscode"].split()[0])
     on_ws("rm -rf ~/mlbox/*.ipynb ~/mlbox/.ipynb_checkpoints")

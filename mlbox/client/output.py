@@ -225,9 +225,9 @@ def ask(question: str, answers: Sequence[str], default: str) -> str:
     from mlbox.client.wake import read_line  # few commands ask
 
     while True:
-        print(question, end=" ", file=sys.stderr, flush=True)
         line = ""
         try:
+            print(question, end=" ", file=sys.stderr, flush=True)
             line = read_line(sys.stdin.fileno())
         finally:
             if not line:  # ^C, ^D: what is said next begins a line of its own

@@ -30,6 +30,19 @@ except KeyboardInterrupt:
     print("left")
 """
 
+# ^C comes as soon as the question can be seen, before the answer is waited for.
+_AT_ONCE = """
+import os, signal, sys
+class Seen:
+    def __init__(self, stream): self.stream = stream
+    def write(self, words): return self.stream.write(words)
+    def flush(self):
+        self.stream.flush()
+        sys.stderr = self.stream
+        os.kill(os.getpid(), signal.SIGINT)
+sys.stderr = Seen(sys.stderr)
+"""
+
 # The kernel gives the signal to another thread: as if it had come just before the main one went to sleep, whose sleep
 # it does not end.
 _ELSEWHERE = """
@@ -53,6 +66,11 @@ def test_who_leaves_at_a_prompt(program: str, prompt: str, said: str, key: str) 
         terminal.wait_for(prompt)
         (terminal.interrupt if key == "^C" else terminal.end_input)()
         terminal.wait_for(f"^{said}$")
+
+
+def test_who_leaves_as_soon_as_a_question_is_seen() -> None:
+    with at_terminal(_AT_ONCE + _QUESTION) as terminal:
+        terminal.wait_for("^left$")
 
 
 @pytest.mark.parametrize(

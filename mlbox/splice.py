@@ -84,7 +84,7 @@ class Splices:
     """Those that run by one way, or for one person, and end with it."""
 
     def __init__(self) -> None:
-        self._running: set[Carried] = set()
+        self._running: dict[Carried, bool] = {}  # whether a page's
         self._over = False
         self._lock = threading.Lock()
 
@@ -96,16 +96,16 @@ class Splices:
         with self._lock:
             return not self._running
 
-    def add(self, splice: Carried) -> bool:
-        """False where they were ended meanwhile: it must not run."""
+    def add(self, splice: Carried, page: bool = False) -> bool:
+        """False where they were ended meanwhile: it must not run. page: its client comes again by itself."""
         with self._lock:
             if not self._over:
-                self._running.add(splice)
+                self._running[splice] = page
             return not self._over
 
     def remove(self, splice: Carried) -> None:
         with self._lock:
-            self._running.discard(splice)
+            self._running.pop(splice, None)
 
     def cut(self) -> int:
         """End them now, and whatever would be added; how many they were."""
@@ -115,6 +115,13 @@ class Splices:
         for splice in running:
             splice.cut()
         return len(running)
+
+    def cut_pages(self) -> None:
+        """End those whose clients come again by themselves."""
+        with self._lock:
+            pages = [splice for splice, page in self._running.items() if page]
+        for splice in pages:
+            splice.cut()
 
 
 def let_go(near: socket.socket) -> None:

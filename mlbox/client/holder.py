@@ -7,9 +7,8 @@
 
 A client says one JSON line for each question, over the pair of sockets that it started us with or over `control` in
 our folder, and hears the reply; in between it hears what happens: {"say": …}, {"up": …}, {"reach": …} of a new start,
-{"ended" or "stopped": why}. The end of a client's connection is its leaving, however it died. Nothing here waits by
-asking again and again: each thread sleeps until something happens, and a lost link is dialled with the supervisor's
-back-off.
+{"ended" or "stopped": why}. The end of a client's connection is its leaving, however it died. Nothing here polls: each
+thread sleeps until something happens, and a lost link is dialled with the supervisor's back-off.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Holder:
         self._place, self._folder = Place.of(reach, config), folder
         ports = {**PORTS, **config.ports}
         self._tunnels = Tunnels(
-            [Service(name, ports[name], gated=name == "vscode") for name in reach.services],
+            [Service(name, ports[name], gated=name == "vscode", page=name != "ssh") for name in reach.services],
             lambda generation: self._place.link(folder, generation),
             self._on_event,
             Key(reach.id, reach.gate_token()),

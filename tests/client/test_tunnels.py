@@ -235,6 +235,25 @@ def test_what_is_new_after_a_sleep_waits_for_an_answer(
         assert opened.events.of("lost") == []
 
 
+@pytest.mark.parametrize("asleep", [(3600.0, 3600.0), (0.0, 3600.0)])  # stopped, and with its lid closed
+def test_after_a_sleep_pages_are_to_connect_anew(
+    host: Host, asleep: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until they know that they have to, what is typed there may go into a dead link. Nothing else is cut for it."""
+    page = Service("page", 0, page=True)
+    paths = {**host.paths(), "page": host.paths()["echo"]}
+    with Opened(lambda n: LocalLink(paths), page, ECHO) as opened:
+        with opened.connect("page") as sock, opened.connect() as other:
+            assert opened.echoes(sock) and opened.echoes(other)
+            now = time.monotonic(), time.time()
+            monkeypatch.setattr(held_module, "_clocks", lambda: (now[0] + asleep[0], now[1] + asleep[1]))
+            assert sock.recv(1) == b""
+            assert opened.echoes(other)
+        with opened.connect("page") as again:
+            assert opened.echoes(again)
+        assert opened.events.of("lost") == []
+
+
 def test_after_a_sleep_the_link_is_asked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     with Opened(lambda n: LocalLink(host.paths()), timing=dataclasses.replace(CALM, probe_every=1000.0)) as opened:
         opened.events.wait("up")
@@ -616,7 +635,7 @@ def test_a_guest_that_is_not_there_is_asked_less_and_less(host: Host) -> None:
             raise ConnectionResetError
         return True
 
-    prober = Prober(LocalLink({}), "", probe, 4.0, 3.0, lambda answer: None)
+    prober = Prober(LocalLink({}), "", probe, 4.0, 3.0, lambda: None, lambda answer: None)
     clock = prober._now = Clock(12, prober.stop)
     prober.start()
     prober.join()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from labbox import as_root
@@ -38,6 +38,20 @@ def without_network(host: str) -> Iterator[None]:
     finally:
         for chain, direction in _ALL_PACKETS:
             as_root(host, "iptables", "-D", chain, direction, "eth0", "-j", "DROP", check=False)
+
+
+@contextmanager
+def forgotten(host: str, ports: Iterable[int]) -> Iterator[None]:
+    """Connections that came from these ports lead nowhere any more, as when a router in between has forgotten them."""
+    ways = [(chain, side, str(port)) for port in ports for chain, side in (("INPUT", "--sport"), ("OUTPUT", "--dport"))]
+    assert ways
+    try:
+        for chain, side, port in ways:
+            as_root(host, "iptables", "-w", "-I", chain, "-p", "tcp", side, port, "-j", "DROP")
+        yield
+    finally:
+        for chain, side, port in ways:
+            as_root(host, "iptables", "-w", "-D", chain, "-p", "tcp", side, port, "-j", "DROP", check=False)
 
 
 # Files of many names, for each name is on one of its bricks, and these come back one by one; and names of this host's,

@@ -46,9 +46,8 @@ _LAST = f"{_CELLS}.at(-1).querySelector('.cm-content')"
 _TAKEN_UP = f"/[*0-9]/.test(({_CELLS}.at(-2)?.querySelector('.jp-InputPrompt') ?? {{}}).innerText ?? '')"
 
 
-def execute(page: Page, code: str, expected: str, picture: str, again: bool = False) -> None:
-    """In the last cell, which is empty. `again`: the page slept; what is run before it has noticed that its
-    connection broke, it sends to nobody, and a person runs it once more."""
+def execute(page: Page, code: str, expected: str, picture: str) -> None:
+    """In the last cell, which is empty."""
     failed = ARTIFACTS / f"{picture}-failed.png"
     for _ in range(6):  # a page that is just connecting anew may take the cursor away
         page.click(".jp-Notebook .jp-CodeCell:last-child .cm-content")
@@ -60,20 +59,14 @@ def execute(page: Page, code: str, expected: str, picture: str, again: bool = Fa
     page.press("Shift+Enter")
     if not page.value(_within(10, _TAKEN_UP), wait=True):
         ran_before = page.value("/\\[\\d+\\]/.test(document.querySelector('.jp-Notebook').innerText)")
-        assert again or not ran_before, "the page forgot a cell"
-        _run_again(page)  # the first one of a new notebook it may forget, while its own connection is made
+        assert not ran_before, "the page forgot a cell"
+        page.click(".jp-Notebook .jp-CodeCell:nth-last-child(2) .cm-content")
+        page.press("Shift+Enter")  # the first one of a new notebook it may forget, while its own connection is made
     came = (
         f"[...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.innerText.trim()).includes({expected!r})"
     )
-    if again and not page.value(_within(20, came), wait=True):
-        _run_again(page)
     page.wait_for(came, failed)
     page.picture(ARTIFACTS / f"{picture}.png")
-
-
-def _run_again(page: Page) -> None:
-    page.click(".jp-Notebook .jp-CodeCell:nth-last-child(2) .cm-content")
-    page.press("Shift+Enter")
 
 
 def open_workbench(browser: Browser, vscode: str) -> Page:

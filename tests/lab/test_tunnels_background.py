@@ -24,7 +24,7 @@ from far import THERE, far_away
 from labbox import SESSION_IMAGE, SSH_CONFIG, START, Laptop, Result, as_root, first_process
 from labkit.inventory import HOSTS
 from notebook import Notebook
-from outage import without_network, without_sshd
+from outage import forgotten, without_network, without_sshd
 from pages import execute, open_notebook, open_workbench
 from queuelab import awaited
 from terminal import at_terminal
@@ -252,6 +252,15 @@ class Desk:
         heads = [psutil.Process(pid) for pid in (self.pid, *more)]
         return [process for head in heads for process in (head, *head.children(recursive=True))]
 
+    def ports(self) -> set[int]:
+        """From which its connections to the host come."""
+        return {
+            link.laddr.port
+            for process in self.family()
+            for link in process.net_connections("tcp")
+            if link.status == psutil.CONN_ESTABLISHED and link.raddr.port == 22
+        }
+
 
 @pytest.fixture(scope="class")  # no longer: another test's `mlbox session` would be offered this session
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
@@ -295,15 +304,27 @@ class TestOneDesk:
                 night.enter_context(asleep(desk, browser))
                 time.sleep(SLEEP)  # the sleep is the test
                 awake = time.monotonic()
+            execute(page, "print(kept)", "in the page", "asleep-after")  # typed at once, be the old link dead or not
+            took = time.monotonic() - awake  # from when its processes and the network are to come back
+            assert page.value("window.neverReloaded") is True
             notebook.connect(BACK)  # as a page does; who connects before the tunnel is back waits for it
             assert notebook.run("kept") == "'still the same'"
-            took = time.monotonic() - awake  # from when its processes and the network are to come back
-            execute(page, "print(kept)", "in the page", "asleep-after", again=True)
-            assert page.value("window.neverReloaded") is True
             print(f"{took:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
         # By a new link, or by the old one where TCP has healed.
         awaited(lambda: where_it_is(desk.laptop) == before)  # the same process, up, on the same ports
         assert before["state"] == "up" and banner(before["ports"]["ssh"]) == b"SSH-"
+
+    def test_asleep_until_its_connection_is_forgotten(self, desk: Desk, tmp_path: Path) -> None:
+        """It never heals; what is typed at once goes into the next one all the same."""
+        with Browser(tmp_path / "profile") as browser:
+            page = open_notebook(browser, desk.url)
+            execute(page, "kept = 'in the page'; print('awake')", "awake", "forgotten-before")
+            noted = len(log_of(desk.laptop))
+            with forgotten(HOST, desk.ports()):
+                with asleep(desk, browser):
+                    time.sleep(Timing.slept + 5)  # the sleep is the test
+                execute(page, "print(kept)", "in the page", "forgotten-after")
+                await_log(desk.laptop, "tunnel is back", noted)
 
     def test_a_minute_without_a_network_is_a_quiet_one(self, desk: Desk) -> None:
         noted = len(log_of(desk.laptop))

@@ -28,10 +28,11 @@ class Held:
         self.link = link
         self.splices = Splices()
         self._tell = tell
-        self._fresh = timing.probe_every + timing.probe_timeout
+        self._fresh, self._slept = timing.probe_every + timing.probe_timeout, timing.slept
         self._heard: tuple[float, float] | None = None
+        self._asked = _clocks()
         self._prober = Prober(
-            link, link.path(service), probe, timing.probe_timeout, timing.probe_every, self._on_answer
+            link, link.path(service), probe, timing.probe_timeout, timing.probe_every, self._on_ask, self._on_answer
         )
 
     def start(self) -> None:
@@ -51,8 +52,14 @@ class Held:
     def stale(self) -> bool:
         """Whether it answered, and that for longer than its probe waits has not been heard again: this machine slept.
         What the link is now is not known yet, and what would go there may be lost with it."""
-        heard = self._heard
-        return heard is not None and max(now - then for now, then in zip(_clocks(), heard)) > self._fresh
+        return self._heard is not None and _since(self._heard) > self._fresh
+
+    def _on_ask(self) -> None:
+        """Where this machine slept since it asked last, pages are told at once that their connections broke. Until they
+        know they lose what is typed, in a link that may be dead; then they keep it for the next one."""
+        if _since(self._asked) > self._slept:
+            self.splices.cut_pages()
+        self._asked = _clocks()
 
     def _on_answer(self, answer: str) -> None:
         if answer == "answered":
@@ -70,6 +77,10 @@ class Held:
 
     def seen(self) -> Seen:
         return Seen(self.splices.idle(), self.link.alive(), self.link.stderr())
+
+
+def _since(then: tuple[float, float]) -> float:
+    return max(now - before for now, before in zip(_clocks(), then))
 
 
 def _clocks() -> tuple[float, float]:

@@ -35,12 +35,13 @@ _NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 @dataclass(frozen=True)
 class Service:
     """wanted_port: 0 for any. gated: it has no password of its own (gate.py). inside: it is no socket on the host but
-    this port inside the session (inside.py)."""
+    this port inside the session (inside.py). page: what comes is a browser, whose pages connect anew by themselves."""
 
     name: str
     wanted_port: int
     gated: bool = False
     inside: int = 0
+    page: bool = False
 
 
 class Port:

@@ -91,16 +91,25 @@ def _proves(line: bytes, key: str, nonce: str) -> bool:
 
 
 class Prober:
-    """Asks again and again and tells "answered", "silent", "refused" or "stranger", until stop()."""
+    """Asks again and again, each time after `begin()`, and tells "answered", "silent", "refused" or "stranger", until
+    stop()."""
 
     def __init__(
-        self, link: Link, path: str, probe: Probe, timeout: float, every: float, tell: Callable[[str], None]
+        self,
+        link: Link,
+        path: str,
+        probe: Probe,
+        timeout: float,
+        every: float,
+        begin: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> None:
         self._link = link
         self._path = path
         self._probe = probe
         self._timeout = timeout
         self._every = every
+        self._begin = begin
         self._tell = tell
         self._absent = Backoff(min(AGAIN, every), AGAIN_LAST)
         self._now = threading.Event()
@@ -134,6 +143,7 @@ class Prober:
                 return
         first = True
         while not self._stop.is_set():
+            self._begin()
             answer = self._ask(first)
             first = False
             if not self._stop.is_set():

@@ -132,7 +132,7 @@ class Tunnels:
                 return
             if far is not None:
                 splice = Splice(connection, far)
-                if held.splices.add(splice):
+                if held.splices.add(splice, service.page):
                     break
                 far.close()
             self._supervisor.pause(again.delay())  # its process has just gone, which is noticed at once; or its service
@@ -148,7 +148,7 @@ class Tunnels:
             return False
         with Handover(*offer, connection) as handover:
             try:
-                taken = held.splices.add(handover) and handover.run()
+                taken = held.splices.add(handover, service.page) and handover.run()
             finally:
                 self._leave(held, handover)
         if taken:

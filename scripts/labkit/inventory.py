@@ -1,6 +1,7 @@
 """What the lab consists of: every version, package list, host, user and GPU in one place."""
 
 import os
+import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,8 @@ class Copy:
 
 
 def _further(count: int) -> str:
+    if LAB_SUBNET.count(".") != 2:
+        sys.exit(f"MLBOX_LAB_SUBNET={LAB_SUBNET!r}: three numbers, as 10.213.77, to which a fourth is added")
     first, second, third = LAB_SUBNET.split(".")
     return f"{first}.{int(second) + count}.{third}"
 

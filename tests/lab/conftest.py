@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from labbox import ARTIFACTS, LAB, PYZ, Laptop, blame, left_behind
 from labkit import engine as engines
 from labkit import gpus as false_gpus
 from labkit import laptop as laptops
-from labkit.inventory import HOSTS, Copy
+from labkit.inventory import HOSTS, RUN, Copy
 from outage import await_share
 from queuelab import Lab, opened
 
@@ -49,13 +50,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def lab_is_up() -> None:
+def lab_is_up() -> Iterator[None]:
     if not PYZ.exists():
         pytest.exit("dist/mlbox.pyz is missing: make pyz", returncode=2)
     state = subprocess.run([sys.executable, str(LAB), "status", "--json"], capture_output=True, text=True)
     if state.returncode != 0 or not json.loads(state.stdout)["up"]:
         pytest.exit(f"the lab is not up: scripts/lab up\n{state.stderr}", returncode=2)
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    with (RUN / "tests.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.exit(f"other tests run in the lab of {RUN}, and each ends what it finds there: wait", returncode=2)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -910,6 +910,25 @@ def test_a_key_with_a_passphrase(place: Place, monkeypatch: pytest.MonkeyPatch, 
         channel.kill()
 
 
+def test_who_has_no_passphrase_to_give_goes_on_without_that_key(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open!", "-f", f"{tmp_path}/locked"], check=True)
+    shown: list[bool] = []
+
+    def end_of_input(prompt: str) -> str:
+        shown.append(output.Progress._shown is not None and output.Progress._shown._still > 0)
+        raise EOFError
+
+    monkeypatch.setattr(output, "may_ask", lambda: True)
+    monkeypatch.setattr(getpass, "getpass", end_of_input)
+    monkeypatch.setattr(output, "_plain", lambda stream: False)
+    with output.Progress("asking"):
+        transport = place.transport("fabric", place.config(f"{place.folder}/id", f"{tmp_path}/locked"))
+        assert "the login was refused" in failure(transport).message
+    assert shown == [True]  # nothing is drawn over the question
+
+
 def test_keys_of_an_agent(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copy(place.folder / "id.pub", tmp_path / "id.pub")
     (tmp_path / "id").write_text("not readable here")

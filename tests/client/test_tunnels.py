@@ -249,9 +249,37 @@ def test_after_a_sleep_pages_are_to_connect_anew(
             monkeypatch.setattr(held_module, "_clocks", lambda: (now[0] + asleep[0], now[1] + asleep[1]))
             assert sock.recv(1) == b""
             assert opened.echoes(other)
-        with opened.connect("page") as again:
-            assert opened.echoes(again)
+            with opened.connect("page") as again:
+                assert opened.echoes(again)
+            assert opened.echoes(other)
         assert opened.events.of("lost") == []
+
+
+def test_a_page_that_came_after_the_sleep_stays(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a probe was under way all that time, and answers."""
+    page, asked, answering = Service("echo", 0, page=True), threading.Event(), threading.Event()
+    connected, rounds = threading.Event(), threading.Semaphore(0)
+    answering.set()
+
+    def probe(path: str, timeout: float, first: bool) -> bool:
+        if not answering.is_set():
+            asked.set()
+        if connected.is_set():
+            rounds.release()
+        return answering.wait(20)
+
+    with Opened(lambda n: LocalLink(host.paths()), page, probe=probe) as opened:
+        opened.events.wait("up")
+        answering.clear()
+        assert asked.wait(20)
+        now = time.monotonic(), time.time()
+        monkeypatch.setattr(held_module, "_clocks", lambda: (now[0] + 3600.0, now[1] + 3600.0))
+        with opened.connect() as sock:
+            answering.set()
+            assert opened.echoes(sock)
+            connected.set()
+            assert rounds.acquire(timeout=20) and rounds.acquire(timeout=20)
+            assert opened.echoes(sock)
 
 
 def test_after_a_sleep_the_link_is_asked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from mlbox.core.gpu import Gpu
 from mlbox.core.job import JobSpec
 from mlbox.core.resources import Resources
 from mlbox.core.session import Spec
-from mlbox.host import files, keeping, nvml, processes
+from mlbox.host import driver, files, keeping, nvml, processes
 from mlbox.host.engines import aside, container
 from mlbox.host.engines.docker import Docker
 from mlbox.host.handlers import status, submit
@@ -52,6 +52,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(aside, "REST", 3600.0)  # however slow this machine is
+    # By the clock of later() another test, which asks just then, would seem to hang.
+    monkeypatch.setattr(driver, "PATIENCE", 2 * aside.REST)
     monkeypatch.setattr(nvml, "is_there", lambda: True)
     monkeypatch.setattr(nvml, "gpus", lambda: ([Gpu(0, "GPU-1", "A100", 40960)], "550"))
 

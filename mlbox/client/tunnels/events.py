@@ -40,7 +40,7 @@ class Timing:
     probe_every: float = 3.0
     probe_timeout: float = 4.0
     grace: float = 10.0  # a silent link's, once a newer one answers
-    slept: float = 30.0  # between two probes: this machine was not awake
+    slept: float = 30.0  # between two looks, of which there is one at each probe and answer: this machine was not awake
     start_limit: float = 45.0  # from start to the first answer; ssh's own ConnectTimeout is 10
     first_start_limit: float = 180.0  # the first one may ask for a passphrase or a touch
     backoff_first: float = 0.2

@@ -30,9 +30,9 @@ class Held:
         self._tell = tell
         self._fresh, self._slept = timing.probe_every + timing.probe_timeout, timing.slept
         self._heard: tuple[float, float] | None = None
-        self._asked = _clocks()
+        self._looked = _clocks()
         self._prober = Prober(
-            link, link.path(service), probe, timing.probe_timeout, timing.probe_every, self._on_ask, self._on_answer
+            link, link.path(service), probe, timing.probe_timeout, timing.probe_every, self._heed_sleep, self._on_answer
         )
 
     def start(self) -> None:
@@ -52,16 +52,18 @@ class Held:
     def stale(self) -> bool:
         """Whether it answered, and that for longer than its probe waits has not been heard again: this machine slept.
         What the link is now is not known yet, and what would go there may be lost with it."""
-        return self._heard is not None and _since(self._heard) > self._fresh
+        return self._heard is not None and _longest(self._heard, _clocks()) > self._fresh
 
-    def _on_ask(self) -> None:
-        """Where this machine slept since it asked last, pages are told at once that their connections broke. Until they
-        know they lose what is typed, in a link that may be dead; then they keep it for the next one."""
-        if _since(self._asked) > self._slept:
+    def _heed_sleep(self) -> None:
+        """Where this machine slept since this was looked at, pages are told at once that their connections broke. Until
+        they know they lose what is typed, in a link that may be dead; then they keep it for the next one."""
+        now = _clocks()
+        if _longest(self._looked, now) > self._slept:
             self.splices.cut_pages()
-        self._asked = _clocks()
+        self._looked = now
 
     def _on_answer(self, answer: str) -> None:
+        self._heed_sleep()  # before that is routed here which is to stay
         if answer == "answered":
             self._heard = _clocks()
         elif answer == "refused":  # it is asked ever more rarely then, and who comes is to hear the host's no at once
@@ -79,8 +81,8 @@ class Held:
         return Seen(self.splices.idle(), self.link.alive(), self.link.stderr())
 
 
-def _since(then: tuple[float, float]) -> float:
-    return max(now - before for now, before in zip(_clocks(), then))
+def _longest(since: tuple[float, float], now: tuple[float, float]) -> float:
+    return max(after - before for before, after in zip(since, now))
 
 
 def _clocks() -> tuple[float, float]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import getpass
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlbox.client import output
 from mlbox.client.transports.fabric.library import load
 from mlbox.client.transports.fabric.settings import Settings
 
 _LOCKED = object()
+_ASKING = threading.Lock()
 
 
 class Keyring:
@@ -25,11 +28,20 @@ class Keyring:
         if file not in self._loaded:
             key = _read_key(file, None)
             if key is _LOCKED:
-                key = _read_key(file, getpass.getpass(f"passphrase of {file}: ")) if ask else None
+                key = _read_key(file, _ask(file)) if ask else None
             if key is None or key is _LOCKED:
                 return None
             self._loaded[file] = key
         return self._loaded[file]
+
+
+def _ask(file: str) -> str:
+    """Of several hosts' threads one at a time. Empty where the person has none to give (^D)."""
+    with _ASKING, output.still():
+        try:
+            return getpass.getpass(f"passphrase of {file}: ")
+        except EOFError:
+            return ""
 
 
 def _read_key(file: str, passphrase: str | None) -> Any:

@@ -13,14 +13,13 @@ from queuelab import awaited
 def open_notebook(browser: Browser, jupyter: str) -> Page:
     """A new notebook by a click in the launcher, its kernel idle, its first cell under the cursor. Whatever tabs the
     page had the last time are not opened again."""
-    before = {kernel["id"] for kernel in ask(jupyter, "/api/kernels")}
     page = browser.open(jupyter.replace("/lab?", "/lab?reset&"))
     page.wait_for("document.querySelector('.jp-DirListing')", ARTIFACTS / "jupyter-failed.png")
     page.click('.jp-LauncherCard[data-category="Notebook"]')
     page.wait_for("document.querySelector('.jp-Notebook .cm-content')", ARTIFACTS / "jupyter-failed.png")
     page.wait_for("document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=\"idle\"]')")
     # The page is idle from its beginning; what it asks of a kernel that is still being connected it may forget.
-    awaited(lambda: any(_is_connected(kernel) for kernel in ask(jupyter, "/api/kernels") if kernel["id"] not in before))
+    awaited(lambda: all(map(_is_connected, ask(jupyter, "/api/kernels"))))
     return page
 
 

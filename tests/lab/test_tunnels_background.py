@@ -292,7 +292,8 @@ class TestOneDesk:
         """Not between these tests: fixture `desk` ends the session and looks after it."""
 
     def test_asleep_while_the_network_goes(self, desk: Desk, tmp_path: Path) -> None:
-        """A page in a browser goes on by itself, without a reload."""
+        """A page in a browser goes on by itself, without a reload. The next night its connection is forgotten: it never
+        heals, and what is typed at once goes into the next one."""
         before = where_it_is(desk.laptop)
         with Notebook(desk.url) as notebook, Browser(tmp_path / "profile") as browser:
             notebook.run("kept = 'still the same'")
@@ -309,22 +310,17 @@ class TestOneDesk:
             assert page.value("window.neverReloaded") is True
             notebook.connect(BACK)  # as a page does; who connects before the tunnel is back waits for it
             assert notebook.run("kept") == "'still the same'"
-            print(f"{took:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
-        # By a new link, or by the old one where TCP has healed.
-        awaited(lambda: where_it_is(desk.laptop) == before)  # the same process, up, on the same ports
-        assert before["state"] == "up" and banner(before["ports"]["ssh"]) == b"SSH-"
-
-    def test_asleep_until_its_connection_is_forgotten(self, desk: Desk, tmp_path: Path) -> None:
-        """It never heals; what is typed at once goes into the next one all the same."""
-        with Browser(tmp_path / "profile") as browser:
-            page = open_notebook(browser, desk.url)
-            execute(page, "kept = 'in the page'; print('awake')", "awake", "forgotten-before")
             noted = len(log_of(desk.laptop))
             with forgotten(HOST, desk.ports()):
                 with asleep(desk, browser):
                     time.sleep(Timing.slept + 5)  # the sleep is the test
-                execute(page, "print(kept)", "in the page", "forgotten-after")
+                execute(page, "print('once more', kept)", "once more in the page", "forgotten-after")
                 await_log(desk.laptop, "tunnel is back", noted)
+            assert page.value("window.neverReloaded") is True
+            print(f"{took:.1f} s from waking, after {SLEEP:.0f} s, to what the next cell printed")
+        # By a new link, or by the old one where TCP has healed.
+        awaited(lambda: where_it_is(desk.laptop) == before)  # the same process, up, on the same ports
+        assert before["state"] == "up" and banner(before["ports"]["ssh"]) == b"SSH-"
 
     def test_a_minute_without_a_network_is_a_quiet_one(self, desk: Desk) -> None:
         noted = len(log_of(desk.laptop))

@@ -129,10 +129,12 @@ def take_share(uuid: str, job: str, memory: int, holder: Holder) -> dict[str, in
     except BlockingIOError:
         os.close(descriptor)
         return None
-    own = f"{_name(uuid)}.share.{job}"
-    files.write_whole(FOLDER / own, json.dumps({"memory": memory}).encode(), 0o644, lasting=False)
-    mark = os.open(FOLDER / own, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # Locked before it has its name: to whoever looks just then, one that is not is a leftover.
+    new = FOLDER / f".{job}.{os.getpid()}"
+    files.write_whole(new, json.dumps({"memory": memory}).encode(), 0o644, lasting=False)
+    mark = os.open(new, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     fcntl.flock(mark, fcntl.LOCK_EX)
+    os.replace(new, FOLDER / f"{_name(uuid)}.share.{job}")
     _sign(uuid, holder)
     return {uuid: descriptor, f"{uuid}.share.{job}": mark}
 

@@ -9,8 +9,9 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,19 @@ CALM = Timing(probe_every=0.05, probe_timeout=20, backoff_first=0.01, backoff_la
 ECHO = Service("echo", 0)
 T = TypeVar("T", bound="Opened")
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
+
+
+@contextlib.contextmanager
+def reserved() -> Iterator[int]:
+    """A port of 127.0.0.1 that is refused, and that nobody is given by chance. Who asks for just this one, and sets
+    SO_REUSEADDR, as servers do, can listen there. (On a Mac that could not, so there it is only free.)"""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = int(held.getsockname()[1])
+        if not sys.platform.startswith("linux"):
+            held.close()
+        yield port
 
 
 class HalfEnded(socket.socket):
@@ -58,6 +72,7 @@ class Server:
 
     def __init__(self, path: Path, serve: Callable[[socket.socket], None]) -> None:
         self._serve = serve
+        self.came: list[socket.socket] = []  # all connections, in their order
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.bind(str(path))
         self._sock.listen(256)
@@ -71,6 +86,7 @@ class Server:
                 connection, _ = self._sock.accept()
             except OSError:
                 return
+            self.came.append(connection)
             threading.Thread(target=self._live, args=(connection,), daemon=True).start()
 
     def _live(self, connection: socket.socket) -> None:
@@ -158,8 +174,8 @@ class Sshd:
     def __init__(self, folder: Path, *more: str) -> None:
         for name in ("host", "id"):
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self._reserved = contextlib.ExitStack()
+        self.port = self._reserved.enter_context(reserved())
         settings = [
             *(f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {folder}/host"),
             *(f"AuthorizedKeysFile {folder}/id.pub", "StrictModes no", "UsePAM no", "PidFile none"),
@@ -190,6 +206,7 @@ class Sshd:
         assert self.process.stderr is not None
         self.process.stderr.close()  # not read to its end: a connection that is left over still holds it
         self.process.wait()
+        self._reserved.close()
 
 
 def _run(*argv: str) -> None:

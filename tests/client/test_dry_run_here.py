@@ -16,6 +16,7 @@ import pytest
 from mlbox import cli, errors
 from mlbox.client import owners
 from mlbox.client.owners import Owner
+from tests.client.kit import reserved
 
 ID = "01ARYZ6S41TSV4RRFFQ69G5FAV"
 
@@ -45,9 +46,9 @@ def tree(*tops: Path) -> dict[Path, bytes]:
 
 
 @pytest.fixture
-def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def free() -> Iterator[int]:
+    with reserved() as port:
+        yield port
 
 
 @pytest.mark.parametrize(

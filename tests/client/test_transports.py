@@ -33,7 +33,7 @@ from mlbox.client.transports.fabric.channel import Channel as FabricChannel
 from mlbox.client.transports.fabric.settings import parts as parts_of
 from mlbox.client.transports.fabric.settings import resolve
 from mlbox.client.tunnels import Link, SshLink
-from tests.client.kit import SSHD, Host, Opened, Server, Sshd
+from tests.client.kit import SSHD, Host, Opened, Server, Sshd, reserved
 
 pytestmark = pytest.mark.skipif(
     SSHD is None or shutil.which("ssh") is None, reason="NO SSHD: install openssh-server to test the transports"
@@ -305,11 +305,9 @@ def test_a_host_whose_shell_is_a_command_of_the_user_s_own_runs_ours(place: Plac
 
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_port_that_the_user_forwards_is_left_to_the_user_s_own_ssh(place: Place, name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    there = place.transport(name, place.config(more=f"LocalForward 127.0.0.1:{port} 127.0.0.1:9\n"))
-    assert run(there, "exec true")[0] == 0
-    with socket.socket() as probe:
+    with reserved() as port, socket.socket() as probe:
+        there = place.transport(name, place.config(more=f"LocalForward 127.0.0.1:{port} 127.0.0.1:9\n"))
+        assert run(there, "exec true")[0] == 0
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
@@ -333,9 +331,8 @@ def test_a_changed_host_key_is_refused(place: Place, name: str) -> None:
 
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_port_where_nobody_listens(place: Place, name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    error = failure(place.transport(name, place.config(f"Port {place.sshd.port}", f"Port {port}")))
+    with reserved() as port:
+        error = failure(place.transport(name, place.config(f"Port {place.sshd.port}", f"Port {port}")))
     assert isinstance(error, errors.NotConnected)
     assert "gpu1: no SSH server answers there" in error.message
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import resource
 import socket
@@ -12,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from queuebox import until
 
 from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, TunnelEvent, Tunnels
 from mlbox.client.tunnels import held as held_module
 from mlbox.client.tunnels import listener as listener_module
+from mlbox.client.tunnels import supervisor as supervisor_module
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Listener, Port
 from mlbox.client.tunnels.probe import Prober, Stranger, ping
@@ -218,8 +220,9 @@ def test_what_is_new_after_a_sleep_waits_for_an_answer(
     answering.set()
 
     def probe(path: str, timeout: float, first: bool) -> bool:
-        if not answering.is_set():
-            asked.set()
+        if answering.is_set():
+            return True
+        asked.set()
         return answering.wait(20)
 
     with Opened(lambda n: LocalLink(host.paths()), probe=probe) as opened:
@@ -491,26 +494,33 @@ def test_an_old_link_that_stays_silent_is_cut_after_the_grace(host: Host) -> Non
             over.set()
 
 
-def test_an_old_link_that_answers_within_the_grace_lives_on(host: Host) -> None:
-    probe, later = Scripted(), threading.Event()
+def test_an_old_link_that_answers_within_the_grace_lives_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still from the second one's answer to its own: that comes in time, on any machine."""
+    probe, asked, stopped = Scripted(), threading.Semaphore(0), list[float]()
     timing = dataclasses.replace(CALM, grace=1.0)
-    asked: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: stopped[0] if stopped else time.monotonic())
+    monkeypatch.setattr(supervisor_module, "time", clock)
 
-    def answer() -> bool:
-        if not opened.events.of("back"):
-            return False
-        asked.append(time.monotonic())
-        if asked[-1] - asked[0] > 2 * timing.grace:
-            later.set()
+    def first() -> bool:
+        asked.release()
+        return bool(opened.events.of("back"))
+
+    def second() -> bool:
+        stopped[:] = stopped or [time.monotonic()]
         return True
 
     with Opened(numbered(host), probe=probe, timing=timing) as opened:
         opened.events.wait("up")
         with opened.connect() as old:
             assert opened.echoes(old)
-            probe.answers["1"] = answer
+            probe.answers.update({"2": second, "1": first})
             assert opened.events.wait("back").generation == 2
-            assert later.wait(20)
+            until(lambda: opened.tunnels._supervisor._succession._links[1].deadline is None)  # it is heard
+            stopped[0] += 2 * timing.grace
+            while asked.acquire(blocking=False):
+                pass
+            for _ in range(3):  # and what it says is heard after the grace, too
+                assert asked.acquire(timeout=20)
             assert opened.echoes(old)
 
 
@@ -578,10 +588,10 @@ def test_other_answers_are_a_stranger_s(host: Host, said: bytes) -> None:
 
 def test_what_sshd_holds_back_on_a_new_link_is_pushed_out(host: Host) -> None:
     """Here the first answer comes once a second connection is opened. Later questions open one each."""
-    count, pushed, asked, three = itertools.count(), threading.Event(), list[int](), threading.Event()
+    pushed, asked, three = threading.Event(), list[int](), threading.Event()
 
     def answer(connection: socket.socket) -> None:
-        number = next(count)
+        number = server.came.index(connection)
         if number == 1:
             pushed.set()
         if said := connection.recv(100):
@@ -609,7 +619,11 @@ def test_nothing_goes_where_a_stranger_answers(host: Host) -> None:
     squatter = Server(path, squat)
     host.servers["echo"].close()
     host.servers["echo"] = Server(host.folder / "echo.sock", lambda connection: heard.set())
-    with Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed) as opened, opened.connect():
+    timing = dataclasses.replace(CALM, refused_first=0.0, refused_last=0.0)
+    with (
+        Opened(lambda n: LocalLink({**host.paths(), "guest": str(path)}), probe=keyed, timing=timing) as opened,
+        opened.connect(),
+    ):
         said = opened.events.wait("stranger")
         assert said.reason == "something else answers in the session's place"
         assert not opened.tunnels.wait_up(0)
@@ -676,16 +690,15 @@ def test_who_asks_waits_for_no_backoff(host: Host, ask: Callable[[Tunnels], None
     asked = threading.Semaphore(0)
 
     def probe(path: str, timeout: float, first: bool) -> bool:
+        opened.tunnels._supervisor._links[1]._prober._absent = Backoff(1000.0, 1000.0)  # of the pause behind this
         asked.release()
         raise ConnectionResetError
 
     timing = dataclasses.replace(CALM, probe_every=1000.0)
-    with Opened(lambda n: LocalLink(host.paths()), probe=probe, timing=timing) as opened:
+    opened = Opened(lambda n: LocalLink(host.paths()), probe=probe, timing=timing)
+    with opened:
         opened.events.wait("refused")
-        held = opened.tunnels._supervisor._links[1]
-        held._prober._absent = Backoff(1000.0, 1000.0)
         assert asked.acquire(timeout=20)
-        assert asked.acquire(timeout=20)  # of the pause that had begun
         ask(opened.tunnels)
         assert asked.acquire(timeout=20)
 

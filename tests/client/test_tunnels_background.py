@@ -35,7 +35,7 @@ from mlbox.client.talk import Talk
 from mlbox.core.port import Port
 from mlbox.errors import MlboxError
 from mlbox.guest import control
-from tests.client.kit import SSHD, Host, Sshd
+from tests.client.kit import SSHD, Host, Sshd, reserved
 
 pytestmark = pytest.mark.skipif(
     SSHD is None or shutil.which("ssh") is None, reason="NO SSHD: install openssh-server to test the tunnels"
@@ -278,9 +278,11 @@ def test_a_killed_owner_s_ssh_ends_where_no_system_sees_to_it(home: Path, way: s
     last = (
         ("-L", f"{folder}/1-guest:/g.sock"), ("-L", f"{folder}x/1-guest:/g.sock"), (f"{folder}/owner.json",),
     )  # fmt: skip
-    argv = (sys.executable, "-c", "import time; time.sleep(600)", "-N")
-    left, other, named = (subprocess.Popen((*argv, *words)) for words in last)
+    argv = (sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", "-N")
+    left, other, named = (subprocess.Popen((*argv, *words), stdout=subprocess.PIPE) for words in last)
     try:
+        for process in (left, other, named):  # until then ps may not see its words: it is in the middle of its exec
+            assert process.stdout is not None and process.stdout.readline() == b"\n"
         if way == "swept":
             owners.living()
         else:
@@ -292,7 +294,7 @@ def test_a_killed_owner_s_ssh_ends_where_no_system_sees_to_it(home: Path, way: s
     finally:
         for process in (left, other, named):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def test_its_pid_is_not_believed_when_another_process_has_it(inside: Inside) -> None:
@@ -441,24 +443,23 @@ def test_a_colleague_s_console_offers_no_end_of_the_session(inside: Inside) -> N
 
 
 def test_a_port_inside_is_refused_until_somebody_listens_and_works_then(inside: Inside) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    client = inside.attach()
-    local = client.add(Port(0, port))
-    # The refusal may come before connect() has returned.
-    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", local), 20) as refused:
-        refused.recv(1)
-    with (
-        socket.create_server(("127.0.0.1", port)) as service,
-        socket.create_connection(("127.0.0.1", local), 20) as sock,
-    ):
-        sock.sendall(b"hello")
-        served, _ = service.accept()
-        with served:
-            assert served.recv(5) == b"hello"
-            served.sendall(b"there")
-            assert sock.recv(5) == b"there"
-    client.close()
+    with reserved() as port:
+        client = inside.attach()
+        local = client.add(Port(0, port))
+        # The refusal may come before connect() has returned.
+        with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", local), 20) as refused:
+            refused.recv(1)
+        with (
+            socket.create_server(("127.0.0.1", port)) as service,
+            socket.create_connection(("127.0.0.1", local), 20) as sock,
+        ):
+            sock.sendall(b"hello")
+            served, _ = service.accept()
+            with served:
+                assert served.recv(5) == b"hello"
+                served.sendall(b"there")
+                assert sock.recv(5) == b"there"
+        client.close()
 
 
 def test_a_taken_port_is_said_and_the_next_one_used(inside: Inside) -> None:

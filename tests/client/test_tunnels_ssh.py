@@ -19,6 +19,7 @@ import pytest
 
 from mlbox.client.tunnels import Link, Service, SshLink, Timing
 from mlbox.client.tunnels import link as links
+from mlbox.client.tunnels.probe import ping
 from mlbox.errors import MlboxError
 from tests.client.kit import ECHO, SSHD, Host, Opened, Server, Sshd
 
@@ -26,18 +27,19 @@ pytestmark = pytest.mark.skipif(
     SSHD is None or shutil.which("ssh") is None, reason="NO SSHD: install openssh-server to test the tunnels"
 )
 CALM = Timing(probe_every=0.1, probe_timeout=20, grace=120, backoff_first=0.01, backoff_last=0.1)
-QUICK = dataclasses.replace(CALM, probe_timeout=1.5)  # for a stopped ssh; long enough for a busy machine
+QUICK = dataclasses.replace(CALM, probe_timeout=1.5)  # for a stopped ssh
 
 
 class Lab(Opened):
     """Tunnels through ssh; the links are kept, and while `hold` is set no new one can be made."""
 
     def __init__(self, sshd: Sshd, host: Host, *services: Service, timing: Timing = CALM) -> None:
-        super().__init__(self._make, *services, timing=timing)
+        super().__init__(self._make, *services, timing=timing, probe=self._probe)
         self.sshd = sshd
         self.host = host
         self.links: list[SshLink] = []
         self.hold = threading.Event()
+        self.stopped: set[str] = set()
         self.config = sshd.config
 
     def _make(self, generation: int) -> Link:
@@ -49,6 +51,17 @@ class Lab(Opened):
         self.links.append(link)
         return link
 
+    def _probe(self, path: str, timeout: float, first: bool) -> bool:
+        """Only a stopped ssh is silent, however slow this machine is."""
+        while not ping(path, timeout, first):
+            if path in self.stopped:
+                return False
+        return True
+
+    def signal(self, link: SshLink, number: signal.Signals) -> None:
+        (self.stopped.add if number == signal.SIGSTOP else self.stopped.discard)(link.path("guest"))
+        os.kill(link.pid, number)
+
     @property
     def folder(self) -> Path:
         return self.host.folder / "l"
@@ -56,10 +69,6 @@ class Lab(Opened):
     def up(self) -> SshLink:
         assert self.tunnels.wait_up(20), self.events.seen
         return self.links[-1]
-
-
-def signal_ssh(link: SshLink, number: signal.Signals) -> None:
-    os.kill(link.pid, number)
 
 
 def await_end(link: SshLink) -> None:
@@ -110,7 +119,7 @@ def test_a_killed_ssh_comes_back_on_the_same_port(lab: Lab) -> None:
     port = lab.tunnels.port("echo")
     with lab.connect() as old:
         assert lab.echoes(old)
-        signal_ssh(lab.links[0], signal.SIGKILL)
+        lab.signal(lab.links[0], signal.SIGKILL)
         assert old.recv(1) == b""
     lost = lab.events.wait("lost")
     back = lab.events.wait("back")
@@ -123,7 +132,7 @@ def test_a_killed_ssh_comes_back_on_the_same_port(lab: Lab) -> None:
 
 def test_a_connection_made_in_an_outage_waits_and_then_works(lab: Lab) -> None:
     lab.hold.set()
-    signal_ssh(lab.links[0], signal.SIGKILL)
+    lab.signal(lab.links[0], signal.SIGKILL)
     lab.events.wait("lost")
     assert lab.events.wait("retrying", 2).reason == "held"
     with lab.connect() as sock:
@@ -145,7 +154,7 @@ def test_silence_opens_a_second_link_and_the_first_may_recover(quick: Lab) -> No
     lab, first = quick, quick.links[0]
     with lab.connect() as old:
         assert lab.echoes(old)
-        signal_ssh(first, signal.SIGSTOP)
+        lab.signal(first, signal.SIGSTOP)
         try:
             assert lab.events.wait("lost").reason == "no answer for 1.5 s"
             assert lab.events.wait("back").generation == 2
@@ -154,7 +163,7 @@ def test_silence_opens_a_second_link_and_the_first_may_recover(quick: Lab) -> No
             assert first.alive()
             old.sendall(b"asleep")
         finally:
-            signal_ssh(first, signal.SIGCONT)
+            lab.signal(first, signal.SIGCONT)
         assert old.recv(6) == b"asleep"
         assert lab.echoes(old)
     await_end(first)  # its last connection has ended
@@ -168,7 +177,7 @@ def test_silence_longer_than_the_grace_ends_the_first_link(sshd: Sshd, host: Hos
         first = lab.up()
         with lab.connect() as old:
             assert lab.echoes(old)
-            signal_ssh(first, signal.SIGSTOP)
+            lab.signal(first, signal.SIGSTOP)
             assert old.recv(1) == b""
         await_end(first)
         with lab.connect() as new:
@@ -180,9 +189,9 @@ def test_a_link_that_answers_again_before_there_is_another_stays(quick: Lab) -> 
     lab.hold.set()
     with lab.connect() as old:
         assert lab.echoes(old)
-        signal_ssh(first, signal.SIGSTOP)
+        lab.signal(first, signal.SIGSTOP)
         lab.events.wait("lost")
-        signal_ssh(first, signal.SIGCONT)
+        lab.signal(first, signal.SIGCONT)
         assert lab.events.wait("back").generation == 1
         assert lab.echoes(old)
     assert lab.links == [first]
@@ -229,7 +238,7 @@ def test_close_leaves_no_process_no_file_and_no_port(sshd: Sshd, host: Host) -> 
 def test_close_ends_a_stopped_ssh(sshd: Sshd, host: Host) -> None:
     with Lab(sshd, host) as lab:
         link = lab.up()
-        signal_ssh(link, signal.SIGSTOP)
+        lab.signal(link, signal.SIGSTOP)
     assert not link.alive()
 
 

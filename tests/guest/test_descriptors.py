@@ -153,12 +153,13 @@ def test_a_connection_goes_on_as_one_to_a_port_inside(guest: tuple[Path, list[st
 
 
 def test_a_port_where_nobody_listens_yet_is_refused_and_later_not(guest: tuple[Path, list[str]]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    connection, answer = connect(guest[0], port)
-    with connection:
-        assert answer == {"ok": False} and connection.recv(1) == b""
-    with socket.create_server(("127.0.0.1", port)):
+    with socket.socket() as service:
+        service.bind(("127.0.0.1", 0))  # so it is nobody else's meanwhile
+        port = service.getsockname()[1]
+        connection, answer = connect(guest[0], port)
+        with connection:
+            assert answer == {"ok": False} and connection.recv(1) == b""
+        service.listen()
         connection, answer = connect(guest[0], port)
         connection.close()
         assert answer == {"ok": True}

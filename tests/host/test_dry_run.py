@@ -133,7 +133,7 @@ def sleeper(at: Lab) -> Job:
 def ended(at: Lab) -> Job:
     job = at.box.submit("true", name="ended")
     at.box.end(job)
-    until(lambda: not keeping.lives(job))
+    until(lambda: not at.box.keepers())
     return job
 
 

@@ -242,6 +242,27 @@ def test_shares_go_together_and_never_with_a_whole_lease(leases: Path) -> None:
     assert is_free(A)
 
 
+def test_who_looks_while_a_share_is_taken_takes_it_from_nobody(leases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched:
+        """fcntl, and at each of its locks a look by somebody else."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(fcntl, name)
+
+        def flock(self, descriptor: int, how: int) -> None:
+            with monkeypatch.context() as other:
+                other.setattr(lease, "fcntl", fcntl)
+                lease.shares()
+            fcntl.flock(descriptor, how)
+
+    with monkeypatch.context() as looked:
+        looked.setattr(lease, "fcntl", Watched())
+        held = share(ONE, 8192)
+    assert lease.shares() == {A: {ONE: 8192}}
+    lease.drop(held)
+    assert sorted(path.name for path in leases.iterdir() if ONE in path.name) == [f"{A}.share.{ONE}"]
+
+
 def test_there_is_no_share_of_what_is_leased_as_a_whole(leases: Path) -> None:
     held = lease.take([A], ADA)
     assert held is not None

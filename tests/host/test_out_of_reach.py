@@ -236,8 +236,7 @@ def test_a_rendezvous_of_an_earlier_version_says_up_only_once(
     monkeypatch.setattr(reverse, "_SILENCE", 0.0)
     made, job = tunnel(box, tmp_path, monkeypatch, "echo up; sleep 0.3; echo no more")
     made.open()
-    until(lambda: why(job))
-    assert why(job) == "no more"
+    until(lambda: why(job) == "no more")  # for a moment: it is dialled anew
     made.close()
 
 
@@ -271,7 +270,10 @@ def test_calls_are_answered_again_when_there_are_descriptors_again(
 
 def test_nothing_of_it_is_where_a_container_writes(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks there is taken for the owner, and what answers runs on the host."""
-    made, job = tunnel(box, tmp_path, monkeypatch, f"echo $* >{tmp_path}/words; echo no route >&2")
+    says = (
+        f"echo $* >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/words; echo no route >&2"  # whole: it is dialled anew
+    )
+    made, job = tunnel(box, tmp_path, monkeypatch, says)
     (job.boot_folder / "mlbox-host.pyz").write_text(f"open({str(tmp_path / 'evil')!r}, 'w')\n")
     victim = tmp_path / "mine"
     victim.write_text("mine")

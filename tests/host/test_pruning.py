@@ -21,7 +21,7 @@ from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.schedule import After, Waiting
 from mlbox.core.session import Spec
-from mlbox.host import archive, files, keeping, pruning, ready, uses, view
+from mlbox.host import archive, files, pruning, ready, uses, view
 from mlbox.host.handlers import jobs, logs, move, prune, queue, retry, show, submit
 from mlbox.host.job import Job
 
@@ -427,7 +427,7 @@ def test_jobs_that_ran_here(box: Box) -> None:
     made = box.submit_all("true", array=3)
     for job in made:
         box.end(job)
-    until(lambda: not any(keeping.lives(job) for job in made))
+    until(lambda: not box.keepers())
     assert len(box.call(prune, older_than=0)["removed"]) == 3
     box.tick()
     assert listed(box) == [] and not any(Path(job.folder).exists() for job in made)

@@ -1707,7 +1707,9 @@ class Gpus:
         self.show(*GPUS)
 
     def show(self, *gpus: false.Gpu) -> None:
-        self.file.write_text(false.render(gpus))
+        new = self.file.with_name("gpus.new")
+        new.write_text(false.render(gpus))
+        new.replace(self.file)  # whole: a keeper's tick may be reading it
 
     def job(self, **resources: object) -> Job:
         """One that stays until `go`, and says what it has."""

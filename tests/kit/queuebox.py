@@ -156,6 +156,10 @@ class Box:
     def running(self) -> list[str]:
         return [run.id for run in view.running_of(self.found, self.found.user)]
 
+    def keepers(self) -> list[int]:
+        """Of jobs in this ROOT, by what they write to: also of one that has ended, at its last act, which is a tick."""
+        return [pid for pid in processes._pids() if _output(pid).startswith(f"{self.root}/")]
+
     # ---- violence
 
     def keeper(self, job: Job) -> int:
@@ -187,6 +191,7 @@ class Box:
 
     def assert_nothing_leaks(self) -> None:
         """All jobs have ended: no hint, no folder of this boot, no torn file is left of them."""
+        until(lambda: not self.keepers())
         for job in self.jobs:
             assert not job.boot_folder.exists(), (job.id, os.listdir(job.boot_folder), self.keeper_log(job))
             assert not processes.marked(job.id)
@@ -224,6 +229,13 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def _output(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1")
+    except OSError:
+        return ""
 
 
 def _signed(path: Path) -> int:

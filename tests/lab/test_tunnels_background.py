@@ -453,10 +453,39 @@ def test_two_hundred_milliseconds_away_with_two_percent_lost(laptop: Laptop, tmp
         serve_inside(entries, "distant", 6006)
         assert urllib.request.urlopen(f"http://127.0.0.1:{ports['6006']}/", timeout=120).status == 200
         client = laptop.attach("session", "attach", "distant")
-        assert client.block()["jupyter"] == block["jupyter"]
+        joined = client.block()
+        assert joined["jupyter"] == block["jupyter"]
         assert client.stop() == 0
+        _cut_and_back(laptop, block["jupyter"])
+        _joined_by_bob(laptop, joined["id"], config, tmp_path / "bob")
         done = laptop.run("session", "shutdown", "distant")
         assert done.code == 0, done.all
+
+
+def _cut_and_back(laptop: Laptop, jupyter: str) -> None:
+    noted = len(log_of(laptop))
+    [link] = psutil.Process(owner_pid(laptop)).children()
+    link.kill()
+    await_log(laptop, "tunnel lost", noted)
+    await_log(laptop, "tunnel is back", noted)
+    assert urllib.request.urlopen(jupyter, timeout=120).status == 200
+
+
+def _joined_by_bob(laptop: Laptop, session: str, config: Path, home: Path) -> None:
+    assert laptop.run("session", "share", "distant", "bob").code == 0
+    home.mkdir()
+    own = home / "ssh_config"
+    own.write_text(f"Host *\n  User bob\nInclude {config}\n")
+    bob = Laptop(home / "home")
+    bob.env["MLBOX_SSH_CONFIG"] = str(own)
+    client = bob.attach("attach", session, "--host", HOST)
+    try:
+        with Notebook(client.block()["jupyter"]) as notebook:
+            assert notebook.run("6 * 7") == "42"
+            done = laptop.run("session", "unshare", "distant", "bob")
+            assert done.code == 0 and "ended" in done.out, done.all
+    finally:
+        bob.close()
 
 
 def _files_travel(config: Path, folder: Path) -> None:

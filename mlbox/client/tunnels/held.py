@@ -65,7 +65,7 @@ class Held:
     def _on_answer(self, answer: str) -> None:
         self._heed_sleep()  # before that is routed here which is to stay
         if answer == "answered":
-            self._heard = _clocks()
+            self._heard = self._looked
         elif answer == "refused":  # it is asked ever more rarely then, and who comes is to hear the host's no at once
             self._heard = None
         self._tell("probe", answer)

@@ -83,7 +83,8 @@ class Listener:
         self._lock = threading.Lock()
         self._leaving: list[Port] = []
         self._changed = threading.Condition(self._lock)
-        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []  # of connections, and of some that have just ended
 
     def start(self) -> None:
         self._thread.start()
@@ -112,9 +113,10 @@ class Listener:
         for port in self._ports:
             port.close()
         with self._lock:
-            open_now = dict(self._connections)
-        for connection, thread in open_now.items():
+            open_now = list(self._connections)
+        for connection in open_now:
             shutdown(connection, socket.SHUT_WR, socket.SHUT_RD)  # what hears the second says no more
+        for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
 
@@ -161,11 +163,13 @@ class Listener:
             target=self._live, args=(service, connection), name=f"tunnel-{service.name}", daemon=True
         )
         with self._lock:
-            self._connections[connection] = thread
+            self._connections.add(connection)
         try:
             thread.start()
         except RuntimeError:  # no more threads
             self._forget(connection)
+            return
+        self._threads = [*(other for other in self._threads if other.is_alive()), thread]
 
     def _live(self, service: Service, connection: socket.socket) -> None:
         try:
@@ -175,7 +179,7 @@ class Listener:
 
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:
-            self._connections.pop(connection, None)
+            self._connections.discard(connection)
         connection.close()
 
 

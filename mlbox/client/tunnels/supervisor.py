@@ -45,6 +45,7 @@ class Supervisor:
         self._stopping = False
         self._reason = ""
         self._open: Held | None = None  # where new connections go; under _changed
+        self._elsewhere = 0  # how many words are under way that no link leads there any more; under _changed
         # Below: the thread's own.
         self._succession = Succession(timing)
         self._links: dict[int, Held] = {}
@@ -83,7 +84,9 @@ class Supervisor:
 
     def anew(self, reason: str) -> None:
         """The session is another one, or elsewhere: all links and their connections end, and the factory's next one
-        leads there."""
+        leads there. From now on nothing new goes where it was."""
+        with self._changed:
+            self._open, self._elsewhere = None, self._elsewhere + 1
         self._inbox.put(("anew", 0, reason))
 
     def drained(self, generation: int) -> None:
@@ -124,6 +127,9 @@ class Supervisor:
         return {generation: held.seen() for generation, held in self._links.items()}
 
     def _tell(self, what: What, generation: int, detail: str) -> None:
+        if what == "anew":
+            with self._changed:
+                self._elsewhere -= 1
         self._act(self._succession.take(what, generation, detail, time.monotonic(), self._seen()))
         if what == "probe":  # after a sleep some wait for just that
             with self._changed:
@@ -176,7 +182,7 @@ class Supervisor:
 
     def _route(self, generation: int | None) -> None:
         with self._changed:
-            self._open = None if generation is None else self._links[generation]
+            self._open = None if generation is None or self._elsewhere else self._links[generation]
             self._changed.notify_all()
 
     def _emit(self, event: TunnelEvent) -> None:

@@ -99,8 +99,8 @@ class Tunnels:
 
     def anew(self, key: Key, reason: str) -> None:
         """The session was started anew: `key` opens it, and the link factory leads to it. The ports stay."""
+        self._supervisor.anew(reason)  # first: what the new key lets in goes nowhere else
         self._key = key
-        self._supervisor.anew(reason)
 
     def close(self, reason: str = "") -> None:
         """Free the ports, end every connection and process, wait for every thread. Any number of times."""

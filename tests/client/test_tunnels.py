@@ -196,6 +196,33 @@ def test_close_ends_connections_that_wait_and_that_run(host: Host, monkeypatch: 
             assert gated.recv(1000) == b""  # at once, not after a refusal
 
 
+def test_close_waits_for_who_has_just_let_go_of_a_connection(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, real = threading.Event(), Listener._forget
+
+    def slowly(self: Listener, connection: socket.socket) -> None:
+        real(self, connection)
+        gone.set()
+        time.sleep(0.2)  # a busy machine's: Opened finds a thread that still lives
+
+    monkeypatch.setattr(Listener, "_forget", slowly)
+    with Opened(lambda n: LocalLink(host.paths())) as opened:
+        with opened.connect() as sock:
+            assert opened.echoes(sock)
+        assert gone.wait(20)
+
+
+def test_from_a_new_start_on_nothing_goes_where_the_session_was(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before the thread that ends its links has read of it."""
+    with Opened(lambda n: LocalLink(host.paths())) as opened:
+        assert opened.tunnels.wait_up(20)
+        words: list[object] = []
+        with monkeypatch.context() as unread:
+            unread.setattr(opened.tunnels._supervisor._inbox, "put", words.append)
+            opened.tunnels.anew(KEY, "it moved")
+        assert any("anew" in str(word) for word in words)
+        assert not opened.tunnels.wait_up(0)
+
+
 def test_silence_and_its_end(host: Host) -> None:
     with Opened(lambda n: LocalLink(host.paths()), timing=FAST) as opened:
         opened.events.wait("up")

@@ -20,6 +20,7 @@ from mlbox.client.tunnels import Link, LocalLink, Service, SshLink, Timing, Tunn
 from mlbox.client.tunnels import held as held_module
 from mlbox.client.tunnels import listener as listener_module
 from mlbox.client.tunnels import supervisor as supervisor_module
+from mlbox.client.tunnels import tunnels as tunnels_module
 from mlbox.client.tunnels.events import Backoff
 from mlbox.client.tunnels.listener import Listener, Port
 from mlbox.client.tunnels.probe import Prober, Stranger, ping
@@ -310,6 +311,51 @@ def test_a_page_that_came_after_the_sleep_stays(host: Host, monkeypatch: pytest.
             connected.set()
             assert rounds.acquire(timeout=20) and rounds.acquire(timeout=20)
             assert opened.echoes(sock)
+
+
+def test_what_no_ssh_has_taken_before_the_sleep_waits_for_an_answer_too(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cut, answering, early = threading.Event(), threading.Event(), threading.Event(), list[bool]()
+    answering.set()
+
+    class Offering(LocalLink):
+        def handover(self, service: str) -> tuple[str, str] | None:
+            return None if cut.is_set() else ("control", "target")
+
+    class Unanswered(contextlib.ExitStack):
+        def __init__(self, *words: object) -> None:
+            super().__init__()
+
+        def run(self) -> bool:
+            begun.set()
+            assert cut.wait(20)
+            return False
+
+        def cut(self) -> None:
+            cut.set()
+
+    def come(connection: socket.socket) -> None:
+        early.append(not answering.is_set())
+        echo(connection)
+
+    host.servers["echo"].close()
+    host.servers["echo"] = Server(host.folder / "echo.sock", come)
+    monkeypatch.setattr(tunnels_module, "Handover", Unanswered)
+    timing = dataclasses.replace(CALM, probe_every=1000.0)
+    page, paths = Service("page", 0, page=True), {**host.paths(), "page": host.paths()["echo"]}
+    with Opened(lambda n: Offering(paths), page, probe=lambda *of: answering.wait(20), timing=timing) as opened:
+        opened.events.wait("up")
+        with opened.connect("page") as sock:
+            assert begun.wait(20)
+            answering.clear()
+            now = time.monotonic(), time.time()
+            monkeypatch.setattr(held_module, "_clocks", lambda: (now[0] + 3600.0, now[1] + 3600.0))
+            opened.tunnels.hurry()
+            assert cut.wait(20)
+            time.sleep(0.2)  # in which it would be there
+            answering.set()
+            assert opened.echoes(sock) and early == [False]
 
 
 def test_after_a_sleep_the_link_is_asked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

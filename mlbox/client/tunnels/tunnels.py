@@ -125,6 +125,8 @@ class Tunnels:
             whole = not head and not service.inside  # nothing is to be said before its own bytes
             if held is None or (whole and self._hand_over(held, service, connection)):
                 return
+            if held.stale():  # it was cut before ssh had taken it
+                continue
             try:
                 far = inside.connect(held.link, service) if service.inside else _connect(held.link.path(service.name))
             except ConnectionRefusedError:

@@ -114,8 +114,12 @@ def take(uuids: Iterable[str], holder: Holder) -> dict[str, int] | None:
             os.close(descriptor)
             drop(held)
             return None
-    for uuid in held:
-        _sign(uuid, holder)
+    try:
+        for uuid in held:
+            _sign(uuid, holder)
+    except OSError:  # a full disk
+        drop(held)
+        raise
     return held
 
 
@@ -129,18 +133,20 @@ def take_share(uuid: str, job: str, memory: int, holder: Holder) -> dict[str, in
     except BlockingIOError:
         os.close(descriptor)
         return None
-    # Locked before it has its name: to whoever looks just then, one that is not is a leftover.
-    new = FOLDER / f".{job}.{os.getpid()}"
-    files.write_whole(new, json.dumps({"memory": memory}).encode(), 0o644, lasting=False)
-    mark = os.open(new, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    fcntl.flock(mark, fcntl.LOCK_EX)
-    os.replace(new, FOLDER / f"{_name(uuid)}.share.{job}")
-    _sign(uuid, holder)
-    return {uuid: descriptor, f"{uuid}.share.{job}": mark}
+    held, own = {uuid: descriptor}, FOLDER / f"{_name(uuid)}.share.{job}"
+    try:
+        files.write_whole(own, json.dumps({"memory": memory}).encode(), 0o644, lasting=False)
+        mark = held[f"{uuid}.share.{job}"] = os.open(own, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        _sign(uuid, holder)
+    except OSError:
+        drop(held)
+        raise
+    return held
 
 
 def shares() -> dict[str, dict[str, int]]:
-    """What is leased in shares now: UUID -> job -> MiB. What nobody holds any more is cleared away."""
+    """What is leased in shares now: UUID -> job -> MiB."""
     found: dict[str, dict[str, int]] = {}
     for path in FOLDER.glob("*.share.*"):
         uuid, _, job = path.name.partition(".share.")
@@ -149,10 +155,15 @@ def shares() -> dict[str, dict[str, int]]:
             memory = document.get("memory") if isinstance(document, dict) else None
             # A share that can't be read takes all: nothing may be put beside it.
             found.setdefault(uuid, {})[job] = memory if type(memory) is int else 1 << 30
-        else:
+    return found
+
+
+def clear_shares() -> None:
+    """What nobody holds any more goes. The caller holds `choosing`: one that is being taken is not locked yet."""
+    for path in FOLDER.glob("*.share.*"):
+        if not _is_held(path.name):
             with contextlib.suppress(OSError):  # another user's: sticky folder
                 path.unlink()
-    return found
 
 
 @contextlib.contextmanager

@@ -243,7 +243,9 @@ def test_a_silent_connection_is_left_alone_and_another_dialled(
 
 def test_what_a_killed_connection_left_is_no_obstacle(way: Way) -> None:
     way.run()
-    os.kill(way.master(), signal.SIGKILL)
+    master = way.master()
+    assert master
+    os.kill(master, signal.SIGKILL)
     assert Path(way.place["control"]).exists()
     assert leave(way.start()) == 0
     Path(way.place["local"]).unlink()  # as a cleaner of old files would

@@ -18,6 +18,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from mlbox import errors
 from mlbox.client import output, remote, silence, transports
 from mlbox.client.state import Config
 from mlbox.client.transports import Channel, Transport, keys
-from mlbox.client.transports.fabric import connection
+from mlbox.client.transports.fabric import connection, login
 from mlbox.client.transports.fabric.channel import Channel as FabricChannel
+from mlbox.client.transports.fabric.login import Keyring
 from mlbox.client.transports.fabric.settings import parts as parts_of
 from mlbox.client.transports.fabric.settings import resolve
 from mlbox.client.tunnels import Link, SshLink
@@ -905,6 +907,28 @@ def test_a_key_with_a_passphrase(place: Place, monkeypatch: pytest.MonkeyPatch, 
     assert len(asked) == 1
     for channel in channels:
         channel.kill()
+
+
+def test_two_threads_that_want_one_locked_key_ask_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open!", "-f", f"{tmp_path}/locked"], check=True)
+    keyring, asked, both = Keyring(), list[str](), threading.Barrier(2)
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "open!"
+
+    def locked(file: str, passphrase: str | None) -> object:
+        key = real(file, passphrase)
+        if passphrase is None:
+            both.wait(20)  # both have found that it is locked
+        return key
+
+    real = login._read_key
+    monkeypatch.setattr(login, "_read_key", locked)
+    monkeypatch.setattr(getpass, "getpass", answer)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: keyring.load(f"{tmp_path}/locked", True), range(2))
+    assert first is second is not None and len(asked) == 1
 
 
 def test_who_has_no_passphrase_to_give_goes_on_without_that_key(

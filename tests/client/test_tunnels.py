@@ -221,6 +221,7 @@ def test_from_a_new_start_on_nothing_goes_where_the_session_was(host: Host, monk
             unread.setattr(opened.tunnels._supervisor._inbox, "put", words.append)
             opened.tunnels.anew(KEY, "it moved")
         assert any("anew" in str(word) for word in words)
+        opened.tunnels._supervisor._route(1)  # by a word that is older
         assert not opened.tunnels.wait_up(0)
 
 

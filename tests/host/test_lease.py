@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from mlbox import errors
 from mlbox.core.gpu import Holder
-from mlbox.host import lease
+from mlbox.host import files, lease
 
 ADA = Holder("ada", "01J0", "kind-otter")
 A, B, C = "GPU-a", "GPU-b", "GPU-c"
@@ -27,7 +28,7 @@ import socket, sys
 from pathlib import Path
 from mlbox import descriptors
 from mlbox.core.gpu import Holder
-from mlbox.host import lease
+from mlbox.host import files, lease
 lease.FOLDER = Path(sys.argv[1])
 held = lease.take(sys.argv[2].split(","), Holder("bob", "01J1", "calm-owl"))
 print("none" if held is None else ",".join(held), flush=True)
@@ -235,7 +236,9 @@ def test_shares_go_together_and_never_with_a_whole_lease(leases: Path) -> None:
     assert not is_free(A)
     lease.drop(one)
     assert lease.shares() == {A: {TWO: 1024}}
-    assert not (leases / f"{A}.share.{ONE}").exists()
+    assert (leases / f"{A}.share.{ONE}").exists()  # whoever only looks may be in the midst of another's start
+    lease.clear_shares()
+    assert [path.name for path in leases.glob("*.share.*")] == [f"{A}.share.{TWO}"]
     assert not is_free(A)
     lease.drop(two)
     assert lease.shares() == {}
@@ -260,7 +263,27 @@ def test_who_looks_while_a_share_is_taken_takes_it_from_nobody(leases: Path, mon
         held = share(ONE, 8192)
     assert lease.shares() == {A: {ONE: 8192}}
     lease.drop(held)
-    assert sorted(path.name for path in leases.iterdir() if ONE in path.name) == [f"{A}.share.{ONE}"]
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_on_a_full_disk_nothing_is_held(leases: Path, monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+    """Whatever of it finds no room: the mark, or who has it."""
+    room = [True] * fails  # for so many files
+
+    def full(*words: object, **more: object) -> None:
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room.pop()
+        real(*words, **more)  # type: ignore[arg-type]
+
+    real = files.write_whole
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "write_whole", full)
+        with pytest.raises(OSError, match="No space"):
+            share(ONE, 8192)
+        with pytest.raises(OSError, match="No space"):
+            lease.take([B], ADA)
+    assert is_free(A) and is_free(B) and lease.shares() == {}
 
 
 def test_there_is_no_share_of_what_is_leased_as_a_whole(leases: Path) -> None:

@@ -112,6 +112,13 @@ class Attached:
         return code
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # elsewhere mounted
+        shutil.copy2(source, target)
+
+
 @cache
 def _after_a_first_start() -> Path:
     """~/.cache, in which the single file keeps itself unpacked and compiled. Each laptop has it: to make it takes a
@@ -132,7 +139,7 @@ class Laptop:
         self.home, self.python = home, python
         home.mkdir(parents=True, exist_ok=True)
         if not (home / ".cache").exists():
-            shutil.copytree(_after_a_first_start(), home / ".cache", copy_function=os.link)
+            shutil.copytree(_after_a_first_start(), home / ".cache", copy_function=_link)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "SSH_", "MLBOX_", "PYTHON"))}
         self.env = {**kept, "HOME": str(home), "MLBOX_SSH_CONFIG": str(SSH_CONFIG)}
         self._running: list[Attached] = []

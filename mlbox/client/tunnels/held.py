@@ -52,7 +52,8 @@ class Held:
     def stale(self) -> bool:
         """Whether it answered, and that for longer than its probe waits has not been heard again: this machine slept.
         What the link is now is not known yet, and what would go there may be lost with it."""
-        return self._heard is not None and _longest(self._heard, _clocks()) > self._fresh
+        heard = self._heard
+        return heard is not None and _longest(heard, _clocks()) > self._fresh
 
     def _heed_sleep(self) -> None:
         """Where this machine slept since this was looked at, pages are told at once that their connections broke. Until

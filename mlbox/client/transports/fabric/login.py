@@ -28,16 +28,24 @@ class Keyring:
         if file not in self._loaded:
             key = _read_key(file, None)
             if key is _LOCKED:
-                key = _read_key(file, _ask(file)) if ask else None
-            if key is None or key is _LOCKED:
+                key = self._unlocked(file) if ask else None
+            if key is None:
                 return None
             self._loaded[file] = key
         return self._loaded[file]
 
+    def _unlocked(self, file: str) -> Any:
+        """By the person's passphrase; of several threads one asks, also of those that want other files."""
+        with _ASKING:
+            if file not in self._loaded:
+                key = _read_key(file, _ask(file))
+                self._loaded[file] = None if key is _LOCKED else key
+            return self._loaded[file]
+
 
 def _ask(file: str) -> str:
-    """Of several hosts' threads one at a time. Empty where the person has none to give (^D)."""
-    with _ASKING, output.still():
+    """Empty where the person has none to give (^D)."""
+    with output.still():
         try:
             return getpass.getpass(f"passphrase of {file}: ")
         except EOFError:

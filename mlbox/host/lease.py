@@ -158,20 +158,17 @@ def shares() -> dict[str, dict[str, int]]:
     return found
 
 
-def clear_shares() -> None:
-    """What nobody holds any more goes. The caller holds `choosing`: one that is being taken is not locked yet."""
-    for path in FOLDER.glob("*.share.*"):
-        if not _is_held(path.name):
-            with contextlib.suppress(OSError):  # another user's: sticky folder
-                path.unlink()
-
-
 @contextlib.contextmanager
 def choosing() -> Iterator[None]:
-    """One chooser at a time on this host."""
+    """One chooser at a time on this host. Shares that nobody holds any more are cleared away: only here is it sure that
+    none is just being taken, and not locked yet."""
     descriptor = _open("choosing")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for path in FOLDER.glob("*.share.*"):
+            if not _is_held(path.name):
+                with contextlib.suppress(OSError):  # another user's: sticky folder
+                    path.unlink()
         yield
     finally:
         os.close(descriptor)

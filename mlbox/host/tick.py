@@ -112,7 +112,6 @@ def _pass(found: store.Store) -> Report:
         return Report(waits=waits, trouble=rules.trouble, whole=False)
     asked = inventory.ask(found)  # before other users wait for the lock: a driver may take its time
     with lease.choosing():
-        lease.clear_shares()
         seen = view.read(found, rules.lab, time.time(), asked)
         done, left_alone = _work_off(found, seen.view, rules.lab)
         _tell(found, seen, {**seen.unable, **left_alone})  # the next one who chooses reads it

@@ -36,6 +36,7 @@ Json = dict[str, Any]
 T = TypeVar("T")
 _PATIENCE = 600.0  # s that an end waits for an engine that does not answer; then it is a later tick's (`rescue`)
 _PAUSE = 2.0
+_ORPHAN = 20.0  # s; the engine may be busy with others
 
 
 class Batch:
@@ -213,16 +214,26 @@ def rescue(found: store.Store, job: Job, state: State, spec: JobSpec, keeper_loc
         outcome = attempts.outcome(attempt, engine)
     else:
         outcome = Outcome(lost="its keeper and its runner were killed" if same_boot else "the host was restarted")
-    engine.remove(job.id, 0)
+    _remove(engine, job)
     attempts.record(attempt, outcome)
     return False
 
 
 def superseded(found: store.Store, job: Job, spec: JobSpec) -> bool:
     """It is another host's since, or in line again: what is left of it here ends, and counts for nothing."""
-    engines.by_name(spec.work.runtime, found).remove(job.id, 0)
+    _remove(engines.by_name(spec.work.runtime, found), job)
     found.end(job)
     return False
+
+
+def _remove(engine: engines.Engine, job: Job) -> None:
+    """What nobody keeps any more. The engine's own command may have outlived its runner, and be about to start a
+    container that nobody would ever see again: until it has ended, it is looked again."""
+    deadline = time.monotonic() + _ORPHAN
+    engine.remove(job.id, 0)
+    while processes.marked(job.id) and time.monotonic() < deadline:
+        time.sleep(0.1)  # it is nobody's child here: there is no event to await
+        engine.remove(job.id, 0)
 
 
 def _tick(found: store.Store) -> None:

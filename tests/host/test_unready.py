@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,45 @@ def test_a_broken_job_ends_and_takes_no_host_out(
     later(box, monkeypatch)
     facts = box.end(job).facts
     assert (job.state().name, box.claims(job)) == ("failed", [1, 2]) and why in facts["why"]
+
+
+# As Docker's command, which goes on when its runner is killed; it ends with its container.
+_SLOW = """#!/bin/sh
+cd {folder}
+case "$1" in
+image) echo sha256:aa ;;
+run)
+    case "$*" in *"--network none"*) for last; do :; done; exec sh -c "$last" ;; esac
+    touch begun
+    until [ -e go ]; do sleep 0.02; done
+    touch made container
+    while [ -e container ]; do sleep 0.02; done ;;
+ps) [ ! -e container ] || echo c1; touch looked ;;
+rm) rm -f container ;;
+esac
+"""
+
+
+def test_a_container_that_is_only_being_made_when_all_are_killed(box: Box, broken: Broken, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    (folder / "docker").write_text(_SLOW.format(folder=folder))
+    job = in_docker(box, on_host_loss="hold")
+    until((folder / "begun").exists)
+    box.kill_keeper(job)
+    box.kill_runner(job)
+    (folder / "looked").unlink(missing_ok=True)
+
+    def begin() -> None:
+        until((folder / "looked").exists)  # and nothing was there yet
+        (folder / "go").touch()
+
+    with ThreadPoolExecutor() as pool:
+        begun = pool.submit(begin)
+        box.tick()
+        begun.result()
+    until((folder / "made").exists)
+    assert not (folder / "container").exists() and not processes.marked(job.id)
+    assert box.end(job).name == "failed"
 
 
 @pytest.mark.parametrize("program", ["docker", "podman"])

@@ -8,12 +8,12 @@ version 25 on and where it is told to.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlbox import errors
 from mlbox.host import store
-from mlbox.host.engines import cdi
+from mlbox.host.engines import Run, cdi
 from mlbox.host.engines.command import is_root
 from mlbox.host.engines.container import Container
 
@@ -40,6 +40,12 @@ class Docker(Container):
         if cdi.missing(gpus) or not self._reads_cdi():
             return ["--gpus", '"device=' + ",".join(gpus) + '"']
         return cdi.arguments(gpus)
+
+    def batch(self, run: Run) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        """Docker's command carries the mark by which it is found where it outlives its runner (host/batch.py). Not
+        podman's, which leaves processes of its own that are every container's."""
+        argv, environment = super().batch(run)
+        return argv, {**environment, "MLBOX_SESSION": run.session}
 
     def _reads_cdi(self) -> bool:
         code, out, _ = self.ask("info", "--format", "{{json .CDISpecDirs}}")  # a field that older ones don't have

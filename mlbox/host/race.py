@@ -23,6 +23,7 @@ SLOTS = 25
 _WRITERS = 4  # of each host
 _EACH, _MOST = 5, 300  # slots: won by each host at least; written in all at most
 _PATIENCE = 20.0  # s for the others to come, and for all to have won theirs
+_TRIES, _AGAIN = 3, 0.2  # of a writer, and s between two
 _SLOW = 0.1  # s between two slots of a writer while another host has won none
 
 
@@ -42,10 +43,14 @@ def run(folder: Path, host: str, hosts: int = 1) -> Json:
     deadline = time.monotonic() + _PATIENCE
 
     def write(number: int) -> None:
-        try:
-            append(number)
-        except (errors.MlboxError, OSError) as error:
-            broken.append(str(error))
+        """Again after an error, as a tick would: under such a load GlusterFS gave an EIO that was gone at once."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return append(number)
+            except (errors.MlboxError, OSError) as error:
+                if not left:
+                    broken.append(str(error))
+            time.sleep(_AGAIN)
 
     def append(number: int) -> None:
         log, writer, alone = slots.Log(folder / "ev"), Writer(host, "trial", os.getpid(), f"{number}"), [True]

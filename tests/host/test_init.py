@@ -65,6 +65,20 @@ def test_what_ends_a_writer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "No space left" in race.run(tmp_path, "gpu1")["broken"]
 
 
+def test_an_error_that_passes_ends_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = iter([True] * 2)
+    real = slots.Files.create
+
+    def once(self: slots.Files, name: str) -> int:
+        if name.isdigit() and next(failed, False):
+            raise OSError(errno.EIO, "Input/output error", name)
+        return real(self, name)
+
+    monkeypatch.setattr(slots.Files, "create", once)
+    said = race.run(tmp_path, "gpu1")
+    assert said["broken"] == "" and len(said["won"]) >= race.SLOTS and next(failed, None) is None
+
+
 def test_two_winners_of_a_name_are_a_problem(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filesystem whose exclusive creation is none."""
     real = os.open

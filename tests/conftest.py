@@ -1,8 +1,20 @@
-"""No test fails because the machine is busy with something else, or for how the tests were started."""
+"""No test fails because the machine is busy with something else, for how the tests were started, or for what an earlier
+run left."""
 
+from __future__ import annotations
+
+import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from mlbox.core import ids
+from mlbox.host import here
+from mlbox.host.idle import name_of_ticks
 
 # nohup, and a shell's &, start with these ignored: so would be the programs that tests start, and interrupt.
 for number, handler in (
@@ -15,3 +27,30 @@ for number, handler in (
 
 settings.register_profile("mlbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbox")
+
+_own = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """No path comes twice: what a host knows of a ROOT stands in its per-boot folder under the ROOT's path, and would
+    be found there by a later run."""
+    if not config.option.basetemp and not hasattr(config, "workerinput"):
+        config.stash[_own] = Path(tempfile.mkdtemp(prefix="mlbox-tests-"))
+        config.option.basetemp = str(config.stash[_own])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """The files of a run in which all passed go, those of another stay to be looked at."""
+    own = session.config.stash.get(_own, None)
+    if own is None:
+        return
+    names = set[str]()  # in the per-boot folder
+    for folder, folders, files in os.walk(own):
+        names.update(name[-8:].lower() for name in folders if ids.is_ulid(name))
+        names.update({name_of_ticks(folder)} if "mlbox.json" in files else ())
+    left = (path for path in here.boot_folder().glob("*") if path.name.partition(".")[0] in names)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(own, ignore_errors=True)

@@ -18,9 +18,12 @@ from mlbox.host.job import Job
 MANY = 40  # of one array: more than may be opened, and than a folder of the line holds
 
 
-@pytest.fixture
-def sweep(box: Box, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    monkeypatch.setattr(ready, "_LEAF", 25)  # of 32
+@pytest.fixture(params=["0", "Z"])
+def sweep(box: Box, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Of 32 and 8 jobs in a folder, or of 1, 32 and 7."""
+    ulid = submit._ulid
+    monkeypatch.setattr(submit, "_ulid", lambda: ulid()[:-1] + request.param)
+    monkeypatch.setattr(ready, "_LEAF", 25)
     monkeypatch.setattr(lookup, "_OPENED", 10)
     box.call(queue, do="pause", queue="default")
     return box.submit_all("true", array=MANY, name="sweep")

@@ -65,7 +65,7 @@ def _in_line(found: store.Store, user: str, queue: str) -> list[tuple[str, int]]
         of_array += taken
         shown += [(job, 0) for job in those[:taken]]
         shown[-1] = (shown[-1][0], shown[-1][1] + len(those[taken:]))
-        following = ids.following(those[-1]) if len(those) > 1 else ""
+        following = ids.following(those[-1])
     return shown
 
 

@@ -173,8 +173,8 @@ class OutOfReach(Host):
         self._session, self._rendezvous = session, rendezvous
 
     def call(self, verb: str, args: Json, on_progress: OnProgress | None = None) -> Json:
-        if verb == "shutdown":  # also where the tunnel is down
-            return self._rendezvous.call(verb, {"session": self._session}, on_progress)
+        if verb in ("shutdown", "share"):  # also where the tunnel is down; and colleagues come there
+            return self._rendezvous.call(verb, {**args, "session": self._session}, on_progress)
         relayed = {"session": self._session, "verb": verb, "args": self._whole(args)}
         return self._rendezvous.call("relay", relayed, on_progress)
 

@@ -39,10 +39,10 @@ def socket_name(secret: str, service: str) -> str:
     return f"{secret}.{service}"
 
 
-def keys(lines: Iterable[object]) -> list[str]:
-    """Public keys for authorized_keys: without options or comments, and no more than a person has."""
+def keys(lines: Iterable[object], people: int = 1) -> list[str]:
+    """Public keys for authorized_keys: without options or comments, and no more than so many people have."""
     found = [match[1] for line in lines if isinstance(line, str) and (match := _KEY.fullmatch(line.strip()))]
-    return list(dict.fromkeys(found))[:_MOST_KEYS]
+    return list(dict.fromkeys(found))[: _MOST_KEYS * people]
 
 
 def facts(said: Mapping[str, Any], session: str, owner: str, host: str) -> Json:

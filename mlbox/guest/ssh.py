@@ -27,7 +27,7 @@ _BANNER_TIMEOUT = 10.0  # s
 
 _CONFIG = """\
 HostKey {key}
-AuthorizedKeysFile {run}/conf/authorized_keys {run}/conf/shared_keys
+AuthorizedKeysFile {run}/conf/authorized_keys {run}/conf/shared_keys {run}/conf/via_keys
 StrictModes no
 UsePAM no
 AuthenticationMethods publickey

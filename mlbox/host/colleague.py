@@ -54,20 +54,11 @@ def record(job: Job, people: Iterable[Colleague]) -> None:
     files.write_whole(job.share, json.dumps(rows).encode())
 
 
-def write_keys(job: Job, people: Iterable[Colleague]) -> None:
-    """What the session's sshd takes beside its owner's keys."""
-    lines = [f"{key}\n" for person in people for key in person.keys]
-    files.write_whole(job.conf / "shared_keys", "".join(lines).encode())
-
-
 def take_out(job: Job, left: Iterable[Colleague]) -> str:
-    """On record only those who are left, and their keys. Where a disk is too full to say who that is, it says nobody;
-    why, or nothing."""
-    trouble, people = "", list(left)
-    for write, path in ((record, job.share), (write_keys, job.conf / "shared_keys")):
-        try:
-            write(job, people)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            trouble = f"{error}: the others' shares end with this keeper, or their keys are out"
-    return trouble
+    """On record only those who are left. Where a disk is too full to say who that is, it says nobody, and why."""
+    try:
+        record(job, left)
+    except OSError as error:
+        job.share.unlink(missing_ok=True)
+        return f"{error}: the others' shares end with this keeper"
+    return ""

@@ -9,7 +9,6 @@ users can offer a session of one id; then it is said whose, and nobody is taken 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -21,7 +20,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import ids, sharing, text
-from mlbox.host import files, here, peer
+from mlbox.host import files, here, lines, peer
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -29,6 +28,7 @@ _FOLDERS = Path("/tmp")
 _OF = re.compile(r"mlbox-([0-9]{1,10})\.shared")
 _MOST = 32  # doors of one owner that are looked at, the newest first; whoever makes more hides their own
 _PATIENCE = 3.0  # s in which the door that is meant answers
+_ENTRY = 20.0  # s; behind a reverse tunnel its own host is asked
 _GLANCE = 1.0  # s for each where many are asked: anybody can make some that never do
 _LONGEST = 256 * 1024  # bytes of an answer
 
@@ -55,43 +55,33 @@ class Door:
                 connection.connect(str(self.folder / "door"))
                 if peer.uid(connection) != self.uid:
                     raise errors.NotFound(f"the door of session {self.session} is not {self.owner}'s")
-                line = _asked(connection, question, deadline)
+                found = _asked(connection, question, deadline)
             except OSError as error:
                 raise errors.HostUnready(
                     f"nobody answers at the door of {self.owner}'s session {self.session}: {error}",
-                    f"where its keeper was killed, {self.owner}'s next command there starts another",
+                    f"where its keeper was killed, {self.owner}'s next command there starts another; a reverse tunnel "
+                    "is dialled again and again",
                 ) from None
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+        if found is None:
             raise errors.NotFound(
                 f"{self.owner} does not share session {self.session} with you (any more)", "ask its owner"
             )
+        if "unready" in found:
+            why = text.safe(str(found["unready"]))[:300]
+            raise errors.HostUnready(f"{self.owner}'s session {self.session} is not there just now: {why}", "try again")
         return found
 
     def facts(self, patience: float = _PATIENCE) -> Json:
         return sharing.facts(self.ask({"op": "facts"}, patience), self.session, self.owner, here.host_name())
 
 
-def _asked(connection: socket.socket, question: Json, deadline: float) -> bytes:
-    """Its line; empty where it closes without one."""
+def _asked(connection: socket.socket, question: Json, deadline: float) -> Json | None:
+    """Its answer; None where it closes without one."""
     try:
-        connection.sendall(json.dumps(question).encode() + b"\n")
-    except BrokenPipeError:  # closed before it was asked
-        return b""
-    line = b""
-    while not line.endswith(b"\n") and len(line) <= _LONGEST:
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
-        try:
-            data = connection.recv(65536)
-        except ConnectionResetError:  # closed with our question unread
-            return b""
-        if not data:
-            return b""
-        line += data
-    return line
+        lines.say(connection, question)
+        return lines.hear(connection, _LONGEST, deadline)
+    except (BrokenPipeError, ConnectionResetError):  # closed before it was asked, or with our question unread
+        return None
 
 
 def all_doors() -> list[Door]:
@@ -168,10 +158,10 @@ def answer(door: Door, facts: Json, args: Json) -> Json:
     """To `sessions`, as its own session would be answered for (handlers/sessions.py)."""
     reply: Json = {"host": here.host_name(), "session": facts}
     if args.get("logs"):
-        reply["logs"] = sharing.logs(door.ask({"op": "logs"}))
+        reply["logs"] = sharing.logs(door.ask({"op": "logs"}, _ENTRY))
     if args.get("reveal"):
         keys = sharing.keys(list(args.get("authorized_keys", [])))
-        said = door.ask({"op": "enter", "keys": keys})
+        said = door.ask({"op": "enter", "keys": keys}, _ENTRY)
         reply["session"] = {**facts, **sharing.reach(said, str(door.folder), door.owner)}
     return reply
 

@@ -32,6 +32,7 @@ from mlbox.core import services, text, wire
 from mlbox.core.reverse import Meeting
 from mlbox.core.session import Spec
 from mlbox.host import code, engines, failure, files, here, keeping, lease, os_error, processes, reverse, sharing, store
+from mlbox.host.behind import Here
 from mlbox.host.caller import Caller
 from mlbox.host.job import Job
 from mlbox.host.link import GuestLink
@@ -81,7 +82,7 @@ class Keeper:
             info = self._start()
             limit = {"uptime": processes.uptime(), "ends": info["ends"]} if self.claim.time_limit else {}
             files.write_whole(self.job.conf / "session.json", json.dumps(info).encode())  # who reads "started" may come
-            self._sharing = sharing.begin(self.job, info)  # and share it
+            self._sharing = sharing.begin(self.job, Here(self.job, info))  # and share it
             self._append("started", {"services": sorted(self.guest.services), **limit})
             self.caller.send({"ready": info})
             self.caller.let_go()
@@ -274,7 +275,8 @@ class Keeper:
             known = files.read_json(self.job.conf / "session.json")
             if isinstance(known, dict) and "via" in known:
                 self._open_tunnel(Meeting.from_wire(known["via"]), known)
-            self._sharing = sharing.begin(self.job, known)
+            if isinstance(known, dict):
+                self._sharing = sharing.begin(self.job, Here(self.job, known))
             deadline = time.monotonic() + _RETURN
             while not self.guest.connected and time.monotonic() < deadline:
                 self._turn(deadline - time.monotonic())

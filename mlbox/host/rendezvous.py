@@ -6,6 +6,9 @@
     a name is another's (a later tunnel of the session)     the same, and end sshd's process for this connection
     the folder was missing (a reboot empties /tmp)          make it; the next dial finds it
 
+Colleagues come to a shared session here, by the word of the owner's own laptop (host/sharing.py). The key's holder has
+no say in who they are: neither record nor control is in its reach.
+
 The words of the request are checked, and no other word of the key's holder is ever run.
 """
 
@@ -19,16 +22,23 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlbox import errors
 from mlbox.core import ids, reverse
 from mlbox.host import files, here, lab, serve, store
+from mlbox.host.job import Job
+
+if TYPE_CHECKING:
+    from mlbox.host.sharing import Sharing
 
 _BEAT = 5.0  # s
 _PATIENCE = 5.0  # s for ROOT
 _UNSEEN = (0.1, 0.3, 0.6, 1.0)  # s until a session that was just made is looked for again
+_ENDING = 20.0  # s from its tunnel's end until the log says that a session has ended
 
 
 def main(host: str, root: str) -> int:
@@ -46,42 +56,81 @@ def main(host: str, root: str) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     held: dict[Path, int] = {}
-    replaced = False
+    replaced, look = False, Look(session, host, root)
+    doors = Doors(look, services)
     try:
         if not all(_is_socket(path) for path in names):
             why = "its SSH server lets no socket be forwarded" if existed else f"{folder} was missing, and is there now"
             print(f"{here.host_name()}: {why}", flush=True)
             return 1
-        refusal = _refusal(session, host, root)
-        if refusal:
-            print(f"{here.host_name()}: {refusal}", flush=True)
+        look.thread.join(_PATIENCE)
+        if look.refusal:
+            print(f"{here.host_name()}: {look.refusal}", flush=True)
             return 1
         for path, name in names.items():
             held[name] = os.lstat(path).st_ino
             os.replace(path, name)
         print("up", flush=True)
         _sweep(folder, reverse.lasting(session, ""))
-        replaced = _stay(held)
+        replaced = _stay(held, doors)
     finally:
         _remove(held, names)
+        doors.leave()
     if replaced:
         _hang_up()
+    else:
+        doors.forget()
     return 0
 
 
-def _refusal(session: str, host: str, root: str) -> str:
-    """Why it gets no names, or nothing: who has a key takes over no other host's sessions. A ROOT that is not there, or
-    hangs, keeps no tunnel down."""
-    said: list[str] = []
+class Look:
+    """At whose the session is, in a thread: a ROOT that is not there, or hangs, keeps no tunnel down."""
 
-    def look() -> None:
+    def __init__(self, session: str, host: str, root: str) -> None:
+        self.session, self._host, self._root = session, host, root
+        self.store: store.Store | None = None  # once it is known to be this host's
+        self.refusal = ""  # why it gets no names: who has a key takes over no other host's sessions
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
         with suppress(OSError, errors.MlboxError):
-            said.append(_by_logs(store.Store(Path(root)), session, host))
+            found = store.Store(Path(self._root))
+            self.refusal = _by_logs(found, self.session, self._host)
+            self.store = None if self.refusal else found
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    return said[0] if said else ""
+
+class Doors:
+    """The session's door for colleagues, as long as its tunnel ends here; only of a session that is this host's."""
+
+    def __init__(self, look: Look, services: Iterable[str]) -> None:
+        self._look, self._services = look, services
+        self._job: Job | None = None
+        self._kept: Sharing | None = None
+
+    def open(self) -> None:
+        if self._job is not None or self._look.store is None:
+            return
+        from mlbox.host import behind, sharing  # the tunnel is up by now
+
+        self._job = self._look.store.job(self._look.session)
+        self._kept = sharing.begin(self._job, behind.Far(self._look.store, self._job, self._services))
+
+    def leave(self) -> None:
+        if self._kept is not None:
+            self._kept.leave()
+
+    def forget(self) -> None:
+        """Who might come, once the session has ended. Its tunnel may end first, and may have a successor."""
+        deadline = time.monotonic() + _ENDING
+        while self._kept is not None and self._kept.is_last() and self._job is not None:
+            with suppress(OSError, errors.MlboxError):
+                if not self._job.state().live:
+                    store.clear_shares(self._job)
+                    return
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_BEAT / 10)
 
 
 def _by_logs(found: store.Store, session: str, host: str) -> str:
@@ -119,13 +168,14 @@ def _sweep(folder: Path, prefix: str) -> None:
                 path.unlink()
 
 
-def _stay(held: dict[Path, int]) -> bool:
+def _stay(held: dict[Path, int], doors: Doors) -> bool:
     """Until the other end has gone, or another tunnel has come for this one's names: whether one has."""
     with suppress(
         OSError
     ):  # nobody listens any more; or somebody's cleaning took a name away, and the next dial mends it
         while all(os.lstat(path).st_ino == inode for path, inode in held.items()):
             print("up", flush=True)
+            doors.open()
             for path in held:
                 os.utime(path, follow_symlinks=False)  # systems that clean /tmp by age leave it alone
             ready, _, _ = select.select([0], [], [], _BEAT)

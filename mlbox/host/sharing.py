@@ -1,4 +1,5 @@
-"""A session's door for colleagues: kept by its keeper, opened by its owner's word (handlers/share.py).
+"""A session's door for colleagues: kept by its keeper, or by the end of its reverse tunnel at a rendezvous
+(host/rendezvous.py), and opened by its owner's word (handlers/share.py).
 
     /tmp/mlbox-<uid>/<id>.share                who may join, and with which keys; survives a keeper (0600)
     /tmp/mlbox-<uid>/<id>.control              {"op": "share" | "unshare", "uid": N}: the owner's word to the keeper
@@ -10,13 +11,11 @@ also of one that sshd forwards, which it does as the user who has logged in; onl
 session, by this process, so that taking back a share ends them. Nobody else gets a byte. Neither file nor control is
 in what a container mounts: who works in the session can't let others in.
 
-One thread accepts, and does the owner's word; a colleague's conversation has a thread of its own. Connections are
-counted for each colleague, so that none takes the keeper's descriptors, or the others' share of them.
+One thread accepts, and does the owner's word; a colleague's conversation has a thread of its own.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import shutil
@@ -24,7 +23,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,8 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import sharing
-from mlbox.host import colleague, files, peer, store
+from mlbox.host import colleague, files, lines, peer, store
+from mlbox.host.behind import Behind
 from mlbox.host.colleague import Colleague
 from mlbox.host.job import Job
 from mlbox.splice import Splice
@@ -45,13 +45,14 @@ _LONGEST = 64 * 1024  # bytes of a question
 
 
 class Sharing:
-    """`reach`: session.json, what it takes to reach the session."""
+    """`behind`: the session, seen from here."""
 
-    def __init__(self, job: Job, reach: Mapping[str, Any]) -> None:
-        self._job, self._reach = job, reach
-        self._services = (*reach["services"], sharing.GUEST)
+    def __init__(self, job: Job, behind: Behind) -> None:
+        self._job, self._behind = job, behind
         self._people: dict[int, Colleague] = {}
         self._lock = threading.RLock()  # over the colleagues and their keys
+        self._telling = threading.Lock()  # the session's sshd of these, so that it hears the last word last
+        self._control = 0  # its inode, by which this one is at the door still
         self._selector = selectors.DefaultSelector()
         self._door: socket.socket | None = None
         self._stop_r, self._stop_w = os.pipe()
@@ -61,18 +62,29 @@ class Sharing:
         """From here on the owner's word is heard; those who may join already, may again. Raises OSError."""
         self._job.control.unlink(missing_ok=True)
         self._listen(self._job.control, self._on_control, 0o600)
+        self._control = os.lstat(self._job.control).st_ino
+        store.clear_door(self._job)  # a killed keeper's
         for person in colleague.recorded(self._job):
             self._let_in(person)
+        if self._job.share.exists():  # somebody may have been taken out while nobody was here to tell the sshd
+            threading.Thread(target=self._put_keys, name="keys", daemon=True).start()
         self._selector.register(self._stop_r, selectors.EVENT_READ)
         self._thread.start()
 
     def close(self) -> None:
         """The session ends: nobody is let in any more, and nothing is left."""
+        self.leave()
+        store.clear_shares(self._job)
+
+    def leave(self) -> None:
+        """The session goes on: whoever is at its door next lets the same people in, by the same names."""
         os.write(self._stop_w, b"x")
         self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
         for person in self._people.values():
             person.splices.cut()
-        store.clear_shares(self._job)
 
     # ---- listening ---------------------------------------------------------------------------------
 
@@ -121,7 +133,7 @@ class Sharing:
     def _on_control(self, connection: socket.socket) -> None:
         """In the accepting thread: between its words the owner finds things as they are."""
         with connection:
-            question = _question(connection)
+            question = lines.hear(connection, _LONGEST, time.monotonic() + _PATIENCE) or {}
             act = {"share": self._share, "unshare": self._unshare}.get(str(question.get("op")))
             uid = question.get("uid")
             if act is None or type(uid) is not int:
@@ -131,7 +143,7 @@ class Sharing:
                     reply = act(uid)
             except (errors.MlboxError, OSError) as error:
                 reply = {"error": str(error)}
-            _say(connection, reply)
+            lines.say(connection, reply)
 
     def _share(self, uid: int) -> Json:
         if uid in self._people:
@@ -151,15 +163,14 @@ class Sharing:
         self._people[person.uid] = person
         folder = files.private_folder(self._job.door.parent, 0o755)
         if self._door is None:
-            shutil.rmtree(self._job.door, ignore_errors=True)  # a killed keeper's
             files.private_folder(folder / self._job.id, 0o711)
             self._door = self._listen(self._job.door / "door", self._on_door, 0o666)
-        for service in self._services:
+        for service in self._behind.services:
             path = self._job.door / sharing.socket_name(person.secret, service)
             person.listeners.append(self._listen(path, partial(self._on_service, person, service), 0o666))
 
     def _unshare(self, uid: int) -> Json:
-        """First on record, then in fact: a keeper that is killed in between is no way back in."""
+        """First on record, then in fact: a keeper killed in between is no way back in. Keys open nothing by then."""
         person = self._people.pop(uid, None)
         if person is None:
             return {"changed": False, "ended": 0}
@@ -171,7 +182,20 @@ class Sharing:
             self._close(self._door)
             self._door = None
             shutil.rmtree(self._job.door, ignore_errors=True)
-        return {"changed": True, "ended": ended, "trouble": trouble}
+        return {"changed": True, "ended": ended, "trouble": "\n".join(filter(None, (trouble, self._put_keys())))}
+
+    def _put_keys(self) -> str:
+        """What kept the session's sshd from taking the keys of those who may join, and no others; or nothing."""
+        try:
+            with self._telling:
+                self._behind.put_keys(self._keys())
+        except (errors.MlboxError, OSError) as error:
+            return f"{error}: the keys of those who may join are not all as they should be"
+        return ""
+
+    def _keys(self) -> list[str]:
+        with self._lock:
+            return [key for person in self._people.values() for key in person.keys]
 
     def _close(self, listener: socket.socket) -> None:
         self._selector.unregister(listener)
@@ -215,7 +239,7 @@ class Sharing:
         splice = Splice(near, far)
         try:
             far.settimeout(_PATIENCE)
-            files.connect(far, self._job.sockets / f"{service}.sock")
+            files.connect(far, self._behind.way(service))
             far.settimeout(None)
             near.settimeout(None)
             if person.splices.add(splice):
@@ -225,47 +249,48 @@ class Sharing:
             far.close()
 
     def _converse(self, person: Colleague, connection: socket.socket) -> None:
-        question = _question(connection)
-        op = str(question.get("op"))
-        if op == "enter":
-            with self._lock:
-                if self._people.get(person.uid) is not person:
-                    return
-                self._take_keys(person, question.get("keys"))
-        answers: dict[str, Callable[[], Json]]
-        answers = {"facts": self._facts, "enter": partial(self._entry, person), "logs": self._logs}
-        if op in answers and self._people.get(person.uid) is person:
-            _say(connection, answers[op]())
-
-    def _take_keys(self, person: Colleague, given: object) -> None:
-        """Beside those that came before, from another laptop."""
-        new = sharing.keys([*(given if isinstance(given, list) else []), *person.keys])
-        if set(new) != set(person.keys):
-            person.keys = new
-            colleague.record(self._job, self._people.values())
-            colleague.write_keys(self._job, self._people.values())
-
-    def _facts(self) -> Json:
-        known = {name: self._reach.get(name) for name in ("name", "gpus", "image", "runtime", "since")}
-        return {**known, "trouble": files.read_json(self._job.conf / "trouble.json") or {}}
-
-    def _entry(self, person: Colleague) -> Json:
-        services = {
-            name: {word: value for word, value in facts.items() if word != "socket"}
-            for name, facts in self._reach["services"].items()
+        question = lines.hear(connection, _LONGEST, time.monotonic() + _PATIENCE) or {}
+        answers: dict[str, Callable[[], Json]] = {
+            "facts": self._behind.facts,
+            "enter": partial(self._enter, person, question.get("keys")),
+            "logs": lambda: {"logs": self._behind.logs()},
         }
-        known = {"absent": self._reach.get("absent", {}), "guest_key": self._reach.get("guest_key", "")}
-        return {**self._facts(), "services": services, "secret": person.secret, **known}
+        answer = answers.get(str(question.get("op")))
+        if answer is None or not self._is_in(person):
+            return
+        try:
+            reply = answer()
+        except errors.MlboxError as error:
+            reply = {"unready": error.message}
+        if self._is_in(person):
+            lines.say(connection, reply)
 
-    def _logs(self) -> Json:
-        return {"logs": files.tails(self._job.logs)}
+    def _is_in(self, person: Colleague) -> bool:
+        return self.is_last() and self._people.get(person.uid) is person
+
+    def is_last(self) -> bool:
+        """Nobody else is at the door since: of a tunnel's ends one may be left from before."""
+        with suppress(OSError):
+            return os.lstat(self._job.control).st_ino == self._control
+        return False
+
+    def _enter(self, person: Colleague, given: object) -> Json:
+        """By these keys, too, beside those that came before, from another laptop."""
+        with self._lock:
+            new = sharing.keys([*(given if isinstance(given, list) else []), *person.keys])
+            if self._is_in(person) and set(new) != set(person.keys):
+                person.keys = new
+                colleague.record(self._job, self._people.values())
+        with self._telling:
+            said = self._behind.entry(self._keys())
+        return {**self._behind.facts(), **said, "secret": person.secret}
 
 
-def begin(job: Job, reach: object) -> Sharing | None:
-    """The owner's word is heard from now on; None where there is nothing to share, or it can't be."""
-    if not peer.known() or not isinstance(reach, Mapping) or "via" in reach:
+def begin(job: Job, behind: Behind) -> Sharing | None:
+    """The owner's word is heard from now on; None where it can't be shared."""
+    if not peer.known():
         return None
-    made = Sharing(job, reach)
+    made = Sharing(job, behind)
     try:
         made.open()
     except (errors.MlboxError, OSError) as error:  # the session is more than that
@@ -273,25 +298,3 @@ def begin(job: Job, reach: object) -> Sharing | None:
         store.clear_shares(job)
         return None
     return made
-
-
-# ---- JSON lines ------------------------------------------------------------------------------------------
-
-
-def _question(connection: socket.socket) -> Json:
-    """One line; empty where none comes, or something else."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) <= _LONGEST:
-        data = connection.recv(65536)
-        if not data:
-            break
-        line += data
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _say(connection: socket.socket, message: Json) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")

@@ -281,9 +281,14 @@ def _is_ours(place: Path) -> bool:
 
 
 def clear_shares(job: Job) -> None:
-    """Nobody else joins it any more. The door's folder may be another's, put there while nothing was shared."""
+    """Nobody else joins it any more."""
     for path in (job.share, job.control):
         path.unlink(missing_ok=True)
+    clear_door(job)
+
+
+def clear_door(job: Job) -> None:
+    """Its folder may be another's, put there while nothing was shared."""
     if files.is_own(job.door.parent):
         import shutil
 

@@ -23,6 +23,7 @@ from users import let_in, nobody
 from mlbox.core import ids
 from mlbox.core.job import JobSpec
 from mlbox.host import files, link, stored
+from mlbox.host.behind import Here
 from mlbox.host.colleague import Colleague
 from mlbox.host.handlers import sessions
 from mlbox.host.job import Job
@@ -65,7 +66,7 @@ def engine(path: Path) -> socket.socket:
 def carried(job: Job, service: str) -> bytes:
     """What a colleague hears at a service."""
     near, far = socket.socketpair()
-    keeper = Sharing(job, {"services": {service: {}}})
+    keeper = Sharing(job, Here(job, {"services": {service: {}}}))
 
     def carry() -> None:
         with far, suppress(OSError):

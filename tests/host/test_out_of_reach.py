@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from queuebox import Box, until
+from queuebox import Box, far_session, until
 from users import let_in, nobody
 
 from mlbox import errors
-from mlbox.core import ids, wire
+from mlbox.core import wire
 from mlbox.core.job import JobSpec
 from mlbox.core.log import State
 from mlbox.core.reverse import Meeting
@@ -37,21 +37,6 @@ PLACE: Json = {
 
 def behind_nat(box: Box, name: str) -> None:
     box.lab(f"hosts: {{{name}: {{tunnel: reverse, via: gate}}}}\n")
-
-
-def far_session(box: Box) -> Job:
-    """Of this user's, running on ws, as this host sees it by the share."""
-    job = box.found.job(ids.ulid(int(time.time() * 1000), os.urandom(10)))
-    box.found.create(job, JobSpec(work=Spec(name="far", runtime="process")), queued=True)
-    job.append("submitted", {"at": 1.0, "queue": "default"})
-    job.append("claimed", {"at": 1.0, "host": "ws", "boot": "b", "gpus": ["GPU-1"], "attempt": 1})
-    job.append("started", {"at": 1.0})
-    job.attempt(1).mkdir(parents=True)
-    ws = box.found.on("ws")
-    (ws / "live").mkdir(parents=True)
-    record = {"gpus": ["GPU-1"], "started": 1.0, "kind": "session", "queue": "default"}
-    files.write_whole(ws / "live" / job.id, json.dumps(record).encode(), 0o644)
-    return job
 
 
 def told(box: Box, **gpu: Any) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from meeting import FOLDER, bound, dial, hang_up, said
 from queuebox import Call, program
 
 from mlbox.core import ids, reverse
@@ -20,7 +20,6 @@ from mlbox.host import files, store
 from mlbox.host import rendezvous as end
 from mlbox.host.handlers import rendezvous
 
-FOLDER = Path(f"/tmp/mlbox-{os.getuid()}")
 KEY = "ssh-ed25519 " + "A" * 68
 # For what is removed: with a name go all tunnels that this user has by it, those of tests beside this one, too.
 MINE = f"ws-{os.urandom(4).hex()}"
@@ -33,32 +32,6 @@ def session() -> Iterator[str]:
     yield id_
     for path in FOLDER.glob(f"r.{id_[-8:].lower()}.*"):
         path.unlink()
-
-
-def bound(session: str, token: str, service: str) -> socket.socket:
-    """As sshd binds it."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(FOLDER / reverse.fresh(session, token, service)))
-    listener.listen()
-    return listener
-
-
-def dial(tmp_path: Path, words: str, *by: str, host: str = "ws") -> subprocess.Popen[bytes]:
-    argv = (*by, sys.executable, str(program(tmp_path)), "rendezvous", host, str(tmp_path / "root"))
-    environment = {**os.environ, "SSH_ORIGINAL_COMMAND": words}
-    return subprocess.Popen(
-        argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def said(process: subprocess.Popen[bytes]) -> bytes:
-    assert process.stdout is not None
-    return process.stdout.readline()
-
-
-def hang_up(process: subprocess.Popen[bytes]) -> None:
-    process.communicate()
-    assert process.returncode == 0
 
 
 def answers(session: str, service: str, listener: socket.socket) -> bool:
@@ -197,8 +170,10 @@ def test_a_session_that_the_share_shows_late_is_met(
     on_record(tmp_path, ids.ulid(2, os.urandom(10)), "gpu2")
     seen = SimpleNamespace(sleep=lambda pause: on_record(tmp_path, session, "ws"))
     monkeypatch.setattr(end, "time", seen)
-    assert end._refusal(session, "ws", str(tmp_path / "root")) == ""
-    assert end._refusal(session, "ws2", str(tmp_path / "root")) == f"session {session} is on ws, and this key is ws2's"
+    for host, refusal in (("ws", ""), ("ws2", f"session {session} is on ws, and this key is ws2's")):
+        look = end.Look(session, host, str(tmp_path / "root"))
+        look.thread.join()
+        assert (look.refusal, look.store is None) == (refusal, refusal != "")
 
 
 def test_a_root_that_is_not_there_keeps_no_tunnel_down(tmp_path: Path, session: str) -> None:

@@ -8,86 +8,24 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from colleagues import Client, as_user
 
 from mlbox import errors
 from mlbox.core import ids
-from mlbox.host import door, files, peer, sharing, store
-from mlbox.host.handlers import share
+from mlbox.host import behind, door, files, peer, sharing, store
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
 BOB, EVE, OTHER = 65501, 65502, 65503  # uids without an account
-# The Python that runs the tests may be closed to other users: it becomes one with all imported.
-_AS = """
-import os, socket, sys, threading
-uid = int(sys.argv.pop(1))
-os.setgroups([])
-os.setresgid(uid, uid, uid)
-os.setresuid(uid, uid, uid)
-"""
 KEY = "ssh-ed25519 " + "A" * 68
 pytestmark = pytest.mark.skipif(not peer.known() or os.getuid() != 0, reason="needs Linux, and root to be others")
-
-# Connect, send what comes on stdin, and print what comes back, with a mark at its end.
-_CLIENT = """
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-os.write(1, b"[connected]\\n")
-def send():
-    try:
-        while data := os.read(0, 4096):
-            s.sendall(data)
-    except OSError:
-        pass
-threading.Thread(target=send, daemon=True).start()
-try:
-    while data := s.recv(4096):
-        os.write(1, data)
-except OSError:
-    pass
-os.write(1, b"[end]\\n")
-os._exit(0)
-"""
-
-
-def program(uid: int, code: str, *arguments: str) -> subprocess.Popen[bytes]:
-    argv = (sys.executable, "-I", "-S", "-c", _AS + code, str(uid), *arguments)
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
-
-
-class Client:
-    """Another user's connection."""
-
-    def __init__(self, uid: int, path: Path) -> None:
-        self._process = program(uid, _CLIENT, str(path))
-        assert self.hear() == b"[connected]\n"
-
-    def say(self, words: bytes) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it was closed to this one, who has gone
-            self._process.stdin.write(words)
-            self._process.stdin.flush()
-
-    def ask(self, line: bytes) -> bytes:
-        self.say(line)
-        return self.hear()
-
-    def hear(self) -> bytes:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 class Session:
@@ -111,7 +49,7 @@ class Session:
         self.keep()
 
     def keep(self) -> None:
-        kept = sharing.begin(self.job, self.reach)
+        kept = sharing.begin(self.job, behind.Here(self.job, self.reach))
         assert kept is not None
         self.kept = kept
 
@@ -261,7 +199,7 @@ def test_one_colleague_s_thousand_connections_are_not_another_s_loss(session: Se
         "    except OSError: pass\n"
         "print(alive, flush=True); sys.stdin.read()"
     )
-    with program(BOB, flood, str(way)) as process:
+    with as_user(BOB, flood, str(way)) as process:
         assert process.stdout is not None
         assert 0 < int(process.stdout.readline()) <= 64
         assert session.client(EVE, f"{session.enter(EVE)['secret']}.ssh").ask(b"hello\n") == b"hello\n"
@@ -319,16 +257,21 @@ def test_a_folder_that_somebody_else_prepared_is_not_used(session: Session) -> N
     shutil.rmtree(trap)
 
 
-def test_a_session_behind_a_rendezvous_is_refused_with_the_reason(session: Session) -> None:
-    session.job.conf.mkdir(exist_ok=True)
-    (session.job.conf / "session.json").write_text(json.dumps({"via": {"via": "gate", "folder": "/tmp/mlbox-1001"}}))
-    with pytest.raises(errors.Refused, match="your colleague would come by gate"):
-        share._check(session.job, "far")
-
-
-def test_a_session_behind_a_rendezvous_has_no_door(session: Session) -> None:
-    assert sharing.begin(session.job, {**session.reach, "via": {}}) is None
-    assert sharing.begin(session.job, None) is None
+def test_who_comes_next_to_the_door_takes_it_over(session: Session) -> None:
+    """At a rendezvous a tunnel's end may be left while its successor is there."""
+    session.tell("share", BOB)
+    way, first = f"{session.enter(BOB)['secret']}.ssh", session.kept
+    open_ = session.client(BOB, way)
+    assert open_.ask(b"one\n") == b"one\n"
+    begun = session.client(BOB, "door")
+    begun.say(b'{"op": ')
+    assert session.ask(BOB, {"op": "facts"})["name"] == "otter"  # who came before this one is in
+    session.keep()
+    assert begun.ask(b'"facts"}\n') == b"[end]\n"
+    first.leave()
+    assert open_.hear() == b"[end]\n"
+    assert session.client(BOB, way).ask(b"two\n") == b"two\n"
+    assert session.tell("unshare", BOB)["changed"]
 
 
 # ---- the colleague's side --------------------------------------------------------------------------------
@@ -355,7 +298,7 @@ class Offer:
         if by is not None:
             self.folder.chmod(0o777)
         words = said if isinstance(said, str) else json.dumps(said)
-        self._process = program(runs_as, _FAKE, str(self.folder / "door"), words)
+        self._process = as_user(runs_as, _FAKE, str(self.folder / "door"), words)
         assert self._process.stdout is not None and self._process.stdout.readline() == b"up\n"
 
     def end(self) -> None:

@@ -256,3 +256,18 @@ def box(root: Path) -> Iterator[Box]:
         yield made
     finally:
         made.close()
+
+
+def far_session(box: Box) -> Job:
+    """Of this user's, running on ws, as this host sees it by the share."""
+    job = box.found.job(ids.ulid(int(time.time() * 1000), os.urandom(10)))
+    box.found.create(job, JobSpec(work=Spec(name="far", runtime="process")), queued=True)
+    job.append("submitted", {"at": 1.0, "queue": "default"})
+    job.append("claimed", {"at": 1.0, "host": "ws", "boot": "b", "gpus": ["GPU-1"], "attempt": 1})
+    job.append("started", {"at": 1.0})
+    job.attempt(1).mkdir(parents=True)
+    ws = box.found.on("ws")
+    (ws / "live").mkdir(parents=True)
+    record = {"gpus": ["GPU-1"], "started": 1.0, "kind": "session", "queue": "default"}
+    files.write_whole(ws / "live" / job.id, json.dumps(record).encode(), 0o644)
+    return job

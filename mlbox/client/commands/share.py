@@ -22,7 +22,9 @@ def parser(make: Any) -> argparse.ArgumentParser:
 
 def person(made: argparse.ArgumentParser) -> None:
     made.add_argument("session", metavar="NAME|ID")
-    made.add_argument("user", metavar="USER", help="as your colleague logs in to the session's host")
+    made.add_argument(
+        "user", metavar="USER", help="as your colleague logs in to the session's host, or to its rendezvous"
+    )
     options.dry_run(made)
     made.add_argument("--host", default="", help="where it runs (default: remembered, or all known hosts are asked)")
     options.common(made)
@@ -37,11 +39,13 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{session['name']} {'would be' if arguments.dry_run else 'is'} shared with {user}")
     else:
         print(f"{session['name']} is shared with {user} already")
+    if session["host"] != reply["host"]:
+        print(f"  {user} comes by {text.safe(reply['host'])}, where the tunnel from {text.safe(session['host'])} ends")
     joins, back = f"{user} joins:", "take it back:"
     width = max(len(joins), len(back))
     print(f"  {joins:{width}}  mlbox attach {session['id']}")
     print(f"  {back:{width}}  mlbox session unshare {session['name']} {user}")
-    reaches = f"whatever you can on {text.safe(reply['host'])}" if session["runtime"] == "process" else "what you can"
+    reaches = f"whatever you can on {text.safe(session['host'])}" if session["runtime"] == "process" else "what you can"
     output.note(f"  {user} works in it as you, and can do there {reaches}")
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import reverse, text, wire
-from mlbox.host import files, here, lab, lookup, store
+from mlbox.host import colleague, files, here, lab, lookup, peer, store
 from mlbox.host.handlers.logs import pause
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
@@ -26,13 +26,13 @@ def run(call: Call) -> Json:
         raise errors.Usage(f"a host that can't be dialled is not asked for {text.safe(verb)!r}")
     lab.identify(found.root)  # or a session of a ROOT that is not there yet would have ended
     job = lookup.mine(found, str(call.args.get("session", "")))
-    with _connect(found, job) as connection:
+    with connect(found, job) as connection:
         request = wire.Request(verb, dict(call.args.get("args", {})), secrets.token_hex(8))
         connection.sendall(request.encode())
-        return _relayed(call, connection, request.nonce)
+        return _with_shares(job, _relayed(call, connection, request.nonce))
 
 
-def _connect(found: store.Store, job: Job) -> socket.socket:
+def connect(found: store.Store, job: Job) -> socket.socket:
     """Raises Ended where the session has, Unreachable where its tunnel does not come up, HostUnready where
     the sockets' folder is not the user's."""
     folder = files.private_folder(here.boot_folder())  # in anybody else's, anybody might answer
@@ -61,6 +61,14 @@ def _connect(found: store.Store, job: Job) -> socket.socket:
                 f"the session goes on there, and dials again and again; see {job.attempt(1)}/tunnel.json",
             )
         pause()
+
+
+def _with_shares(job: Job, reply: Json) -> Json:
+    """Who joins it here is on record here alone."""
+    if isinstance(session := reply.get("session"), dict) and "shared" in session:
+        names = {*session["shared"], *(peer.name(person.uid) for person in colleague.recorded(job))}
+        reply["session"] = {**session, "shared": sorted(names)}
+    return reply
 
 
 def _relayed(call: Call, connection: socket.socket, nonce: str) -> Json:

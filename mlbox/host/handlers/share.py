@@ -1,4 +1,9 @@
-"""Let a colleague join a session, or take that back: its keeper does it, at once (host/sharing.py)."""
+"""Let a colleague join a session, or take that back: who is at its door does it, at once (host/sharing.py). That is its
+keeper; of a session on a host that can't be dialled it is its tunnel's end here, at the rendezvous, by which colleagues
+come.
+
+With `keys` it is the tunnel's end that asks, on the session's own host: these of colleagues' open its sshd.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,16 @@ import json
 import os
 import pwd
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mlbox import errors
-from mlbox.core import text
-from mlbox.host import colleague, files, here, keeping, peer, store
+from mlbox.core import sharing, text
+from mlbox.host import behind, colleague, files, here, keeping, peer, store
+from mlbox.host.handlers import relay
 from mlbox.host.handlers.logs import pause
-from mlbox.host.handlers.sessions import describe, is_session, pick_own
+from mlbox.host.handlers.sessions import describe, is_session, out_of_reach, pick, pick_own
 from mlbox.host.job import Job
 from mlbox.host.serve import Call
 from mlbox.host.sweep import sweep
@@ -25,14 +33,19 @@ _TRIES = 50  # pauses that a keeper which has just taken over gets to listen
 def run(call: Call) -> Json:
     found = store.Store(call.root, call.dry)
     wanted, user, lets = str(call.args.get("session", "")), str(call.args.get("user", "")), bool(call.args.get("lets"))
-    job = pick_own([job for job in sweep(found) if is_session(job)], wanted, found)
+    live = [job for job in sweep(found) if is_session(job)]
+    if "keys" in call.args:
+        return _take_keys(pick(live, wanted, found), call.args["keys"])
+    far = wanted in [session["id"] for session in out_of_reach(found)]
+    job = found.job(wanted) if far else pick_own(live, wanted, found)
     name = describe(job)["name"]
     uid = _uid(user, lets)
-    _check(job, name)
+    _check(job, name, far)
     if found.dry:
         reply, session = _foreseen(job, name, uid, lets)
     else:
-        reply, session = _tell(job, name, {"op": "share" if lets else "unshare", "uid": uid}), describe(job)
+        word = {"op": "share" if lets else "unshare", "uid": uid}
+        reply, session = (_tell_far(found, job, name, word) if far else _tell(job, name, word)), describe(job)
     return {
         "host": found.host, "session": session, "user": peer.name(uid), "changed": bool(reply.get("changed")),
         "ended": int(reply.get("ended", 0)), "trouble": str(reply.get("trouble", "")),
@@ -53,23 +66,50 @@ def _uid(user: str, lets: bool) -> int:
     return uid
 
 
-def _check(job: Job, name: str) -> None:
+def _take_keys(job: Job, given: object) -> Json:
     reach = files.read_json(job.conf / "session.json")
     if not isinstance(reach, dict):
+        raise errors.HostUnready(f"session {describe(job)['name']} is still starting", "again in a moment")
+    behind.put_keys(job.conf / behind.VIA_KEYS, sharing.keys(given if isinstance(given, list) else [], colleague.MOST))
+    return {"session": reach}
+
+
+def _check(job: Job, name: str, far: bool) -> None:
+    state = job.state()
+    if state.live and state.name != "started" if far else not files.read_json(job.conf / "session.json"):
         raise errors.NotFound(f"session {name} is still starting", "again in a moment")
-    if "via" in reach:
-        via, host = text.safe(reach["via"]["via"]), here.host_name()
-        raise errors.Refused(
-            f"{name} can't be shared: your colleague would come by {via}, and who comes from there {host} can't tell",
-            "start one without a reverse tunnel, on a host that your colleague can log in to, and share that",
-        )
     if not peer.known():
         raise errors.Refused(
             f"{name} can't be shared: {here.host_name()} does not tell who connects to a socket", "Linux does"
         )
 
 
-def _tell(job: Job, name: str, word: Json) -> Json:
+def _tell_far(found: store.Store, job: Job, name: str, word: Json) -> Json:
+    """Waits for a tunnel that is being dialled; to take something back none is needed."""
+    try:
+        if word["op"] == "share":
+            relay.connect(found, job).close()
+            return _tell(job, name, word, lambda: job.state().live)
+        with suppress(errors.HostUnready):
+            return _tell(job, name, word, lambda: False)
+        people = colleague.recorded(job)
+        left = [person for person in people if person.uid != word["uid"]]
+        taken = {"changed": len(left) < len(people), "trouble": colleague.take_out(job, left)}
+        if not left:
+            store.clear_door(job)
+        with suppress(
+            errors.HostUnready
+        ):  # an end of the tunnel that came meanwhile had read what was on record before
+            taken = {**_tell(job, name, word, lambda: False), **taken}
+        return taken
+    except errors.HostUnready as error:
+        host = job.state().facts.get("host", "")
+        hint = f"an older mlbox's tunnel ends here: mlbox host add {host} --via {found.host}, and again in a minute"
+        raise errors.HostUnready(error.message, hint) from None
+
+
+def _tell(job: Job, name: str, word: Json, lives: Callable[[], bool] | None = None) -> Json:
+    """`lives`: whether who is not at the door now will come (its keeper)."""
     for _ in range(_TRIES):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             try:
@@ -79,12 +119,12 @@ def _tell(job: Job, name: str, word: Json) -> Json:
                 with connection.makefile("rb") as answer:
                     said = json.loads(answer.readline() or b"{}")
             except (FileNotFoundError, ConnectionRefusedError):
-                if not keeping.lives(job):
+                if not (lives() if lives else keeping.lives(job)):
                     break
                 pause()
                 continue
             except (OSError, ValueError) as error:
-                raise errors.MlboxError(f"the keeper of {name} does not answer: {error}", "try again") from None
+                raise errors.MlboxError(f"who is at the door of {name} does not answer: {error}", "again") from None
         if "error" in said or not said:
             why = said.get("error", "it said nothing")
             raise _refused(job, name, why)
@@ -98,7 +138,7 @@ def _refused(job: Job, name: str, why: str) -> errors.Refused:
 
 def _deaf(name: str) -> errors.HostUnready:
     return errors.HostUnready(
-        f"the keeper of {name} does not listen for it", "one that an older mlbox started can't share; start it anew"
+        f"nobody listens for it at the door of {name}", "one that an older mlbox started can't share; start it anew"
     )
 
 

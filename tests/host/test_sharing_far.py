@@ -1,0 +1,277 @@
+"""A session behind a rendezvous, shared there: its door is at its tunnel's end, by the owner's word alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colleagues import Client
+from meeting import FOLDER, bound, dial, said
+from queuebox import Box, far_session, until
+
+from mlbox import errors
+from mlbox.core import ids, reverse, wire
+from mlbox.core.job import JobSpec
+from mlbox.core.session import Spec
+from mlbox.core.sharing import socket_name
+from mlbox.host import colleague, peer
+from mlbox.host.handlers import relay, share
+from mlbox.host.job import Job
+
+Json = dict[str, Any]
+NOBODY, EVE = 65534, 65502
+KEY = "ssh-ed25519 " + "A" * 68
+SERVICES = ("ssh", "guest", reverse.CALL)
+pytestmark = pytest.mark.skipif(not peer.known() or os.getuid() != 0, reason="needs Linux, and root to be others")
+
+
+class Workstation:
+    """At the other ends of a tunnel's sockets: services that say what they hear, and mlbox, which is asked."""
+
+    def __init__(self, box: Box) -> None:
+        self.box, self.job = box, far_session(box)
+        self.asked: list[wire.Request] = []
+        self.refuses = False
+        self.clients: list[Client] = []
+        self.tunnels: list[subprocess.Popen[bytes]] = []
+
+    def dial(self, host: str = "ws") -> bytes:
+        """A tunnel; what its end says."""
+        token = f"{len(self.tunnels):08}"
+        for service in SERVICES:
+            listener = bound(self.job.id, token, service)
+            threading.Thread(target=self._serve, args=(listener, service), daemon=True).start()
+        folder = self.box.root.parent
+        words = reverse.request(self.job.id, token, SERVICES)
+        self.tunnels.append(dial(folder, words, host=host, root=self.box.root))
+        return said(self.tunnels[-1])
+
+    def hang_up(self) -> None:
+        self.tunnels[-1].communicate()
+
+    def _serve(self, listener: socket.socket, service: str) -> None:
+        while True:
+            connection, _ = listener.accept()
+            act = self._answer if service == reverse.CALL else self._echo
+            threading.Thread(target=act, args=(connection,), daemon=True).start()
+
+    def _echo(self, connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(4096):
+                connection.sendall(data)
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            line = lines.readline()
+            if not line:  # somebody only looked whether the tunnel is up
+                return
+            request = wire.decode_request(line)
+            self.asked.append(request)
+            facts = {"user": "ada", "host_key": KEY, "folder": "/w", "socket": "/tmp/mlbox-1/s/ssh.sock"}
+            reach = {"services": {"ssh": facts}, "guest_key": "k3y", "absent": {}, "shared": []}
+            reply: Json = {"reply": {"session": reach, "logs": {"ssh": "a line"}}}
+            if self.refuses:
+                reply = wire.encode_error(errors.HostUnready("still starting"))
+            connection.sendall(wire.encode_message(request.nonce, reply))
+
+    def keys(self) -> list[str]:
+        """What its sshd was last told."""
+        return list(next(r.args["keys"] for r in reversed(self.asked) if r.verb == "share"))
+
+    def tell(self, lets: bool, user: str = "nobody", **more: Any) -> Json:
+        return self.box.call(share, session=self.job.id, user=user, lets=lets, **more)
+
+    def client(self, uid: int, name: str) -> Client:
+        made = Client(uid, self.job.door / name)
+        self.clients.append(made)
+        return made
+
+    def ask(self, uid: int, op: str, **more: Any) -> Json:
+        line = self.client(uid, "door").ask(json.dumps({"op": op, **more}).encode() + b"\n")
+        return {} if line == b"[end]\n" else dict(json.loads(line))
+
+
+@contextmanager
+def a_caller_that_stays() -> Iterator[None]:
+    """At the other end of this process's stdin."""
+    before, (near, far) = os.dup(0), os.pipe()
+    os.dup2(near, 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        for descriptor in (before, near, far):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def ws(box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workstation]:
+    monkeypatch.setattr(relay, "pause", lambda: None)
+    monkeypatch.setattr(share, "pause", lambda: threading.Event().wait(0.05))
+    box.lab(f"hosts: {{{box.found.host}: {{}}, ws: {{tunnel: reverse, via: {box.found.host}}}}}\n")
+    made = Workstation(box)
+    yield made
+    for client in made.clients:
+        client.end()
+    for tunnel in made.tunnels:
+        tunnel.kill()
+        tunnel.communicate()
+    for path in FOLDER.glob(f"r.{made.job.id[-8:].lower()}.*"):
+        path.unlink()
+    shutil.rmtree(made.job.door, ignore_errors=True)
+
+
+def test_a_colleague_is_let_in_and_nobody_else_gets_a_byte(ws: Workstation) -> None:
+    assert ws.dial() == b"up\n"
+    reply = ws.tell(True)
+    assert (reply["changed"], reply["user"], reply["session"]["shared"]) == (True, "nobody", ["nobody"])
+    assert (reply["host"], reply["session"]["host"]) == (ws.box.found.host, "ws")
+    entered = ws.ask(NOBODY, "enter", keys=[KEY])
+    assert ws.keys() == [KEY] and entered["guest_key"] == "k3y" and entered["name"] == "far"
+    assert "socket" not in entered["services"]["ssh"]
+    assert ws.ask(NOBODY, "logs") == {"logs": {"ssh": "a line"}}
+    assert ws.ask(NOBODY, "facts")["gpus"] == ["GPU-1"]
+    for service in ("ssh", "guest"):
+        way = socket_name(entered["secret"], service)
+        assert ws.client(NOBODY, way).ask(b"hello\n") == b"hello\n"
+        for uid in (EVE, 0):
+            assert ws.client(uid, way).ask(b"hello\n") == b"[end]\n"
+    assert not (ws.job.door / socket_name(entered["secret"], reverse.CALL)).exists()  # by which its owner is answered
+    for uid in (EVE, 0):
+        assert [ws.ask(uid, op) for op in ("facts", "enter", "logs")] == [{}, {}, {}]
+    with a_caller_that_stays():
+        told = ws.box.call(relay, session=ws.job.id, verb="sessions", args={})
+    assert told["session"]["shared"] == ["nobody"]  # to its owner
+
+
+def test_taking_it_back_ends_what_is_open_and_takes_the_keys_out(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    open_ = ws.client(NOBODY, socket_name(ws.ask(NOBODY, "enter", keys=[KEY])["secret"], "ssh"))
+    assert open_.ask(b"one\n") == b"one\n"
+    reply = ws.tell(False)
+    assert (reply["changed"], reply["ended"], reply["trouble"]) == (True, 1, "")
+    assert open_.hear() == b"[end]\n" and ws.keys() == []
+    assert not ws.job.door.exists() and reply["session"]["shared"] == []
+
+
+def test_the_next_tunnel_lets_the_same_people_in_by_the_same_way(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    secret = ws.ask(NOBODY, "enter", keys=[KEY])["secret"]
+    ws.tunnels[0].kill()
+    ws.tunnels[0].communicate()
+    assert ws.dial() == b"up\n"
+    until(lambda: [r.verb for r in ws.asked].count("share") == 2)
+    assert ws.keys() == [KEY]  # the session may be another start, with a new sshd
+    assert ws.client(NOBODY, socket_name(secret, "ssh")).ask(b"hello\n") == b"hello\n"
+
+
+def test_a_tunnel_that_a_later_one_replaced_leaves_its_door_alone(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    secret = ws.ask(NOBODY, "enter", keys=[KEY])["secret"]
+    assert ws.dial() == b"up\n"
+    ws.tunnels[0].wait(20)
+    assert ws.client(NOBODY, socket_name(secret, "ssh")).ask(b"hello\n") == b"hello\n"
+    assert ws.tell(False)["changed"]
+
+
+def test_what_is_taken_back_while_no_tunnel_is_up_stays_so(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    ws.ask(NOBODY, "enter", keys=[KEY])
+    ws.tunnels[0].kill()
+    ws.tunnels[0].communicate()
+    assert ws.tell(False, dry_run=True)["changed"]
+    assert [ws.tell(False)["changed"] for _ in range(2)] == [True, False]
+    assert not ws.job.door.exists()
+    ws.dial()
+    until(lambda: ws.keys() == [])
+    assert not ws.job.door.exists()
+
+
+def test_who_may_come_is_forgotten_when_the_session_has_ended(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    ended = threading.Thread(target=ws.hang_up)
+    ended.start()  # its tunnel ends first
+    until(lambda: not list(FOLDER.glob(f"r.{ws.job.id[-8:].lower()}.*")))
+    assert ws.job.share.exists()
+    ws.job.append("finished", {"at": 2.0}, 1)
+    ended.join()
+    assert not ws.job.share.exists() and not ws.job.control.exists() and not ws.job.door.exists()
+
+
+def test_a_key_opens_no_door_of_another_host_s_session(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    ws.ask(NOBODY, "enter", keys=[KEY])
+    ws.tunnels[0].kill()
+    ws.tunnels[0].communicate()
+    assert b"this key is desk's" in ws.dial(host="desk")
+    with pytest.raises(AssertionError):
+        ws.client(NOBODY, "door")
+
+
+def test_nor_where_the_lab_does_not_say_whose_it_is(ws: Workstation) -> None:
+    """There it has its names, and a laptop makes sure of the session itself; a colleague can't."""
+    ws.box.root.rename(ws.box.root.with_name("away"))
+    assert ws.dial() == b"up\n"
+    ws.box.root.with_name("away").rename(ws.box.root)
+    assert said(ws.tunnels[0]) == b"up\n" and not ws.job.control.exists()
+
+
+def test_what_its_own_host_says_against_it_is_told(ws: Workstation) -> None:
+    ws.dial()
+    ws.tell(True)
+    ws.refuses = True
+    assert ws.ask(NOBODY, "enter", keys=[KEY]) == {"unready": "still starting"}
+    assert "still starting" in ws.tell(False)["trouble"]
+
+
+def test_without_a_tunnel_nobody_is_let_in(ws: Workstation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_PATIENCE", 0.1)
+    with pytest.raises(errors.Unreachable, match=r"the reverse tunnel of ws to .* is not up"):
+        ws.tell(True)
+    ws.job.append("finished", {"at": 2.0}, 1)
+    with pytest.raises(errors.Ended):
+        ws.tell(True)
+
+
+def test_a_tunnel_s_end_of_an_older_mlbox_is_told(ws: Workstation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(share, "_TRIES", 2)
+    ws.dial()
+    until(ws.job.control.exists)
+    ws.job.control.unlink()
+    with pytest.raises(errors.HostUnready) as refused:
+        ws.tell(True)
+    assert refused.value.hint.startswith(
+        f"an older mlbox's tunnel ends here: mlbox host add ws --via {ws.box.found.host}"
+    )
+
+
+def test_on_its_own_host_its_sshd_takes_those_keys(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach = {"services": {}, "guest_key": "k3y"}
+    job = Job(ids.ulid(1, os.urandom(10)), box.found.user, tmp_path / "job", tmp_path / "boot")
+    job.conf.mkdir(parents=True)
+    monkeypatch.setattr(share, "sweep", lambda _: [job])
+    monkeypatch.setattr(share, "is_session", lambda _: True)
+    monkeypatch.setattr(Job, "spec", lambda _: JobSpec(work=Spec()))
+    with pytest.raises(errors.HostUnready, match="still starting"):
+        box.call(share, session=job.id, keys=[KEY])
+    (job.conf / "session.json").write_text(json.dumps(reach))
+    assert box.call(share, session=job.id, keys=[KEY, f'command="x" {KEY}1', 7]) == {"session": reach}
+    assert (job.conf / "via_keys").read_text() == f"{KEY}\n"
+    many = [f"{KEY}{n:03}" for n in range(32 * colleague.MOST + 1)]
+    box.call(share, session=job.id, keys=many)
+    assert (job.conf / "via_keys").read_text().split("\n") == [*many[:-1], ""]

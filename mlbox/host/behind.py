@@ -21,6 +21,7 @@ from mlbox.host.job import Job
 Json = dict[str, Any]
 _PATIENCE = 10.0  # s in which the session's own host has answered
 _LONGEST = 1 << 20  # bytes of its answer
+_FACTS = ("name", "gpus", "image", "runtime", "since")
 KEYS, VIA_KEYS = "shared_keys", "via_keys"  # beside the owner's, for the session's sshd (guest/ssh.py)
 
 
@@ -54,7 +55,7 @@ class Here:
         return self._job.sockets / f"{service}.sock"
 
     def facts(self) -> Json:
-        known = {name: self._reach.get(name) for name in ("name", "gpus", "image", "runtime", "since")}
+        known = {word: self._reach.get(word) for word in _FACTS}
         return {**known, "trouble": files.read_json(self._job.conf / "trouble.json") or {}}
 
     def entry(self, keys: Iterable[str]) -> Json:
@@ -81,7 +82,8 @@ class Far:
     def facts(self) -> Json:
         from mlbox.host.handlers.sessions import describe  # a rendezvous where nobody shares pays nothing for it
 
-        return describe(self._job)
+        told = describe(self._job)
+        return {word: told[word] for word in _FACTS}
 
     def entry(self, keys: Iterable[str]) -> Json:
         return _entry(self._ask("share", {"keys": list(keys)})["session"])

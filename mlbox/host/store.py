@@ -30,7 +30,8 @@
     /tmp/mlbox-<uid>/tick-<root>.*, *.lock  ticks' words to each other; what is done by one process at a time
     /tmp/mlbox-<uid>/tick-<root>.*.aside   engines that are left alone for a while (host/engines/aside.py)
     /tmp/mlbox-<uid>/cron.heard            when cron called last (host/cron.py)
-    /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py)
+    /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py),
+                                           or to its tunnel's end where that is
     /tmp/mlbox-<uid>/<id>.s/               what laptops dial: its sockets by names that no container can take
     /tmp/mlbox-<uid>/<id>.calls            where a keeper with a reverse tunnel answers for its host (host/reverse.py)
     /tmp/mlbox-<uid>.shared/<ulid>/        a session's door, and its colleagues' sockets; gone with the last of them

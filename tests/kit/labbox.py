@@ -222,7 +222,11 @@ _LEFT = """
 docker ps -aq --filter label=mlbox.session 2>/dev/null
 docker ps -aq --filter label=mlbox.builder 2>/dev/null
 podman ps -aq --filter label=mlbox.session 2>/dev/null
-find /tmp/mlbox-$(id -u) -mindepth 1 -maxdepth 1 '(' -type d -o -name '*.share' -o -name '*.control' ')' 2>/dev/null
+find /tmp/mlbox-$(id -u) -mindepth 1 -maxdepth 1 -type d 2>/dev/null
+for f in /tmp/mlbox-$(id -u)/*.share /tmp/mlbox-$(id -u)/*.control; do
+  id=${f##*/}
+  [ ! -e "$f" ] || [ -e "${f%/*}/r.${id%%.*}.call" ] || echo "$f"  # where a tunnel ends they are of a session elsewhere
+done
 find /tmp/mlbox-$(id -u).shared -mindepth 1 2>/dev/null
 find ~/.local/share/mlbox/users/*/on/*/live -type f 2>/dev/null
 find /tmp -maxdepth 1 -name 'mlbox-layer-*' 2>/dev/null

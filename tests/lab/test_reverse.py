@@ -21,8 +21,10 @@ from browser import Browser
 from far import NEAR, far_apart
 from labbox import PYZ, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, Result, as_root, first_process, ssh, token
 from labkit.inventory import HOSTS, RUN
+from notebook import Notebook
 from outage import without_network, without_sshd
 from pages import execute, open_notebook, open_workbench
+from person import HEAR, Person, echoes, joined, person
 
 from mlbox.core import wire
 
@@ -274,9 +276,103 @@ def test_a_folder_that_another_user_made_first_is_not_used(lab: Lab, session: At
     works(lab, session)
 
 
-def test_it_can_not_be_shared_and_says_why(lab: Lab, session: Attached) -> None:
-    done = lab.run("session", "share", session.block()["name"], "bob", code=3)
-    assert f"your colleague would come by {VIA}, and who comes from there {WS} can't tell" in done.err
+@pytest.fixture(scope="module")
+def bob(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    with person("bob", tmp_path_factory.mktemp("bob") / "home", VIA) as made:
+        yield made
+
+
+@pytest.fixture
+def shared(lab: Lab, session: Attached, bob: Person) -> Iterator[None]:
+    done = lab.run("session", "share", "far", "bob")
+    id_ = session.block()["id"]
+    assert re.search(rf"^  bob comes by {VIA}, where the tunnel from {WS} ends\n.*mlbox attach {id_}$", done.out, re.M)
+    yield
+    lab.run("session", "unshare", "far", "bob")
+
+
+def who_may_come(lab: Lab) -> Any:
+    return lab.facts("session", "info", "far")["shared"]
+
+
+def test_a_colleague_joins_it_at_the_rendezvous(lab: Lab, session: Attached, bob: Person, shared: None) -> None:
+    id_ = session.block()["id"]
+    assert who_may_come(lab) == ["bob"]
+    (listed,) = bob.laptop.sessions(f"{VIA}-bob")
+    assert (listed["id"], listed["owner"]) == (id_, "ada")
+    with joined(bob, id_) as (client, block):
+        client.wait_for("it is ada's: what you do in it is done as ada")
+        assert get(block["vscode"]) == 200
+        with Notebook(block["jupyter"]) as notebook:
+            assert notebook.run("import os; print(os.environ['MLBOX_SESSION'])") == f"{id_}\n"
+            done = bob.inside("mlbox-far", "id -un; echo $MLBOX_SESSION $NVIDIA_VISIBLE_DEVICES")
+            assert done.stdout.split() == ["ada", id_, UUIDS[1]], done.stderr
+
+            [before] = dialling()
+            as_root(WS, "kill", "-9", before)
+        awaited(lambda: dialling() not in ([], [before]))
+        awaited(lambda: bob.inside("mlbox-far", "echo in").stdout == "in\n")
+        with Notebook(block["jupyter"]) as notebook:  # by the same port
+            assert notebook.run("1 + 1") == "2"
+        assert client.process.poll() is None
+
+
+def test_who_is_not_let_in_gets_nothing_at_the_rendezvous(
+    lab: Lab, session: Attached, bob: Person, shared: None, tmp_path: Path
+) -> None:
+    id_ = session.block()["id"]
+    door = f"/tmp/mlbox-1001.shared/{id_}"
+    ways = as_root(VIA, "sh", "-c", f"ls -d {door}/*").split()
+    assert len(ways) == 5  # the door, and bob's to jupyter, vscode, ssh and the guest
+    with person("noisy", tmp_path / "home", VIA) as noisy:
+        for words in (("attach", id_), ("info", id_), ("attach", "far"), ("shutdown", id_), ("share", id_, "noisy")):
+            done = noisy.laptop.run("session", *words, "--host", f"{VIA}-noisy")
+            assert done.code == 6, done.all
+        assert noisy.laptop.sessions(f"{VIA}-noisy") == []
+        for path in (*ways, f"/tmp/mlbox-1001/{id_[-8:].lower()}.control"):
+            said = ssh(f"{VIA}-noisy", f"python3 -c {shlex.quote(HEAR)} {path}")
+            assert said.startswith("heard b''"), (path, said)
+        assert "denied" in ssh(f"{VIA}-noisy", f"ls {door} 2>&1 || true")
+    for words in (("share", id_, "noisy"), ("shutdown", id_)):
+        done = bob.laptop.run("session", *words, "--host", f"{VIA}-bob")
+        assert done.code == 3 and "far is ada's session" in done.err, done.all
+    assert who_may_come(lab) == ["bob"]
+
+
+def test_unshare_cuts_what_a_colleague_has_open(lab: Lab, session: Attached, bob: Person) -> None:
+    id_ = session.block()["id"]
+    lab.run("session", "share", "far", "bob")
+    with joined(bob, id_) as (client, _):
+        shell = bob.shell("mlbox-far")
+        assert echoes(shell)
+        keys = f"cat /tmp/mlbox-1001/{id_[-8:].lower()}/conf/via_keys"
+        assert bob.key.with_suffix(".pub").read_text().split()[1] in on_ws(keys)
+        assert re.search(
+            "no longer shared with bob; [0-9]+ connections? ended", lab.run("session", "unshare", "far", "bob").out
+        )
+        assert shell.wait(60) == 255
+        client.wait_for("of yours, or shared with you, is running")
+        assert client.process.wait(60) == 0
+        assert on_ws(keys) == "" and who_may_come(lab) == []
+    assert bob.laptop.run("attach", id_, "--host", f"{VIA}-bob").code == 6
+    works(lab, session)
+
+
+def test_a_share_is_taken_back_while_its_tunnel_is_down(lab: Lab, session: Attached, bob: Person) -> None:
+    id_ = session.block()["id"]
+    lab.run("session", "share", "far", "bob")
+    words = ("OUTPUT", "-p", "tcp", "--dport", "22", "--syn", "-j", "DROP")
+    as_root(WS, "iptables", "-w", "-I", *words)
+    try:
+        as_root(WS, "kill", "-9", *dialling())
+        awaited(lambda: sockets() == [])
+        gone = bob.laptop.run("session", "info", id_, "--host", f"{VIA}-bob")
+        assert "nobody answers at the door of ada's session" in gone.err
+        assert "far is no longer shared with bob" in lab.run("session", "unshare", id_, "bob").out
+    finally:
+        as_root(WS, "iptables", "-w", "-D", *words)
+    works(lab, session)
+    assert bob.laptop.run("attach", id_, "--host", f"{VIA}-bob").code == 6
 
 
 def test_a_killed_tunnel_is_back_on_the_same_ports(lab: Lab, session: Attached) -> None:
@@ -420,10 +516,12 @@ def test_another_laptop_joins_and_ends_it(lab: Lab, session: Attached, tmp_path:
     other = Lab(Laptop(tmp_path / "other"), lab.root)
     again = other.laptop.attach("session", "attach", "far")
     assert again.block()["id"] == id_
+    other.run("session", "share", "far", "bob")
     assert "far has ended; 1 GPU free again" in other.run("session", "shutdown", "far").out
     session.wait_for("far: the session has ended: shut down")
     assert (session.process.wait(60), again.process.wait(60)) == (0, 0)
     awaited(lambda: sockets() == [])
+    awaited(lambda: not re.search("[.](share|control)$", ssh(VIA, "ls /tmp/mlbox-1001"), re.M))
     assert_nothing_left(lab)
     assert "no session of yours is running on ws\n" in lab.run("session", "list", WS).err
     assert "far had ended already" in lab.run("session", "shutdown", "far").out

@@ -9,7 +9,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from aftermath import watched
 from labbox import PYTHON_IMAGE, SESSION_IMAGE, SSH_CONFIG, Attached, Laptop, as_root, left_behind, ssh
 from labkit.inventory import RUN
 from notebook import Notebook
+from person import HEAR, Person, echoes, joined
+from person import person as somebody
 from queuelab import awaited
 from terminal import at_terminal
 
@@ -30,18 +32,6 @@ Json = dict[str, Any]
 HOST, NAME = "gpu2", "ours"
 THEIRS = f"mlbox-{NAME}"  # as a colleague's ssh knows it
 OWNER_FOLDER = "/tmp/mlbox-1001.shared"
-# What is heard at a socket: a greeting, or the answer to a question; nothing of a connection that is closed.
-HEAR = """
-import socket, sys
-s = socket.socket(socket.AF_UNIX)
-try:
-    s.connect(sys.argv[1])
-    s.sendall(b'{"op": "ping"}\\n{"op": "facts"}\\n' if len(sys.argv) < 3 else sys.argv[2].encode() + b"\\n")
-    s.settimeout(10)
-    print("heard", s.recv(4096))
-except OSError as error:
-    print("heard b'' ", error)
-"""
 # A door of one's own with somebody else's session's id, whose keeper says what it likes.
 FAKE = """
 import json, os, socket, sys
@@ -54,67 +44,6 @@ while True:
     words = {"name": sys.argv[2], "secret": "0" * 32, "services": {"jupyter": {"token": "mine"}}}
     c.sendall(json.dumps(words).encode() + b"\\n"); c.close()
 """
-
-
-@dataclass(frozen=True)
-class Person:
-    """One with a login of their own, and a laptop that has a key which is nobody else's."""
-
-    user: str
-    laptop: Laptop
-    key: Path
-    open: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def ssh(self, *words: str) -> list[str]:
-        """To a session by its name, with this person's own key only."""
-        file = str(self.laptop.home / ".local/state/mlbox/ssh_config")
-        return ["ssh", "-F", file, "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i", str(self.key), *words]
-
-    def inside(self, name: str, command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.ssh(name, command), env=self.laptop.env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=90,
-        )  # fmt: skip
-
-    def shell(self, name: str) -> subprocess.Popen[bytes]:
-        """An open connection that says again what it hears."""
-        process = subprocess.Popen(
-            self.ssh(name, "echo up; exec cat"), env=self.laptop.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
-        self.open.append(process)
-        assert process.stdout is not None and process.stdout.readline() == b"up\n"
-        return process
-
-
-@contextmanager
-def person(user: str, home: Path, *hosts: str) -> Iterator[Person]:
-    """With a runtime folder of their own: by ada's they would join ada's tunnels."""
-    with watched(home) as laptop:
-        made = Person(user, laptop, home / "own_key")
-        subprocess.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", user, "-f", str(made.key)), check=True)
-        config = home / "ssh_config"
-        config.write_text(SSH_CONFIG.read_text().replace(str(RUN / "ssh/id_ed25519"), str(made.key)))
-        laptop.env["MLBOX_SSH_CONFIG"] = str(config)
-        line = shlex.quote(made.key.with_suffix(".pub").read_text().strip())
-        try:
-            for host in hosts:
-                as_root(host, "sh", "-c", f"echo {line} >>/home/{user}/.ssh/authorized_keys")
-                assert laptop.run("status", f"{host}-{user}").code == 0  # plants mlbox, and is known from now on
-            yield made
-        finally:
-            for process in made.open:
-                process.kill()
-                process.communicate()
-            for host in hosts:
-                as_root(host, "sh", "-c", f"sed -i '/ {user}$/d' /home/{user}/.ssh/authorized_keys")
-
-
-def echoes(process: subprocess.Popen[bytes]) -> bool:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(b"there?\n")
-    process.stdin.flush()
-    return process.stdout.readline() == b"there?\n"
 
 
 @dataclass(frozen=True)
@@ -167,23 +96,14 @@ def shared(ours: Ours) -> Iterator[Ours]:
 
 @pytest.fixture(scope="module")
 def bob(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
-    with person("bob", tmp_path_factory.mktemp("bob") / "home", HOST) as made:
+    with somebody("bob", tmp_path_factory.mktemp("bob") / "home", HOST) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
-    with person("noisy", tmp_path_factory.mktemp("noisy") / "home", HOST) as made:
+    with somebody("noisy", tmp_path_factory.mktemp("noisy") / "home", HOST) as made:
         yield made
-
-
-@contextmanager
-def joined(person: Person, *words: str) -> Iterator[tuple[Attached, dict[str, str]]]:
-    client = person.laptop.attach("attach", *words)
-    try:
-        yield client, client.block()
-    finally:
-        client.stop()
 
 
 def heard_by(user: str, path: str, *question: str) -> str:
@@ -438,7 +358,7 @@ def test_in_podman_and_without_a_container(host: str, words: tuple[str, ...], tm
     name, ada = f"on-{host}", Laptop(tmp_path / "ada")
     plain = ("--gpus", "0", "--no-jupyter", "--no-vscode", "--name", name, "--detach")
     try:
-        with person("bob", tmp_path / "bob", host) as bob:
+        with somebody("bob", tmp_path / "bob", host) as bob:
             started = ada.run("session", host, *words, *plain, timeout=400)
             assert started.code == 0, started.all
             done = ada.run("session", "share", name, "bob")

@@ -4,6 +4,7 @@ run left."""
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import tempfile
@@ -25,6 +26,12 @@ for number, handler in (
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
+# What somebody's login has of these is not what is tested.
+os.umask(0o022)
+me = pwd.getpwuid(os.getuid())
+os.environ.update(LOGNAME=me.pw_name, USER=me.pw_name, SHELL="/bin/sh")
+os.environ.pop("COLUMNS", None)
+
 settings.register_profile("mlbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbox")
 
@@ -34,9 +41,9 @@ _own = pytest.StashKey[Path]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """No path comes twice: what a host knows of a ROOT stands in its per-boot folder under the ROOT's path, and would
-    be found there by a later run."""
+    be found there by a later run. And none is too long for a socket in it."""
     if not config.option.basetemp and not hasattr(config, "workerinput"):
-        config.stash[_own] = Path(tempfile.mkdtemp(prefix="mlbox-tests-"))
+        config.stash[_own] = Path(tempfile.mkdtemp(prefix="mlbox-tests-", dir="/tmp"))
         config.option.basetemp = str(config.stash[_own])
 
 

@@ -11,7 +11,7 @@ import pytest
 from queuebox import Box, program
 from queuebox import box as open_box
 
-from mlbox.host import attempts, lease
+from mlbox.host import attempts, cron, idle, lease
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
     return tmp_path / "leases"
+
+
+@pytest.fixture(autouse=True)
+def own_cron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When cron called last is one file of the per-boot folder, which tests beside this one touch."""
+    for module in (cron, idle):
+        monkeypatch.setattr(module, "HEARD", f"{idle.name_of_ticks(str(tmp_path / 'root'))}.cron")
 
 
 @pytest.fixture

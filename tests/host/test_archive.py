@@ -113,13 +113,14 @@ def test_files_of_which_no_job_is_there_any_more_go(found: Store, monkeypatch: p
 
 
 def test_many_end_at_once(found: Store) -> None:
+    writers = []
     for _ in range(4):
-        if os.fork() == 0:
+        writers.append(os.fork())
+        if writers[-1] == 0:
             try:
                 for _ in range(25):
                     end(found, 1.0)
             finally:
                 os._exit(0)
-    for _ in range(4):
-        assert os.wait()[1] == 0
+    assert [os.waitpid(pid, 0)[1] for pid in writers] == [0] * 4  # not just any child: a test before may have left some
     assert len(set(latest(found, 1000))) == 100

@@ -117,13 +117,8 @@ def test_a_log_that_has_grown_long_starts_anew(box: Box) -> None:
     assert logs[0].read_text().startswith("mlbox: a line\n")
 
 
-def test_what_is_put_in_line_where_cron_does_not_call_is_said_to_be(
-    box: Box, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    mark = box.found.boot_folder() / f"{box.root.parent.name}-{os.getpid()}.heard"
-    request.addfinalizer(lambda: mark.unlink(missing_ok=True))
-    for module in (called, idle):
-        monkeypatch.setattr(module, "HEARD", mark.name)
+def test_what_is_put_in_line_where_cron_does_not_call_is_said_to_be(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = box.found.boot_folder() / idle.HEARD
     monkeypatch.setattr(idle, "guard", lambda root: None)  # this process is not a tick
     spec = JobSpec(command=("true",), work=Spec(runtime="process"), resources=Resources(gpus="0")).to_wire()
 

@@ -19,7 +19,6 @@ from mlbox.core.gpu import Gpu
 from mlbox.host import cron, engines, handlers, inventory, nvml, serve
 from mlbox.host.engines.container import Container
 from mlbox.host.handlers import doctor
-from mlbox.host.idle import HEARD
 from mlbox.host.serve import Call
 
 REFUSED = errors.HostUnready("ada may not use Docker here", "usermod -aG docker ada")
@@ -76,7 +75,6 @@ def test_a_host_of_no_lab(home: Path) -> None:
 
 
 def test_without_cron_it_is_said(box: Box) -> None:
-    (box.found.boot_folder() / HEARD).unlink(missing_ok=True)
     assert told(box)["cron"].hint == "mlbox cron install"
 
 

@@ -36,7 +36,9 @@ def fails() -> tuple[list[Gpu], str]:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> store.Store:
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Store:
+    """With a per-boot folder of its own: in the other, the processes of tests beside this one ask too."""
+    monkeypatch.setattr(store.Store, "boot_folder", lambda _: files.private_folder(tmp_path / "boot"))
     return store.Store(tmp_path / "root")
 
 
@@ -110,13 +112,23 @@ def test_one_that_has_not_said_yet_when_it_began_is_not_the_last_one(
         assert driver.gpus(found) == ([GPU], "550")
 
 
-def test_who_has_answered_is_buried(found: store.Store, is_asked: Callable[[Answer], None]) -> None:
+def test_who_has_answered_is_buried(
+    found: store.Store, is_asked: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A session's request lives as long as its image is pulled, and asks more than once."""
     is_asked(answers)
+    fork, asked = os.fork, list[int]()  # a test before may have left other children
+
+    def forked() -> int:
+        asked.append(fork())
+        return asked[-1]
+
+    monkeypatch.setattr(os, "fork", forked)
     driver.gpus(found)
     until(all_are_buried)
+    assert len(asked) == 1
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(asked[0], os.WNOHANG)
 
 
 def test_a_bug_is_not_said_to_be_the_drivers(found: store.Store, is_asked: Callable[[Answer], None]) -> None:

@@ -93,14 +93,16 @@ def test_a_founder_that_died_in_the_middle(root: Path) -> None:
 
 def test_many_found_at_once(tmp_path: Path) -> None:
     read, write = os.pipe()
+    finders = []
     for _ in range(6):
-        if os.fork() == 0:
+        finders.append(os.fork())
+        if finders[-1] == 0:
             try:
                 os.write(write, lab.make_root(tmp_path / "new").encode())
             finally:
                 os._exit(0)
-    for _ in range(6):
-        os.wait()
+    for pid in finders:
+        os.waitpid(pid, 0)
     told = os.read(read, 4096).decode()
     assert told == lab.identify(tmp_path / "new") * 6
 

@@ -253,7 +253,7 @@ def test_what_a_containers_root_made_is_said_before_anything_goes(box: Box, monk
 
 def test_one_pruning_at_a_time(box: Box) -> None:
     """The second one's end would take the marks of what the first is about to remove: a job could be put behind one."""
-    first, second = ended(box), ended(box)
+    first, second = ended(box, days=41), ended(box)
 
     def say(done: int, of: int) -> None:
         with pytest.raises(errors.Refused, match="another mlbox jobs prune of yours is at work"):

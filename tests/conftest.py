@@ -4,7 +4,6 @@ run left."""
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import tempfile
@@ -28,9 +27,9 @@ for number, handler in (
 
 # What somebody's login has of these is not what is tested.
 os.umask(0o022)
-me = pwd.getpwuid(os.getuid())
-os.environ.update(LOGNAME=me.pw_name, USER=me.pw_name, SHELL="/bin/sh")
-os.environ.pop("COLUMNS", None)
+os.environ["SHELL"] = "/bin/sh"
+for name in ("LOGNAME", "USER", "COLUMNS"):
+    os.environ.pop(name, None)
 
 settings.register_profile("mlbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbox")

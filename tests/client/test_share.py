@@ -15,7 +15,7 @@ from mlbox.client import sessions
 def test_the_two_commands_are_in_one_column(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], user: str
 ) -> None:
-    session = {"id": "01K", "name": "otter", "runtime": "docker", "shared": [user]}
+    session = {"id": "01K", "name": "otter", "host": "gpu1", "runtime": "docker", "shared": [user]}
     reply = {"session": session, "user": user, "host": "gpu1", "changed": True, "ended": 0, "trouble": ""}
 
     def at_session(name: str, host: str, config: object, act: Any) -> Any:

@@ -308,8 +308,8 @@ def test_a_colleague_joins_it_at_the_rendezvous(lab: Lab, session: Attached, bob
             done = bob.inside("mlbox-far", "id -un; echo $MLBOX_SESSION $NVIDIA_VISIBLE_DEVICES")
             assert done.stdout.split() == ["ada", id_, UUIDS[1]], done.stderr
 
-            [before] = dialling()
-            as_root(WS, "kill", "-9", before)
+        [before] = dialling()
+        as_root(WS, "kill", "-9", before)
         awaited(lambda: dialling() not in ([], [before]))
         awaited(lambda: bob.inside("mlbox-far", "echo in").stdout == "in\n")
         with Notebook(block["jupyter"]) as notebook:  # by the same port

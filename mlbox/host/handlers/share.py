@@ -76,7 +76,11 @@ def _take_keys(job: Job, given: object) -> Json:
 
 def _check(job: Job, name: str, far: bool) -> None:
     state = job.state()
-    if state.live and state.name != "started" if far else not files.read_json(job.conf / "session.json"):
+    if far:
+        starts = state.live and state.name != "started"
+    else:
+        starts = not isinstance(files.read_json(job.conf / "session.json"), dict)
+    if starts:
         raise errors.NotFound(f"session {name} is still starting", "again in a moment")
     if not peer.known():
         raise errors.Refused(

@@ -62,8 +62,14 @@ class Layer:
 
 
 def release_file(spec: Spec, facts: Facts) -> str:
-    version = spec.vscode_version or CODE_SERVER
+    version = spec.vscode_version.partition("@")[0] or CODE_SERVER
     return f"code-server-{version}-{facts.system}-{facts.arch}.tar.gz"
+
+
+def checksum(spec: Spec, release: str) -> str:
+    """A release file's sha256: as whoever asks for the version says, or as mlbox knows it; empty where neither does."""
+    known = CODE_SERVER_SHA256.get(release.replace("code-server-", "").replace(".tar.gz", ""), "")
+    return spec.vscode_version.partition("@sha256:")[2] or known
 
 
 class _Plan:
@@ -277,9 +283,7 @@ def _key(work: _Plan) -> str:
         "steps": [asdict(s) for s in work.steps],
         "files": work.files,
         "extensions": dict(work.spec.extension_files),
-        "release": CODE_SERVER_SHA256.get(
-            work.release.replace("code-server-", "").replace(".tar.gz", ""), work.release
-        ),
+        "release": checksum(work.spec, work.release) or work.release,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

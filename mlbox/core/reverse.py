@@ -101,7 +101,7 @@ def request(session: str, token: str, services: Iterable[str]) -> str:
 def parse(words: str) -> tuple[str, str, list[str]]:
     """What `request` made. Raises Usage for anything else: this key's holder may ask for nothing more."""
     session, token, *services = words.split(" ") if words.count(" ") >= 2 else ("", "")
-    good = ids.is_ulid(session) and _TOKEN.fullmatch(token) and 0 < len(services) <= 20
+    good = ids.is_ulid(session) and _TOKEN.fullmatch(token) and 0 < len(set(services)) == len(services) <= 20
     if not good or not all(_SERVICE.fullmatch(service) for service in services):
         raise Usage("this key holds the reverse tunnels of mlbox's sessions, and does nothing else")
     return session, token, services

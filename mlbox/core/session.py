@@ -30,6 +30,7 @@ _OF_GPUS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _EXTENSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[A-Za-z0-9][A-Za-z0-9._-]*(?:@[0-9A-Za-z.-]+)?")
 _VSIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*\.vsix")  # it becomes a word of the layer's script
 _VERSION = re.compile(r"[0-9]+(?:\.[0-9A-Za-z]+)*")
+_CHECKED = re.compile(_VERSION.pattern + r"(?:@sha256:[0-9a-f]{64})?")  # and the release file's checksum
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 # Engine options that cannot widen what the container may do to its host. The rest needs an allow-list
@@ -114,9 +115,10 @@ class Spec:
             raise Usage(f"--runtime {self.runtime} needs an image", "add --image, such as pytorch/pytorch")
         if self.runtime == "process" and self.image:
             raise Usage("--runtime process takes no image", "leave out --image or --runtime")
-        for version in (self.jupyter_version, self.vscode_version):
-            if version and not _VERSION.fullmatch(version):
-                raise Usage(f"{text.safe(version)!r} is not a version")
+        for version, form in ((self.jupyter_version, _VERSION), (self.vscode_version, _CHECKED)):
+            if version and not form.fullmatch(version):
+                hint = "write V, or V@sha256:… with the checksum of its release file" if form is _CHECKED else ""
+                raise Usage(f"{text.safe(version)!r} is not a version", hint)
         for name, value in self.env.items():
             if not _ENV_NAME.fullmatch(name) or "\0" in value:
                 raise Usage(f"{text.safe(name)!r} can't be a variable's name", "write --env NAME=value")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol, TypeVar
 
 from mlbox import errors
 from mlbox.core import reverse, sharing, wire
@@ -19,6 +20,7 @@ from mlbox.host import files, here, store
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
+T = TypeVar("T")
 _PATIENCE = 10.0  # s in which the session's own host has answered
 _LONGEST = 1 << 20  # bytes of its answer
 _FACTS = ("name", "gpus", "image", "runtime", "since")
@@ -86,30 +88,44 @@ class Far:
         return {word: told[word] for word in _FACTS}
 
     def entry(self, keys: Iterable[str]) -> Json:
-        return _entry(self._ask("share", {"keys": list(keys)})["session"])
+        return self._ask("share", {"keys": list(keys)}, lambda reply: _entry(reply["session"]))
 
     def put_keys(self, keys: Iterable[str]) -> None:
-        self._ask("share", {"keys": list(keys)})
+        self.entry(keys)
 
     def logs(self) -> dict[str, str]:
-        return dict(self._ask("sessions", {"logs": True})["logs"])
+        return self._ask("sessions", {"logs": True}, lambda reply: dict(reply["logs"]))
 
-    def _ask(self, verb: str, args: Json) -> Json:
-        """Raises OSError, and what its host replies."""
+    def _ask(self, verb: str, args: Json, take: Callable[[Json], T]) -> T:
+        """What `take` has of the reply. Raises OSError and MlboxError: whatever answers is not believed to be mlbox."""
         known = {"session": self._job.id, "root": str(self._found.root)}
         request = wire.Request(verb, {**known, **args}, os.urandom(8).hex())
-        reader, taken = wire.MessageReader(request.nonce), 0
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_PATIENCE)
-            connection.connect(str(self.way(reverse.CALL)))
-            connection.sendall(request.encode())
-            while (data := connection.recv(65536)) and (taken := taken + len(data)) <= _LONGEST:
-                for message in reader.feed(data):
-                    if "error" in message:
-                        raise wire.decode_error(message["error"])
-                    if "reply" in message:
-                        return dict(message["reply"])
-        raise errors.Unreachable("the reverse tunnel broke during the call", "again in a moment")
+        try:
+            return take(_answer(self.way(reverse.CALL), request))
+        except errors.Refused as error:  # its `share` is a person's word still
+            raise errors.HostUnready(f"an older mlbox started it: {error.message}", "start it anew") from None
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            raise errors.Unreachable("what answers at the other end of its tunnel is no mlbox") from None
+
+
+def _answer(path: Path, request: wire.Request) -> Json:
+    reader, taken, deadline = wire.MessageReader(request.nonce), 0, time.monotonic() + _PATIENCE
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PATIENCE)
+        connection.connect(str(path))
+        connection.sendall(request.encode())
+        while taken <= _LONGEST:
+            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            data = connection.recv(65536)
+            if not data:
+                break
+            taken += len(data)
+            for message in reader.feed(data):
+                if "error" in message:
+                    raise wire.decode_error(message["error"])
+                if "reply" in message:
+                    return dict(message["reply"])
+    raise errors.Unreachable("the reverse tunnel broke during the call", "again in a moment")
 
 
 def put_keys(path: Path, keys: Iterable[str]) -> None:

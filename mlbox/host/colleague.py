@@ -24,6 +24,7 @@ class Colleague:
         self.uid, self.secret, self.keys = uid, secret or os.urandom(16).hex(), list(keys)
         self.listeners: list[socket.socket] = []
         self.splices = Splices()
+        self.entering = threading.Lock()
         self._taken = 0
         self._lock = threading.Lock()
 

@@ -82,6 +82,11 @@ class Job:
         return self.boot_folder.with_name(f"{self.boot_folder.name}.share")
 
     @property
+    def door_lock(self) -> Path:
+        """Held by the end of its reverse tunnel that is at its door (host/rendezvous.py)."""
+        return self.boot_folder.with_name(f"{self.boot_folder.name}.door")
+
+    @property
     def control(self) -> Path:
         return self.boot_folder.with_name(f"{self.boot_folder.name}.control")
 
@@ -93,6 +98,19 @@ class Job:
     @property
     def door(self) -> Path:
         return here.boot_folder().with_suffix(".shared") / self.id
+
+    def clear_shares(self) -> None:
+        """Nobody else joins it any more."""
+        for path in (self.share, self.control, self.door_lock):
+            path.unlink(missing_ok=True)
+        self.clear_door()
+
+    def clear_door(self) -> None:
+        """Its folder may be another's, put there while nothing was shared."""
+        if files.is_own(self.door.parent):
+            import shutil
+
+            shutil.rmtree(self.door, ignore_errors=True)
 
     @property
     def pruning(self) -> Path:

@@ -122,7 +122,7 @@ def _release(spec: Spec, layer: Layer, say: Say, cancel: Cancel) -> Path | None:
     if not layer.code_server:
         return None
     try:
-        return sources.release(layer.code_server, spec.sources, say, cancel)
+        return sources.release(layer.code_server, spec, say, cancel)
     except errors.StartFailed as error:
         raise VsCodeMissing(error.message, error.hint) from None
 

@@ -6,14 +6,15 @@
     a name is another's (a later tunnel of the session)     the same, and end sshd's process for this connection
     the folder was missing (a reboot empties /tmp)          make it; the next dial finds it
 
-Colleagues come to a shared session here, by the word of the owner's own laptop (host/sharing.py). The key's holder has
-no say in who they are: neither record nor control is in its reach.
+Colleagues come to a shared session here, by the word of the owner's own laptop (host/sharing.py). The key's holder can
+let nobody in: neither record nor control is in its reach.
 
 The words of the request are checked, and no other word of the key's holder is ever run.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -90,6 +91,9 @@ class Look:
         self.session, self._host, self._root = session, host, root
         self.store: store.Store | None = None  # once it is known to be this host's
         self.refusal = ""  # why it gets no names: who has a key takes over no other host's sessions
+        self.again()
+
+    def again(self) -> None:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -101,36 +105,59 @@ class Look:
 
 
 class Doors:
-    """The session's door for colleagues, as long as its tunnel ends here; only of a session that is this host's."""
+    """The session's door for colleagues, as long as its tunnel ends here; only of a session that is this host's.
+
+    One end is at it, by a lock: one that was replaced may be left for some seconds."""
 
     def __init__(self, look: Look, services: Iterable[str]) -> None:
         self._look, self._services = look, services
         self._job: Job | None = None
+        self._lock = -1
         self._kept: Sharing | None = None
 
     def open(self) -> None:
-        if self._job is not None or self._look.store is None:
+        """If it can be now; called again and again."""
+        if self._look.store is None:
+            if not self._look.refusal and not self._look.thread.is_alive():
+                self._look.again()
+            return
+        if self._kept is not None:
             return
         from mlbox.host import behind, sharing  # the tunnel is up by now
 
         self._job = self._look.store.job(self._look.session)
-        self._kept = sharing.begin(self._job, behind.Far(self._look.store, self._job, self._services))
+        if self._lock < 0:
+            self._lock = _locked(self._job.door_lock)
+        if self._lock >= 0:
+            self._kept = sharing.begin(self._job, behind.Far(self._look.store, self._job, self._services))
 
     def leave(self) -> None:
         if self._kept is not None:
             self._kept.leave()
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def forget(self) -> None:
-        """Who might come, once the session has ended. Its tunnel may end first, and may have a successor."""
+        """Who might come, if it was the session that has ended: its tunnel ends first."""
         deadline = time.monotonic() + _ENDING
-        while self._kept is not None and self._kept.is_last() and self._job is not None:
+        while self._kept is not None and self._job is not None and time.monotonic() < deadline:
             with suppress(OSError, errors.MlboxError):
                 if not self._job.state().live:
-                    store.clear_shares(self._job)
+                    if _locked(self._job.door_lock) >= 0:
+                        self._job.clear_shares()
                     return
-            if time.monotonic() > deadline:
-                return
             time.sleep(_BEAT / 10)
+
+
+def _locked(path: Path) -> int:
+    """Its descriptor; -1 where another process has the lock, or has just removed the file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+    os.close(descriptor)
+    return -1
 
 
 def _by_logs(found: store.Store, session: str, host: str) -> str:

@@ -11,14 +11,13 @@ also of one that sshd forwards, which it does as the user who has logged in; onl
 session, by this process, so that taking back a share ends them. Nobody else gets a byte. Neither file nor control is
 in what a container mounts: who works in the session can't let others in.
 
-One thread accepts, and does the owner's word; a colleague's conversation has a thread of its own.
+One thread accepts, and does the owner's word; a colleague's conversation has a thread of its own. Only one process is
+at a session's door: its keeper, which has a lock, or its tunnel's end, which takes one.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
-import shutil
 import socket
 import sys
 import threading
@@ -26,21 +25,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mlbox import errors
 from mlbox.core import sharing
-from mlbox.host import colleague, files, lines, peer, store
+from mlbox.host import colleague, files, lines, peer
 from mlbox.host.behind import Behind
 from mlbox.host.colleague import Colleague
 from mlbox.host.job import Job
+from mlbox.host.listeners import PATIENCE, Listeners
 from mlbox.splice import Splice
 
 Json = dict[str, Any]
-_KEEP_YOUNG = 6 * 3600.0  # s; systems that clean /tmp by age look at least that rarely
-_PATIENCE = 5.0  # s for a question to come, and for a service to accept
-_BREATH = 0.2  # s; after an accept that failed, for it would fail at once again
 _LONGEST = 64 * 1024  # bytes of a question
 
 
@@ -50,99 +46,63 @@ class Sharing:
     def __init__(self, job: Job, behind: Behind) -> None:
         self._job, self._behind = job, behind
         self._people: dict[int, Colleague] = {}
-        self._lock = threading.RLock()  # over the colleagues and their keys
-        self._telling = threading.Lock()  # the session's sshd of these, so that it hears the last word last
-        self._control = 0  # its inode, by which this one is at the door still
-        self._selector = selectors.DefaultSelector()
+        self._lock = threading.RLock()  # over the colleagues and what is on record of them
+        self._telling = threading.Lock()  # the session's sshd of their keys; never waited for with the other one held
+        self._listeners = Listeners("sharing", self._keep_young)
         self._door: socket.socket | None = None
-        self._stop_r, self._stop_w = os.pipe()
-        self._thread = threading.Thread(target=self._run, name="sharing", daemon=True)
 
     def open(self) -> None:
-        """From here on the owner's word is heard; those who may join already, may again. Raises OSError."""
+        """From here on the owner's word is heard; those who may join already, may again. Raises OSError, MlboxError."""
         self._job.control.unlink(missing_ok=True)
-        self._listen(self._job.control, self._on_control, 0o600)
-        self._control = os.lstat(self._job.control).st_ino
-        store.clear_door(self._job)  # a killed keeper's
+        self._listeners.add(self._job.control, self._on_control, 0o600)
+        self._job.clear_door()  # a killed keeper's
         for person in colleague.recorded(self._job):
             self._let_in(person)
         if self._job.share.exists():  # somebody may have been taken out while nobody was here to tell the sshd
             threading.Thread(target=self._put_keys, name="keys", daemon=True).start()
-        self._selector.register(self._stop_r, selectors.EVENT_READ)
-        self._thread.start()
+        self._listeners.start()
 
     def close(self) -> None:
         """The session ends: nobody is let in any more, and nothing is left."""
         self.leave()
-        store.clear_shares(self._job)
+        self._job.clear_shares()
 
     def leave(self) -> None:
         """The session goes on: whoever is at its door next lets the same people in, by the same names."""
-        os.write(self._stop_w, b"x")
-        self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.close()
-        for person in self._people.values():
+        for person in list(self._people.values()):
             person.splices.cut()
-
-    # ---- listening ---------------------------------------------------------------------------------
-
-    def _listen(self, path: Path, act: Callable[[socket.socket], None], mode: int) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(path))
-        os.chmod(path, mode)
-        listener.listen(128)
-        listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ, act)
-        return listener
-
-    def _run(self) -> None:
-        due = time.monotonic() + _KEEP_YOUNG
-        while True:
-            for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
-                if key.fileobj == self._stop_r:
-                    return
-                self._accept(key)
-            if time.monotonic() >= due:
-                due += _KEEP_YOUNG
-                self._keep_young()
+        self._listeners.stop()
+        self._job.control.unlink(missing_ok=True)
 
     def _keep_young(self) -> None:
         door = [] if self._door is None else [self._job.door.parent, self._job.door, *self._job.door.iterdir()]
-        for path in (self._job.control, self._job.share, *door):
+        for path in (self._job.control, self._job.share, self._job.door_lock, *door):
             with suppress(OSError):
                 os.utime(path, follow_symlinks=False)
-
-    def _accept(self, key: selectors.SelectorKey) -> None:
-        assert isinstance(key.fileobj, socket.socket)
-        try:
-            connection, _ = key.fileobj.accept()
-        except (OSError, ValueError):  # gone again; or it was closed by the owner's word just now
-            threading.Event().wait(_BREATH)
-            return
-        connection.settimeout(_PATIENCE)
-        try:
-            key.data(connection)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread to be had
-            print(f"sharing: {error}", file=sys.stderr)
-            connection.close()
 
     # ---- the owner -----------------------------------------------------------------------------------
 
     def _on_control(self, connection: socket.socket) -> None:
-        """In the accepting thread: between its words the owner finds things as they are."""
-        with connection:
-            question = lines.hear(connection, _LONGEST, time.monotonic() + _PATIENCE) or {}
-            act = {"share": self._share, "unshare": self._unshare}.get(str(question.get("op")))
-            uid = question.get("uid")
-            if act is None or type(uid) is not int:
-                return
-            try:
-                with self._lock:
-                    reply = act(uid)
-            except (errors.MlboxError, OSError) as error:
-                reply = {"error": str(error)}
+        """Done by the accepting thread: between its words the owner finds things as they are. The session's sshd, which
+        may be far, is told by another, and then the owner."""
+        question = lines.hear(connection, _LONGEST, time.monotonic() + PATIENCE) or {}
+        act = {"share": self._share, "unshare": self._unshare}.get(str(question.get("op")))
+        uid = question.get("uid")
+        if act is None or type(uid) is not int:
+            connection.close()
+            return
+        try:
+            with self._lock:
+                reply = act(uid)
+        except (errors.MlboxError, OSError) as error:
+            reply = {"error": str(error)}
+        threading.Thread(target=self._answer, args=(connection, reply), name="owner", daemon=True).start()
+
+    def _answer(self, connection: socket.socket, reply: Json) -> None:
+        with connection, suppress(OSError):
+            if reply.get("changed"):
+                reply["trouble"] = "\n".join(filter(None, (reply.get("trouble", ""), self._put_keys())))
+            connection.settimeout(PATIENCE)
             lines.say(connection, reply)
 
     def _share(self, uid: int) -> Json:
@@ -164,10 +124,10 @@ class Sharing:
         folder = files.private_folder(self._job.door.parent, 0o755)
         if self._door is None:
             files.private_folder(folder / self._job.id, 0o711)
-            self._door = self._listen(self._job.door / "door", self._on_door, 0o666)
+            self._door = self._listeners.add(self._job.door / "door", self._on_door, 0o666)
         for service in self._behind.services:
             path = self._job.door / sharing.socket_name(person.secret, service)
-            person.listeners.append(self._listen(path, partial(self._on_service, person, service), 0o666))
+            person.listeners.append(self._listeners.add(path, partial(self._on_service, person, service), 0o666))
 
     def _unshare(self, uid: int) -> Json:
         """First on record, then in fact: a keeper killed in between is no way back in. Keys open nothing by then."""
@@ -176,32 +136,28 @@ class Sharing:
             return {"changed": False, "ended": 0}
         trouble = colleague.take_out(self._job, self._people.values())
         for listener in person.listeners:
-            self._close(listener)
+            self._listeners.remove(listener)
         ended = person.splices.cut()
         if not self._people and self._door is not None:
-            self._close(self._door)
+            self._listeners.remove(self._door)
             self._door = None
-            shutil.rmtree(self._job.door, ignore_errors=True)
-        return {"changed": True, "ended": ended, "trouble": "\n".join(filter(None, (trouble, self._put_keys())))}
+            self._job.clear_door()
+        return {"changed": True, "ended": ended, "trouble": trouble}
 
     def _put_keys(self) -> str:
         """What kept the session's sshd from taking the keys of those who may join, and no others; or nothing."""
+        if not self._telling.acquire(timeout=PATIENCE):
+            return "the session's SSH server takes the keys of those who may join a little later"
         try:
-            with self._telling:
-                self._behind.put_keys(self._keys())
+            self._behind.put_keys(self._keys())
         except (errors.MlboxError, OSError) as error:
-            return f"{error}: the keys of those who may join are not all as they should be"
+            return f"{error}: the keys of those who may join are not as they should be"
+        finally:
+            self._telling.release()
         return ""
 
     def _keys(self) -> list[str]:
-        with self._lock:
-            return [key for person in self._people.values() for key in person.keys]
-
-    def _close(self, listener: socket.socket) -> None:
-        self._selector.unregister(listener)
-        with suppress(OSError):
-            os.unlink(listener.getsockname())
-        listener.close()
+        return [key for person in list(self._people.values()) for key in person.keys]
 
     # ---- a colleague ---------------------------------------------------------------------------------
 
@@ -238,7 +194,7 @@ class Sharing:
         far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         splice = Splice(near, far)
         try:
-            far.settimeout(_PATIENCE)
+            far.settimeout(PATIENCE)
             files.connect(far, self._behind.way(service))
             far.settimeout(None)
             near.settimeout(None)
@@ -249,7 +205,7 @@ class Sharing:
             far.close()
 
     def _converse(self, person: Colleague, connection: socket.socket) -> None:
-        question = lines.hear(connection, _LONGEST, time.monotonic() + _PATIENCE) or {}
+        question = lines.hear(connection, _LONGEST, time.monotonic() + PATIENCE) or {}
         answers: dict[str, Callable[[], Json]] = {
             "facts": self._behind.facts,
             "enter": partial(self._enter, person, question.get("keys")),
@@ -260,29 +216,24 @@ class Sharing:
             return
         try:
             reply = answer()
-        except errors.MlboxError as error:
-            reply = {"unready": error.message}
+        except (errors.MlboxError, OSError) as error:  # no end of sharing, for which silence would be taken
+            reply = {"unready": error.message if isinstance(error, errors.MlboxError) else str(error)}
         if self._is_in(person):
             lines.say(connection, reply)
 
     def _is_in(self, person: Colleague) -> bool:
-        return self.is_last() and self._people.get(person.uid) is person
-
-    def is_last(self) -> bool:
-        """Nobody else is at the door since: of a tunnel's ends one may be left from before."""
-        with suppress(OSError):
-            return os.lstat(self._job.control).st_ino == self._control
-        return False
+        return self._people.get(person.uid) is person
 
     def _enter(self, person: Colleague, given: object) -> Json:
         """By these keys, too, beside those that came before, from another laptop."""
-        with self._lock:
-            new = sharing.keys([*(given if isinstance(given, list) else []), *person.keys])
-            if self._is_in(person) and set(new) != set(person.keys):
-                person.keys = new
-                colleague.record(self._job, self._people.values())
-        with self._telling:
-            said = self._behind.entry(self._keys())
+        with person.entering:  # one at a time of each: nobody else waits long for the session's sshd
+            with self._lock:
+                new = sharing.keys([*(given if isinstance(given, list) else []), *person.keys])
+                if self._is_in(person) and set(new) != set(person.keys):
+                    person.keys = new
+                    colleague.record(self._job, self._people.values())
+            with self._telling:
+                said = self._behind.entry(self._keys()) if self._is_in(person) else {}
         return {**self._behind.facts(), **said, "secret": person.secret}
 
 
@@ -295,6 +246,6 @@ def begin(job: Job, behind: Behind) -> Sharing | None:
         made.open()
     except (errors.MlboxError, OSError) as error:  # the session is more than that
         print(f"it can't be shared: {error}", file=sys.stderr)
-        store.clear_shares(job)
+        made.leave()
         return None
     return made

@@ -2,7 +2,8 @@
 
     --sources DIR   a folder on the host holding code-server-<version>-<system>-<arch>.tar.gz and SHA256SUMS; where it
                     holds wheels, pip takes packages from there and from nowhere else
-    otherwise       the makers' release, checked against the sums that mlbox carries (core/layer.py); pip's own index
+    otherwise       the makers' release, checked against the sum that the session asks for (V@sha256:…), or that mlbox
+                    carries (core/layer.py); pip's own index
 
 What was fetched is kept in the user's cache under its name, and checked again each time it is used.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from mlbox import errors
 from mlbox.core import layer as layers
+from mlbox.core.session import Spec
 from mlbox.host import here, uses
 from mlbox.host.engines import Say
 from mlbox.host.run import Cancel
@@ -24,11 +26,12 @@ from mlbox.host.run import Cancel
 _CHUNK = 1024 * 1024
 
 
-def release(name: str, sources: str, say: Say, cancel: Cancel) -> Path:
+def release(name: str, spec: Spec, say: Say, cancel: Cancel) -> Path:
     """The folder that holds release file `name`, checked. Raises StartFailed where it can't be had."""
-    if sources:
-        return _from_folder(name, Path(os.path.expanduser(sources)), say, cancel)
-    return _from_makers(name, say, cancel)
+    if spec.sources:
+        asked = layers.checksum(spec, name) if "@" in spec.vscode_version else ""
+        return _from_folder(name, Path(os.path.expanduser(spec.sources)), asked, say, cancel)
+    return _from_makers(name, layers.checksum(spec, name), say, cancel)
 
 
 def wheels(sources: str, say: Say, cancel: Cancel) -> Path | None:
@@ -80,14 +83,15 @@ def _digest(path: Path, cancel: Cancel) -> str:
             digest.update(block)
 
 
-def _from_folder(name: str, folder: Path, say: Say, cancel: Cancel) -> Path:
+def _from_folder(name: str, folder: Path, asked: str, say: Say, cancel: Cancel) -> Path:
+    """`asked`: the checksum that the session asks for; else the folder's own list says it."""
     if not (folder / name).is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("code-server-*.tar.gz"))) if folder.is_dir() else ""
         hint = (
             f"it holds {there}: choose with --vscode-version" if there else "put it there, with its line in SHA256SUMS"
         )
         raise errors.StartFailed(f"{folder} has no {name}", hint)
-    wanted = _wanted(_sums(folder), folder / name)
+    wanted = asked or _wanted(_sums(folder), folder / name)
     say(f"checking {name}")
     _check(folder / name, wanted, cancel)
     return folder
@@ -123,12 +127,13 @@ def _check(path: Path, wanted: str, cancel: Cancel) -> None:
         )
 
 
-def _from_makers(name: str, say: Say, cancel: Cancel) -> Path:
-    release_id = name[len("code-server-") : -len(".tar.gz")]
-    wanted = layers.CODE_SERVER_SHA256.get(release_id, "")
+def _from_makers(name: str, wanted: str, say: Say, cancel: Cancel) -> Path:
     if not wanted:
         known = ", ".join(sorted({key.split("-")[0] for key in layers.CODE_SERVER_SHA256}))
-        hint = f"known: {known}; for others put the file into a folder with SHA256SUMS and name it with --sources"
+        hint = (
+            f"known: {known}; of others say it (--vscode-version V@sha256:…), or put the file into a folder with "
+            "SHA256SUMS and name that with --sources"
+        )
         raise errors.StartFailed(f"mlbox knows no checksum for {name}", hint)
     folder = _folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,7 +141,7 @@ def _from_makers(name: str, say: Say, cancel: Cancel) -> Path:
         _check(folder / name, wanted, cancel)
         os.utime(folder / name)  # its last use, by which `mlbox image prune` goes
         return folder
-    url = layers.CODE_SERVER_URL.format(version=release_id.split("-")[0], file=name)
+    url = layers.CODE_SERVER_URL.format(version=name.split("-")[2], file=name)
     temporary = folder / f".{name}.{os.getpid()}"
     try:
         _download(url, temporary, name, say, cancel)

@@ -31,7 +31,7 @@
     /tmp/mlbox-<uid>/tick-<root>.*.aside   engines that are left alone for a while (host/engines/aside.py)
     /tmp/mlbox-<uid>/cron.heard            when cron called last (host/cron.py)
     /tmp/mlbox-<uid>/<id>.share, .control  who may join a session; its owner's word to its keeper (host/sharing.py),
-                                           or to its tunnel's end where that is
+                                           or to its tunnel's end where that is, which holds <id>.door
     /tmp/mlbox-<uid>/<id>.s/               what laptops dial: its sockets by names that no container can take
     /tmp/mlbox-<uid>/<id>.calls            where a keeper with a reverse tunnel answers for its host (host/reverse.py)
     /tmp/mlbox-<uid>.shared/<ulid>/        a session's door, and its colleagues' sockets; gone with the last of them
@@ -257,12 +257,16 @@ class Store:
                 kept.mkdir(parents=True, exist_ok=True)
                 for path in logs:
                     (kept / path.name).write_bytes(files.end(path))
-        clear_shares(job)
+        job.clear_shares()
         job.calls.unlink(missing_ok=True)
         shutil.rmtree(job.dialled, ignore_errors=True)
         for folder in (job.conf, job.boot_folder, job.boot_folder):  # after an error it goes on with what is left
             with suppress(RecursionError):  # folders in folders, and what a container's root owns, stay
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def shared_jobs(self) -> list[Job]:
+        """Sessions of this user's that have a door on this host, wherever they run."""
+        return [self.job(name) for name in _names(here.boot_folder().with_suffix(".shared")) if ids.is_ulid(name)]
 
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""
@@ -279,21 +283,6 @@ def _is_ours(place: Path) -> bool:
         hint = "somebody else made it: ask its owner, or an administrator, to remove it"
         raise errors.HostUnready(f"{place} is not a folder of yours, so nothing in it is believed", hint)
     return True
-
-
-def clear_shares(job: Job) -> None:
-    """Nobody else joins it any more."""
-    for path in (job.share, job.control):
-        path.unlink(missing_ok=True)
-    clear_door(job)
-
-
-def clear_door(job: Job) -> None:
-    """Its folder may be another's, put there while nothing was shared."""
-    if files.is_own(job.door.parent):
-        import shutil
-
-        shutil.rmtree(job.door, ignore_errors=True)
 
 
 def _names(folder: Path) -> list[str]:

@@ -28,6 +28,8 @@ def sweep(found: store.Store) -> list[Job]:
     found.sweep_torn()
     for job in found.left_in_making():
         _guarded(_make, found, job)
+    for job in found.shared_jobs():
+        _guarded(_close_door, found, job)
     return [job for job in found.live_jobs() if _guarded(_look_after, found, job)]
 
 
@@ -62,6 +64,14 @@ def _guarded(act: Callable[[store.Store, Job], bool], found: store.Store, job: J
     except (errors.MlboxError, OSError) as error:
         print(f"{job.id}: {error}", file=sys.stderr)
         return True
+
+
+def _close_door(found: store.Store, job: Job) -> bool:
+    """Of a session elsewhere that ended while no tunnel of it ended here."""
+    state = job.state()
+    if state.name and not state.live:
+        job.clear_shares()
+    return True
 
 
 def _make(found: store.Store, job: Job) -> bool:

@@ -131,7 +131,28 @@ def stop(engine: Engine) -> None:
         if _is_dockerd(engine.pid):
             os.kill(engine.pid, signal.SIGKILL)
     if engine.undo:
-        engine.undo.undo()
+        _undo(engine.undo)
+
+
+def _undo(undo: Footprint) -> None:
+    """Another lab that is up on this machine inherits what is left to undo: the first one saw the machine as it was."""
+    heir = next(_other_labs(), None)
+    if heir and not undo.docker:
+        state = json.loads(heir.read_text())
+        state["engine"]["undo"] = asdict(undo)
+        write(heir, json.dumps(state, indent=2) + "\n", 0o600)
+    undo.undo(alone=heir is None)
+
+
+def _other_labs() -> Iterator[Path]:
+    """The notes of those whose dockerd runs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            argv = path.read_bytes().split(b"\0")
+            if Path(os.fsdecode(argv[0])).name == "dockerd" and b"--exec-root" in argv:
+                state = Path(os.fsdecode(argv[argv.index(b"--exec-root") + 1])).parents[1] / STATE.name
+                if state != STATE and state.exists():
+                    yield state
 
 
 def bury() -> None:
@@ -140,7 +161,7 @@ def bury() -> None:
     if undo:
         _end_orphans()
         unmount(LAB_RUN / "engine")
-        undo.undo()
+        _undo(undo)
 
 
 def unmount(folder: Path) -> None:

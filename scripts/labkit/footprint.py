@@ -41,9 +41,11 @@ class Footprint:
         absent = [folder for folder in FOLDERS if not Path(folder).exists()]
         return cls(FORWARD.read_text().strip(), policy, "-N DOCKER" in rules, absent)
 
-    def undo(self) -> None:
-        """Take away the lab's rules and folders; and Docker's chains, if none were there before."""
-        marks = [] if self.docker else ["DOCKER"]
+    def undo(self, alone: bool = True) -> None:
+        """Take away the lab's rules; and Docker's chains and folders, if none were there before. Not `alone`: another
+        lab's dockerd works by these still."""
+        whole = alone and not self.docker
+        marks = ["DOCKER"] if whole else []
         for copy in copies():
             laptop.remove(copy)
             for bridge in copy.bridges:
@@ -54,12 +56,12 @@ class Footprint:
             for rule in rules:
                 if rule.startswith("-A") and any(mark in rule for mark in marks):
                     _iptables(table, "-D", *rule.split()[1:])
-            if not self.docker:
+            if whole:
                 chains = [r.split()[1] for r in rules if r.startswith("-N DOCKER")]
                 for action in ("-F", "-X"):
                     for chain in chains:
                         _iptables(table, action, chain)
-        if not self.docker:
+        if whole:
             _iptables("filter", "-P", "FORWARD", self.forward_policy)
             FORWARD.write_text(self.ip_forward + "\n")
             for folder in self.absent:

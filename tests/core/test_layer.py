@@ -247,6 +247,13 @@ EVERYTHING = have(
 )  # fmt: skip
 
 
+def test_a_version_of_another_checksum_has_another_key() -> None:
+    versions = ("4.99.0", "4.99.0@sha256:" + "1" * 64, "4.99.0@sha256:" + "2" * 64)
+    made = [plan(have(EVERYTHING, vscode_version=version), PYTHON) for version in versions]
+    assert len({layer.key for layer in made}) == 3
+    assert len({layer.code_server for layer in made}) == 1 and "@" not in made[1].code_server
+
+
 @pytest.mark.parametrize(
     "change",
     [

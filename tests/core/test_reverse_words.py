@@ -30,7 +30,9 @@ def test_a_request_is_read_as_it_was_made() -> None:
 @pytest.mark.parametrize(
     "words",
     ["", "id", ID, f"{ID} 00c0ffee", f"{ID} 00c0ffee ", f"{ID}; id x", f"{ID} ../../ab ssh", f"{ID} 00c0ffee ../x",
-     f"{ID} 00c0ffee ssh\nid", f"{ID} 00C0FFEE ssh", f"{ID} 00c0ffee" + " a" * 21, f"../{ID} 00c0ffee ssh"],
+     f"{ID} 00c0ffee ssh\nid", f"{ID} 00C0FFEE ssh",
+     " ".join((ID, "00c0ffee", *"abcdefghijklmnopqrstu")), f"../{ID} 00c0ffee ssh",
+     f"{ID} 00c0ffee ssh ssh"],
 )  # fmt: skip
 def test_nothing_else_is_a_request(words: str) -> None:
     with pytest.raises(Usage, match="holds the reverse tunnels"):

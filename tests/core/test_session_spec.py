@@ -66,6 +66,8 @@ def test_good_specs_go_over_the_wire_and_come_back(good: dict[str, Any]) -> None
         ({"jupyter_version": ">=4"}, "is not a version"),
         ({"vscode_version": "4/../../x"}, "is not a version"),
         ({"vscode_version": "$(id)"}, "is not a version"),
+        ({"vscode_version": "4.1@sha256:ab"}, "is not a version"),
+        ({"jupyter_version": "4.1@sha256:" + "a" * 64}, "is not a version"),
         ({"env": {"A-B": ""}}, "can't be a variable's name"),
         ({"env": {"A=B": ""}}, "can't be a variable's name"),
         ({"env": {"é": ""}}, "can't be a variable's name"),

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from colleagues import Client, as_user
 
 from mlbox import errors
 from mlbox.core import ids
-from mlbox.host import behind, door, files, peer, sharing, store
+from mlbox.host import behind, door, files, peer, sharing
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -108,7 +108,7 @@ def test_nothing_is_there_before_it_is_shared(session: Session) -> None:
 
 
 def test_a_colleague_is_let_in_and_nobody_else_gets_a_byte(session: Session) -> None:
-    assert session.tell("share", BOB) == {"changed": True}
+    assert session.tell("share", BOB) == {"changed": True, "trouble": ""}
     said = session.enter(BOB)
     assert said["guest_key"] == "k3y"
     assert (said["name"], said["services"]["ssh"]["user"], "socket" in said["services"]["ssh"]) == (
@@ -150,7 +150,7 @@ def test_taking_it_back_ends_what_is_open_and_not_the_others(session: Session) -
     assert session.ask(EVE, {"op": "facts"})["name"] == "otter"
     session.tell("unshare", EVE)
     assert open_[EVE].hear() == b"[end]\n" and not session.job.door.exists()
-    assert session.tell("share", BOB) == {"changed": True}
+    assert session.tell("share", BOB) == {"changed": True, "trouble": ""}
     assert f"{session.enter(BOB)['secret']}.ssh" != ways[BOB]
 
 
@@ -249,28 +249,64 @@ def test_a_folder_that_somebody_else_prepared_is_not_used(session: Session) -> N
     session.job.door.parent.symlink_to(trap)
     os.lchown(session.job.door.parent, EVE, EVE)
     assert "is not a folder of yours" in session.tell("share", BOB)["error"]
-    store.clear_shares(session.job)
+    session.job.clear_shares()
     assert (trap / session.job.id / "precious").exists()
     session.job.door.parent.unlink()
     session.keep()
-    assert session.tell("share", BOB) == {"changed": True}  # and the failure left no half of a share
+    assert session.tell("share", BOB) == {"changed": True, "trouble": ""}  # and the failure left no half of a share
     shutil.rmtree(trap)
 
 
-def test_who_comes_next_to_the_door_takes_it_over(session: Session) -> None:
-    """At a rendezvous a tunnel's end may be left while its successor is there."""
+def test_who_comes_next_to_the_door_lets_the_same_people_in(session: Session) -> None:
+    """At a rendezvous the next end of its tunnel."""
     session.tell("share", BOB)
-    way, first = f"{session.enter(BOB)['secret']}.ssh", session.kept
+    way = f"{session.enter(BOB)['secret']}.ssh"
     open_ = session.client(BOB, way)
     assert open_.ask(b"one\n") == b"one\n"
-    begun = session.client(BOB, "door")
-    begun.say(b'{"op": ')
-    assert session.ask(BOB, {"op": "facts"})["name"] == "otter"  # who came before this one is in
+    session.kept.leave()
+    assert open_.hear() == b"[end]\n" and not session.job.control.exists()
+    assert (session.job.door / way).exists()  # a name that is gone would be the end of sharing
     session.keep()
-    assert begun.ask(b'"facts"}\n') == b"[end]\n"
-    first.leave()
-    assert open_.hear() == b"[end]\n"
     assert session.client(BOB, way).ask(b"two\n") == b"two\n"
+    assert session.tell("unshare", BOB)["changed"]
+
+
+class Slow(behind.Here):
+    """A session's sshd that takes its time."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.job, session.reach)
+        self.entered, self.may_go = threading.Semaphore(0), threading.Event()
+
+    def entry(self, keys: Iterable[str]) -> Json:
+        self.entered.release()
+        self.may_go.wait()
+        return super().entry(keys)
+
+
+def test_who_takes_long_to_come_in_keeps_nobody_from_being_taken_out(session: Session) -> None:
+    for uid in (BOB, EVE, OTHER):
+        session.tell("share", uid)
+    way = f"{session.enter(OTHER)['secret']}.ssh"
+    session.kept.leave()
+    slow = Slow(session)
+    made = sharing.begin(session.job, slow)
+    assert made is not None
+    session.kept = made
+    open_ = session.client(OTHER, way)
+    assert open_.ask(b"one\n") == b"one\n"
+    coming = [session.client(uid, "door") for uid in (BOB, BOB, EVE, EVE)]
+    for client in coming:
+        client.say(b'{"op": "enter", "keys": []}\n')
+    assert slow.entered.acquire(timeout=20)
+    said: list[Json] = []
+    owner = threading.Thread(target=lambda: said.append(session.tell("unshare", OTHER)))
+    owner.start()
+    assert open_.hear() == b"[end]\n"  # at once
+    slow.may_go.set()
+    owner.join(20)
+    assert said[0]["changed"] and said[0]["ended"] == 1
+    assert [json.loads(client.hear())["name"] for client in coming] == ["otter"] * 4
     assert session.tell("unshare", BOB)["changed"]
 
 

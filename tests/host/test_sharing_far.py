@@ -8,8 +8,8 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from mlbox.core import ids, reverse, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Spec
 from mlbox.core.sharing import socket_name
-from mlbox.host import colleague, peer
-from mlbox.host.handlers import relay, share
+from mlbox.host import behind, colleague, peer
+from mlbox.host.handlers import relay, sessions, share
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -40,7 +40,7 @@ class Workstation:
     def __init__(self, box: Box) -> None:
         self.box, self.job = box, far_session(box)
         self.asked: list[wire.Request] = []
-        self.refuses = False
+        self.answers: Callable[[wire.Request], bytes] | None = None
         self.clients: list[Client] = []
         self.tunnels: list[subprocess.Popen[bytes]] = []
 
@@ -79,9 +79,9 @@ class Workstation:
             facts = {"user": "ada", "host_key": KEY, "folder": "/w", "socket": "/tmp/mlbox-1/s/ssh.sock"}
             reach = {"services": {"ssh": facts}, "guest_key": "k3y", "absent": {}, "shared": []}
             reply: Json = {"reply": {"session": reach, "logs": {"ssh": "a line"}}}
-            if self.refuses:
-                reply = wire.encode_error(errors.HostUnready("still starting"))
-            connection.sendall(wire.encode_message(request.nonce, reply))
+            answer = self.answers(request) if self.answers else wire.encode_message(request.nonce, reply)
+            with suppress(BrokenPipeError):  # who has its answer goes
+                connection.sendall(answer)
 
     def keys(self) -> list[str]:
         """What its sshd was last told."""
@@ -182,6 +182,7 @@ def test_a_tunnel_that_a_later_one_replaced_leaves_its_door_alone(ws: Workstatio
     secret = ws.ask(NOBODY, "enter", keys=[KEY])["secret"]
     assert ws.dial() == b"up\n"
     ws.tunnels[0].wait(20)
+    until(ws.job.control.exists)  # its successor comes to the door when it has gone
     assert ws.client(NOBODY, socket_name(secret, "ssh")).ask(b"hello\n") == b"hello\n"
     assert ws.tell(False)["changed"]
 
@@ -223,20 +224,78 @@ def test_a_key_opens_no_door_of_another_host_s_session(ws: Workstation) -> None:
         ws.client(NOBODY, "door")
 
 
-def test_nor_where_the_lab_does_not_say_whose_it_is(ws: Workstation) -> None:
-    """There it has its names, and a laptop makes sure of the session itself; a colleague can't."""
+def test_nor_before_the_lab_says_whose_it_is(ws: Workstation) -> None:
+    """It has its names by then, and a laptop makes sure of the session itself; a colleague can't."""
     ws.box.root.rename(ws.box.root.with_name("away"))
     assert ws.dial() == b"up\n"
-    ws.box.root.with_name("away").rename(ws.box.root)
     assert said(ws.tunnels[0]) == b"up\n" and not ws.job.control.exists()
+    ws.box.root.with_name("away").rename(ws.box.root)
+    until(ws.job.control.exists)
 
 
 def test_what_its_own_host_says_against_it_is_told(ws: Workstation) -> None:
     ws.dial()
     ws.tell(True)
-    ws.refuses = True
-    assert ws.ask(NOBODY, "enter", keys=[KEY]) == {"unready": "still starting"}
-    assert "still starting" in ws.tell(False)["trouble"]
+    ws.answers = lambda request: wire.encode_message(request.nonce, wire.encode_error(errors.HostUnready("it starts")))
+    assert ws.ask(NOBODY, "enter", keys=[KEY]) == {"unready": "it starts"}
+    assert "it starts" in ws.tell(False)["trouble"]
+
+
+def test_what_an_older_mlbox_says_there_is_told(ws: Workstation) -> None:
+    """Which takes the question for a person's word."""
+    ws.dial()
+    refusal = wire.encode_error(errors.Refused("there is no user '' on ws"))
+    ws.answers = lambda request: wire.encode_message(request.nonce, refusal)
+    assert "an older mlbox started it: there is no user ''" in ws.tell(True)["trouble"]
+
+
+@pytest.mark.parametrize(
+    "answer", [5, {"reply": 5}, {"error": 5}, {"reply": {"session": {"services": [1]}}}, "{"], ids=str
+)
+def test_what_makes_no_sense_keeps_nobody_in(ws: Workstation, answer: Any) -> None:
+    ws.dial()
+    ws.tell(True)
+    secret = ws.ask(NOBODY, "enter", keys=[KEY])["secret"]
+    words = answer if isinstance(answer, str) else json.dumps(answer)
+    ws.answers = lambda request: f"@mlbox:{request.nonce} {words}\n".encode()
+    assert ws.ask(NOBODY, "enter", keys=[KEY]) == {"unready": "what answers at the other end of its tunnel is no mlbox"}
+    for changed in (True, False):
+        reply = ws.tell(False)
+        assert (reply["changed"], "is no mlbox" in reply["trouble"]) == (changed, changed)
+    assert not (ws.job.door / socket_name(secret, "ssh")).exists()
+
+
+def test_a_host_that_is_silent_is_no_end_of_sharing(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it says: it is waited for so long, and no longer."""
+    monkeypatch.setattr(behind, "_PATIENCE", 0.3)
+    monkeypatch.setattr(behind.Far, "way", lambda *_: tmp_path / "call")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "call"))
+        listener.listen()
+
+        def drip() -> None:
+            with listener.accept()[0] as connection, suppress(OSError):
+                while True:
+                    connection.sendall(b"x")
+                    threading.Event().wait(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        far = behind.Far(box.found, far_session(box), SERVICES)
+        with pytest.raises(TimeoutError):
+            far.put_keys([KEY])
+
+
+def test_what_is_left_of_a_share_goes_with_the_next_call_after_the_end(ws: Workstation) -> None:
+    """The session ended while its tunnel was down."""
+    ws.dial()
+    ws.tell(True)
+    ws.tunnels[0].kill()
+    ws.tunnels[0].communicate()
+    ws.box.call(sessions)
+    assert ws.job.share.exists() and ws.job.door.exists()
+    ws.job.append("finished", {"at": 2.0}, 1)
+    ws.box.call(sessions)
+    assert not any(path.exists() for path in (ws.job.share, ws.job.control, ws.job.door, ws.job.door_lock))
 
 
 def test_without_a_tunnel_nobody_is_let_in(ws: Workstation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +317,18 @@ def test_a_tunnel_s_end_of_an_older_mlbox_is_told(ws: Workstation, monkeypatch: 
     assert refused.value.hint.startswith(
         f"an older mlbox's tunnel ends here: mlbox host add ws --via {ws.box.found.host}"
     )
+
+
+def test_on_its_own_host_a_person_s_word_is_refused(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older laptop relays it: who is meant is a user of the rendezvous."""
+    job = Job(ids.ulid(1, os.urandom(10)), box.found.user, tmp_path / "job", tmp_path / "boot")
+    job.conf.mkdir(parents=True)
+    (job.conf / "session.json").write_text(json.dumps({"via": {"via": "gate"}}))
+    box.lab(f"hosts: {{{box.found.host}: {{tunnel: reverse, via: gate}}}}")
+    with pytest.raises(errors.Refused, match="colleagues come to far by gate"):
+        share._check(box.found, job, "far", False)
+    box.lab(f"hosts: {{{box.found.host}: {{via: gate}}}}")  # that can be dialled too: colleagues do
+    share._check(box.found, job, "far", False)
 
 
 def test_on_its_own_host_its_sshd_takes_those_keys(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

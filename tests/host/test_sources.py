@@ -39,12 +39,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("star", ["  ", " *"], ids=["text", "binary"])
 def test_a_lab_s_folder(folder: Path, star: str) -> None:
     (folder / "SHA256SUMS").write_text(f"{SUM}{star}{NAME}\n")
-    assert sources.release(NAME, str(folder), say, Cancel()) == folder
+    assert sources.release(NAME, Spec(sources=str(folder)), say, Cancel()) == folder
 
 
 def test_a_folder_in_the_home(folder: Path, home: Path) -> None:
     folder.rename(home / "sources")
-    assert sources.release(NAME, "~/sources", say, Cancel()) == home / "sources"
+    assert sources.release(NAME, Spec(sources="~/sources"), say, Cancel()) == home / "sources"
 
 
 def _damage(folder: Path) -> None:
@@ -88,13 +88,13 @@ def test_what_is_not_as_it_should_be_is_not_used(
 ) -> None:
     prepare(folder)
     with pytest.raises(errors.StartFailed, match=words) as caught:
-        sources.release(NAME, str(folder), say, Cancel())
+        sources.release(NAME, Spec(sources=str(folder)), say, Cancel())
     assert hint in caught.value.hint
 
 
 def test_a_version_without_a_known_checksum_is_not_fetched() -> None:
     with pytest.raises(errors.StartFailed, match=r"knows no checksum for code-server-9\.9\.9") as caught:
-        sources.release("code-server-9.9.9-linux-amd64.tar.gz", "", say, Cancel())
+        sources.release("code-server-9.9.9-linux-amd64.tar.gz", Spec(), say, Cancel())
     assert layer.CODE_SERVER in caught.value.hint and "--sources" in caught.value.hint
 
 
@@ -104,18 +104,35 @@ def pinned(monkeypatch: pytest.MonkeyPatch, release: Path, checksum: str = SUM) 
     monkeypatch.setattr(layer, "CODE_SERVER_URL", release.parent.as_uri() + "/{file}")
 
 
+@pytest.mark.parametrize("by", ["folder", "makers"])
+def test_the_checksum_may_be_asked_for_with_the_version(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """That of the folder's list, or of mlbox's own, is not looked at then."""
+    pinned(monkeypatch, folder / NAME, "0" * 64)
+    (folder / "SHA256SUMS").unlink()
+    version = NAME.split("-")[2]
+
+    def spec(checksum: str) -> Spec:
+        return Spec(vscode_version=f"{version}@sha256:{checksum}", sources=str(folder) if by == "folder" else "")
+
+    with pytest.raises(errors.StartFailed, match=f"its sha256 is {SUM}, not {'1' * 64}"):
+        sources.release(NAME, spec("1" * 64), say, Cancel())
+    assert (sources.release(NAME, spec(SUM), say, Cancel()) / NAME).read_bytes() == CONTENT
+
+
 def test_what_was_fetched_is_kept_and_checked_each_time(
     folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned(monkeypatch, folder / NAME)
     cache = home / "cache/mlbox/sources"
-    assert sources.release(NAME, "", say, Cancel()) == cache
+    assert sources.release(NAME, Spec(), say, Cancel()) == cache
     assert (os.listdir(cache), (cache / NAME).read_bytes()) == ([NAME], CONTENT)
     (folder / NAME).unlink()
-    assert sources.release(NAME, "", say, Cancel()) == cache
+    assert sources.release(NAME, Spec(), say, Cancel()) == cache
     (cache / NAME).write_bytes(b"changed")
     with pytest.raises(errors.StartFailed, match="is damaged"):
-        sources.release(NAME, "", say, Cancel())
+        sources.release(NAME, Spec(), say, Cancel())
 
 
 @pytest.mark.parametrize("case", ["other content", "not there"])
@@ -126,7 +143,7 @@ def test_nothing_is_kept_of_a_bad_download(
     if case == "not there":
         (folder / NAME).unlink()
     with pytest.raises(errors.StartFailed, match="is damaged" if case == "other content" else "can't be fetched"):
-        sources.release(NAME, "", say, Cancel())
+        sources.release(NAME, Spec(), say, Cancel())
     assert os.listdir(home / "cache/mlbox/sources") == []
 
 
@@ -135,7 +152,7 @@ def test_fetching_can_be_cancelled(folder: Path, home: Path, monkeypatch: pytest
     read, write = os.pipe()
     os.close(write)
     with pytest.raises(Cancelled):
-        sources.release(NAME, "", say, Cancel((read,)))
+        sources.release(NAME, Spec(), say, Cancel((read,)))
     os.close(read)
     assert os.listdir(home / "cache/mlbox/sources") == []
 

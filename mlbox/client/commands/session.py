@@ -65,7 +65,7 @@ def _what(group: Any) -> None:
             help=f"{title} (default: where it can be had)",
         )
     group.add_argument("--jupyter-version", metavar="V", help="the JupyterLab to add")
-    group.add_argument("--vscode-version", metavar="V", help="the code-server to add")
+    group.add_argument("--vscode-version", metavar="V", help="the code-server to add: V, or V@sha256:…")
     group.add_argument(
         "--sources", metavar="DIR", help="the host's folder with code-server archives, wheels and SHA256SUMS"
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlbox import errors
 from mlbox.core import sharing, text
-from mlbox.host import behind, colleague, files, here, keeping, peer, store
+from mlbox.host import behind, colleague, files, here, keeping, lab, peer, store
 from mlbox.host.handlers import relay
 from mlbox.host.handlers.logs import pause
 from mlbox.host.handlers.sessions import describe, is_session, out_of_reach, pick, pick_own
@@ -40,9 +40,11 @@ def run(call: Call) -> Json:
     job = found.job(wanted) if far else pick_own(live, wanted, found)
     name = describe(job)["name"]
     uid = _uid(user, lets)
-    _check(job, name, far)
+    _check(found, job, name, far)
+    if far and lets:
+        relay.connect(found, job).close()  # waits for a tunnel that is being dialled; to take something back needs none
     if found.dry:
-        reply, session = _foreseen(job, name, uid, lets)
+        reply, session = _foreseen(job, name, uid, lets, far)
     else:
         word = {"op": "share" if lets else "unshare", "uid": uid}
         reply, session = (_tell_far(found, job, name, word) if far else _tell(job, name, word)), describe(job)
@@ -74,13 +76,13 @@ def _take_keys(job: Job, given: object) -> Json:
     return {"session": reach}
 
 
-def _check(job: Job, name: str, far: bool) -> None:
-    state = job.state()
-    if far:
-        starts = state.live and state.name != "started"
-    else:
-        starts = not isinstance(files.read_json(job.conf / "session.json"), dict)
-    if starts:
+def _check(found: store.Store, job: Job, name: str, far: bool) -> None:
+    state, reach = job.state(), files.read_json(job.conf / "session.json")
+    if not far and isinstance(reach, dict) and "via" in reach and lab.rules(found).lab.host(found.host).reverse:
+        via = text.safe(reach["via"]["via"])
+        hint = "tell it by mlbox on a laptop; one that is as new asks there"
+        raise errors.Refused(f"colleagues come to {name} by {via}, which lets them in", hint)
+    if state.live and state.name != "started" if far else not isinstance(reach, dict):
         raise errors.NotFound(f"session {name} is still starting", "again in a moment")
     if not peer.known():
         raise errors.Refused(
@@ -89,10 +91,8 @@ def _check(job: Job, name: str, far: bool) -> None:
 
 
 def _tell_far(found: store.Store, job: Job, name: str, word: Json) -> Json:
-    """Waits for a tunnel that is being dialled; to take something back none is needed."""
     try:
         if word["op"] == "share":
-            relay.connect(found, job).close()
             return _tell(job, name, word, lambda: job.state().live)
         with suppress(errors.HostUnready):
             return _tell(job, name, word, lambda: False)
@@ -100,11 +100,13 @@ def _tell_far(found: store.Store, job: Job, name: str, word: Json) -> Json:
         left = [person for person in people if person.uid != word["uid"]]
         taken = {"changed": len(left) < len(people), "trouble": colleague.take_out(job, left)}
         if not left:
-            store.clear_door(job)
+            job.clear_door()
         with suppress(
             errors.HostUnready
         ):  # an end of the tunnel that came meanwhile had read what was on record before
-            taken = {**_tell(job, name, word, lambda: False), **taken}
+            told = _tell(job, name, word, lambda: False)
+            troubles = filter(None, (taken["trouble"], told["trouble"]))
+            taken = {**told, "changed": taken["changed"] or told["changed"], "trouble": "\n".join(troubles)}
         return taken
     except errors.HostUnready as error:
         host = job.state().facts.get("host", "")
@@ -129,10 +131,11 @@ def _tell(job: Job, name: str, word: Json, lives: Callable[[], bool] | None = No
                 continue
             except (OSError, ValueError) as error:
                 raise errors.MlboxError(f"who is at the door of {name} does not answer: {error}", "again") from None
-        if "error" in said or not said:
-            why = said.get("error", "it said nothing")
-            raise _refused(job, name, why)
-        return dict(said)
+        if "error" in said:
+            raise _refused(job, name, said["error"])
+        if said:
+            return {"trouble": "", **said}
+        pause()  # it has just left
     raise _deaf(name)
 
 
@@ -146,9 +149,9 @@ def _deaf(name: str) -> errors.HostUnready:
     )
 
 
-def _foreseen(job: Job, name: str, uid: int, lets: bool) -> tuple[Json, Json]:
+def _foreseen(job: Job, name: str, uid: int, lets: bool, far: bool) -> tuple[Json, Json]:
     """What the keeper would say to that, and the session behind it. It is not asked: an older one would do it."""
-    if not job.control.exists():
+    if not job.control.exists() and (lets or not far):
         raise _deaf(name)
     people = [person.uid for person in colleague.recorded(job)]
     changed = (uid in people) != lets

@@ -95,9 +95,9 @@ TABLE = {
     "--init-script": Counterpart("session --init-script", _LAYERS + "test_the_init_script_ran_once_as_root"),
     "--config-file": Counterpart("session --file", _SESSION + "test_a_file_asks_flags_win_and_answers_are_remembered"),
     "--base-task-id": Counterpart("session --file", _SESSION + "test_a_file_asks_flags_win_and_answers_are_remembered"),
-    "--project": Counterpart("session --queue", "tests/lab/test_session_queue.py::test_it_waits_and_comes_up"),
+    "--project": Counterpart(PLANNED, "a group to list sessions by"),
     "--session-name": Counterpart("session --name", _SESSION + "test_ssh_by_name_as_oneself"),
-    "--session-tags": Counterpart("session --name", _SESSION + "test_ssh_by_name_as_oneself"),
+    "--session-tags": Counterpart(PLANNED, "words to find a session by, beside its name"),
     "--disable-session-cleanup": Counterpart(
         NONE, _SESSION + "test_the_hosts_files_after_the_end", "an ended session leaves nothing to clean up"
     ),

@@ -219,6 +219,8 @@ def test_nobody_dials_it(lab: Lab) -> None:
     for host in ("gpu1", "gpu2"):
         dial = f"timeout 3 bash -c 'exec 3<>/dev/tcp/{HOSTS[WS].address}/22' 2>&1; echo $?"
         assert ssh(host, dial).split()[-1] != "0"
+    with pytest.raises(OSError):
+        socket.create_connection((HOSTS[WS].address, 22), 3)
     assert as_root(WS, "ss", "-Hltn", "sport = :22") != ""  # though there is somebody to answer
 
 
@@ -237,6 +239,17 @@ def test_another_user_of_the_rendezvous_is_shut_out(lab: Lab, session: Attached)
         assert "done" not in done
     ssh(f"{VIA}-bob", "rm /tmp/by-bob")
     assert as_root(VIA, "sh", "-c", "stat -c '%i %n' /tmp/mlbox-1001/r.*") == before
+    block = session.block()
+    look = f"""
+    ps auxww; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '
+    for f in {lab.root}/users/ada/jobs/*/{block["id"]}/* {lab.root}/users/ada/jobs/*/{block["id"]}/attempts/1/*; do
+      echo "$f"; cat "$f" | tr '\\0' ' '
+    done"""
+    seen = ssh(f"{VIA}-bob", f"({look}) 2>&1 || true")
+    assert "rendezvous ws" in seen and block["id"] in seen  # that there is one is no secret
+    for url in (block["jupyter"], block["vscode"]):
+        assert token(url) not in seen
+    assert not re.search(r"keeper\.log.*\n(?!cat: )", seen), seen
 
 
 _BOBS = """
@@ -425,8 +438,10 @@ def test_silence_on_the_way_to_the_rendezvous(lab: Lab, session: Attached) -> No
     awaited(lambda: len(sockets()) == 5)
 
 
-def test_a_rendezvous_two_hundred_milliseconds_away_with_two_percent_lost(lab: Lab, session: Attached) -> None:
-    """Dialled anew over such a way, the tunnel carries all that it did."""
+def test_a_rendezvous_two_hundred_milliseconds_away_with_two_percent_lost(
+    lab: Lab, session: Attached, bob: Person, shared: None, tmp_path: Path
+) -> None:
+    """Dialled anew over such a way, the tunnel carries all that it did; a colleague joins over it."""
     address = HOSTS[VIA].address
     begin = f"import socket, time; t = time.time(); socket.create_connection(('{address}', 22)); print(time.time() - t)"
     with far_apart(first_process(WS), first_process(VIA), 0.2, 0.02):
@@ -437,6 +452,15 @@ def test_a_rendezvous_two_hundred_milliseconds_away_with_two_percent_lost(lab: L
         awaited(lambda: dialling() not in ([], [before]))
         works(lab, session)
         assert workbench.greets(session.block()["vscode"])
+        with Notebook(session.block()["jupyter"]) as notebook:
+            assert notebook.run("6 * 7") == "42"
+        for number in range(50):
+            (tmp_path / f"{number}.txt").write_text(f"{number}")
+        config = str(lab.laptop.home / ".local/state/mlbox/ssh_config")
+        copied = ("rsync", "-a", "-e", f"ssh -F {config} -o BatchMode=yes", f"{tmp_path}/", "far:/tmp/far/")
+        subprocess.run(copied, check=True, stdin=subprocess.DEVNULL, timeout=120)
+        with joined(bob, session.block()["id"]):
+            assert bob.inside("mlbox-far", "ls /tmp/far/*.txt | wc -l").stdout == "50\n"
         [before] = dialling()
     as_root(WS, "kill", "-9", before)  # whose way is gone
     awaited(lambda: dialling() not in ([], [before]))

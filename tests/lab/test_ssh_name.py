@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -164,6 +165,37 @@ class TestWithoutAClient:
         one.shell.said("git", "-C", str(work), "push", "-q", "origin", "HEAD:main")
         one.shell.said("git", "clone", "-q", "-b", "main", url, str(again))
         assert (again / "train.py").read_text() == "print(1)\n"
+
+    def test_as_it_is_typed(self, one: One, tmp_path: Path) -> None:
+        """By the account's own ~/.ssh/config, which is this laptop's here. Without the line the name means nothing."""
+        home = one.shell.laptop.home
+        (tmp_path / "up").write_text("up\n")
+        one.shell.said("ssh", one.name, "git init -q --bare /workspace/typed.git")
+
+        def typed(command: str) -> subprocess.CompletedProcess[str]:
+            words = 'mount --bind "$1" "$HOME" && cd "$2" && eval "$3"'
+            argv = ("unshare", "--mount", "--propagation", "private", "sh", "-c", words, "sh", home, tmp_path, command)
+            account = pwd.getpwuid(os.getuid()).pw_dir
+            return subprocess.run(
+                argv, env={**one.shell.laptop.env, "HOME": account}, stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, timeout=120,
+            )  # fmt: skip
+
+        for command, said in (
+            (f"ssh {one.name} hostname", "by-name\n"),
+            (f"scp -q up {one.name}:/workspace/travelled && ssh {one.name} cat /workspace/travelled", "up\n"),
+            (f"rsync -a {one.name}:/workspace/travelled down && cat down", "up\n"),
+            (f"echo ls /workspace/travelled | sftp -q -b - {one.name} | tail -1", "/workspace/travelled\n"),
+            (f"git clone -q {one.name}:/workspace/typed.git 2>&1 && ls typed/.git/HEAD", "typed/.git/HEAD\n"),
+        ):
+            done = typed(command)
+            assert done.returncode == 0 and done.stdout.endswith(said), (command, done)
+        assert one.shell.laptop.run("ssh-config", "remove").code == 0
+        try:
+            assert typed(f"ssh {one.name} hostname").returncode == 255
+        finally:
+            assert one.shell.laptop.run("ssh-config", "install").code == 0
+        one.shell.said("ssh", one.name, "rm -rf /workspace/typed.git")
 
     def test_as_vs_code_s_remote_uses_it(self, one: One, tmp_path: Path) -> None:
         """A script on a shell's input, a SOCKS port that leads inside, and a socket of the session's here."""

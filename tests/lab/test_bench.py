@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2", "gpu3")]
 
 
 PARTS = {
-    "c": ("ssh NAME true", "session start, detached"),
+    "c": ("ssh NAME true",),
     "d": (
         "tunnel, 1 stream",
         "tunnel, 20 streams",

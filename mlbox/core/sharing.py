@@ -26,7 +26,7 @@ _FORMS = {
 }
 _NEEDED = {"jupyter": ("token",), "vscode": ("token", "folder"), "ssh": ("user", "host_key", "folder"), GUEST: ()}
 _KEY = re.compile(r"((?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]{2,60} [A-Za-z0-9+/]{16,16000}={0,3})(?: .*)?")
-_MOST_KEYS = 32
+_MOST_KEYS, _MOST_OF_KEYS = 32, 64 * 1024  # of one person; characters
 _LONGEST = 300  # characters of a word for people
 
 
@@ -42,7 +42,13 @@ def socket_name(secret: str, service: str) -> str:
 def keys(lines: Iterable[object], people: int = 1) -> list[str]:
     """Public keys for authorized_keys: without options or comments, and no more than so many people have."""
     found = [match[1] for line in lines if isinstance(line, str) and (match := _KEY.fullmatch(line.strip()))]
-    return list(dict.fromkeys(found))[: _MOST_KEYS * people]
+    kept, size = list[str](), 0
+    for key in list(dict.fromkeys(found))[: _MOST_KEYS * people]:
+        size += len(key)
+        if size > _MOST_OF_KEYS * people:
+            break
+        kept.append(key)
+    return kept
 
 
 def facts(said: Mapping[str, Any], session: str, owner: str, host: str) -> Json:

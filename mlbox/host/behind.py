@@ -115,7 +115,9 @@ def _answer(path: Path, request: wire.Request) -> Json:
         connection.connect(str(path))
         connection.sendall(request.encode())
         while taken <= _LONGEST:
-            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            if (left := deadline - time.monotonic()) <= 0:  # however steadily it comes
+                raise TimeoutError(f"it has not answered within {_PATIENCE:.0f} s")
+            connection.settimeout(left)
             data = connection.recv(65536)
             if not data:
                 break

@@ -49,19 +49,9 @@ class Door:
     def ask(self, question: Json, patience: float = _PATIENCE) -> Json:
         """Raises NotFound where we are not let in, HostUnready where nobody answers."""
         deadline = time.monotonic() + patience
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            try:
-                connection.settimeout(patience)
-                connection.connect(str(self.folder / "door"))
-                if peer.uid(connection) != self.uid:
-                    raise errors.NotFound(f"the door of session {self.session} is not {self.owner}'s")
-                found = _asked(connection, question, deadline)
-            except OSError as error:
-                raise errors.HostUnready(
-                    f"nobody answers at the door of {self.owner}'s session {self.session}: {error}",
-                    f"where its keeper was killed, {self.owner}'s next command there starts another; a reverse tunnel "
-                    "is dialled again and again",
-                ) from None
+        found = self._ask(question, patience, deadline)
+        if found is None:  # who was at the door may just have left it: then nobody is there, or the next one
+            found = self._ask(question, patience, deadline)
         if found is None:
             raise errors.NotFound(
                 f"{self.owner} does not share session {self.session} with you (any more)", "ask its owner"
@@ -70,6 +60,24 @@ class Door:
             why = text.safe(str(found["unready"]))[:300]
             raise errors.HostUnready(f"{self.owner}'s session {self.session} is not there just now: {why}", "try again")
         return found
+
+    def _ask(self, question: Json, patience: float, deadline: float) -> Json | None:
+        """None where it closes without an answer."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
+                connection.settimeout(patience)
+                connection.connect(str(self.folder / "door"))
+                if peer.uid(connection) != self.uid:
+                    raise errors.NotFound(f"the door of session {self.session} is not {self.owner}'s")
+                return _asked(connection, question, deadline)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise errors.HostUnready(
+                    f"nobody answers at the door of {self.owner}'s session {self.session}: {error}",
+                    f"where its keeper was killed, {self.owner}'s next command there starts another; a reverse tunnel "
+                    "is dialled again and again",
+                ) from None
 
     def facts(self, patience: float = _PATIENCE) -> Json:
         return sharing.facts(self.ask({"op": "facts"}, patience), self.session, self.owner, here.host_name())

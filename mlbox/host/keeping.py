@@ -52,6 +52,17 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def taken(path: Path) -> int:
+    """This lock's descriptor, in a file that whoever has the lock may remove; -1 where another process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+    os.close(descriptor)
+    return -1
+
+
 generation = 0  # how often this process's image was forked since Python started: each adds to its stack
 
 

@@ -19,7 +19,9 @@ def hear(connection: socket.socket, longest: int, deadline: float) -> Json | Non
     """An object; None where no line comes, or something else. Raises OSError, also behind `deadline` (monotonic)."""
     line = b""
     while not line.endswith(b"\n") and len(line) <= longest:
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        if (left := deadline - time.monotonic()) <= 0:  # however steadily it comes
+            raise TimeoutError("no whole line came in time")
+        connection.settimeout(left)
         data = connection.recv(65536)
         if not data:
             break

@@ -77,7 +77,8 @@ class Listeners:
                 _accept(key)
             if time.monotonic() >= due:
                 due += _KEEP_YOUNG
-                self._young()
+                with suppress(OSError):
+                    self._young()
 
 
 def _accept(key: selectors.SelectorKey) -> None:

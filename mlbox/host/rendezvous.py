@@ -14,7 +14,6 @@ The words of the request are checked, and no other word of the key's holder is e
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from mlbox import errors
 from mlbox.core import ids, reverse
-from mlbox.host import files, here, lab, serve, store
+from mlbox.host import files, here, keeping, lab, serve, store
 from mlbox.host.job import Job
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _BEAT = 5.0  # s
 _PATIENCE = 5.0  # s for ROOT
 _UNSEEN = (0.1, 0.3, 0.6, 1.0)  # s until a session that was just made is looked for again
-_ENDING = 20.0  # s from its tunnel's end until the log says that a session has ended
+_ENDING = 60.0  # s from its tunnel's end until the log says that a session has ended
 
 
 def main(host: str, root: str) -> int:
@@ -117,47 +116,40 @@ class Doors:
 
     def open(self) -> None:
         """If it can be now; called again and again."""
-        if self._look.store is None:
-            if not self._look.refusal and not self._look.thread.is_alive():
-                self._look.again()
-            return
         if self._kept is not None:
+            return
+        if self._look.store is None:
+            if not self._look.thread.is_alive():
+                self._look.again()
             return
         from mlbox.host import behind, sharing  # the tunnel is up by now
 
         self._job = self._look.store.job(self._look.session)
         if self._lock < 0:
-            self._lock = _locked(self._job.door_lock)
+            self._lock = keeping.taken(self._job.door_lock)
         if self._lock >= 0:
             self._kept = sharing.begin(self._job, behind.Far(self._look.store, self._job, self._services))
 
     def leave(self) -> None:
         if self._kept is not None:
             self._kept.leave()
-        if self._lock >= 0:
+        if self._lock >= 0 and self._job is not None:
+            from mlbox.host import colleague
+
+            if not colleague.recorded(self._job):
+                self._job.clear_shares()
             os.close(self._lock)
 
     def forget(self) -> None:
         """Who might come, if it was the session that has ended: its tunnel ends first."""
         deadline = time.monotonic() + _ENDING
-        while self._kept is not None and self._job is not None and time.monotonic() < deadline:
+        while self._job is not None and self._job.share.exists() and time.monotonic() < deadline:
             with suppress(OSError, errors.MlboxError):
                 if not self._job.state().live:
-                    if _locked(self._job.door_lock) >= 0:
+                    if keeping.taken(self._job.door_lock) >= 0:
                         self._job.clear_shares()
                     return
             time.sleep(_BEAT / 10)
-
-
-def _locked(path: Path) -> int:
-    """Its descriptor; -1 where another process has the lock, or has just removed the file."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-            return descriptor
-    os.close(descriptor)
-    return -1
 
 
 def _by_logs(found: store.Store, session: str, host: str) -> str:
@@ -202,7 +194,8 @@ def _stay(held: dict[Path, int], doors: Doors) -> bool:
     ):  # nobody listens any more; or somebody's cleaning took a name away, and the next dial mends it
         while all(os.lstat(path).st_ino == inode for path, inode in held.items()):
             print("up", flush=True)
-            doors.open()
+            with suppress(OSError, errors.MlboxError):  # of the door, not of the tunnel
+                doors.open()
             for path in held:
                 os.utime(path, follow_symlinks=False)  # systems that clean /tmp by age leave it alone
             ready, _, _ = select.select([0], [], [], _BEAT)

@@ -38,6 +38,8 @@ from mlbox.splice import Splice
 
 Json = dict[str, Any]
 _LONGEST = 64 * 1024  # bytes of a question
+_AGAIN, _TRIES = 10.0, 30  # s; until a session's sshd has been told
+_AWAY = {"unready": "who is at its door is just changing"}
 
 
 class Sharing:
@@ -50,6 +52,8 @@ class Sharing:
         self._telling = threading.Lock()  # the session's sshd of their keys; never waited for with the other one held
         self._listeners = Listeners("sharing", self._keep_young)
         self._door: socket.socket | None = None
+        self._conversing = set[socket.socket]()
+        self._left = threading.Event()
 
     def open(self) -> None:
         """From here on the owner's word is heard; those who may join already, may again. Raises OSError, MlboxError."""
@@ -59,7 +63,7 @@ class Sharing:
         for person in colleague.recorded(self._job):
             self._let_in(person)
         if self._job.share.exists():  # somebody may have been taken out while nobody was here to tell the sshd
-            threading.Thread(target=self._put_keys, name="keys", daemon=True).start()
+            threading.Thread(target=self._put_keys_in_the_end, args=(0.0,), name="keys", daemon=True).start()
         self._listeners.start()
 
     def close(self) -> None:
@@ -68,14 +72,22 @@ class Sharing:
         self._job.clear_shares()
 
     def leave(self) -> None:
-        """The session goes on: whoever is at its door next lets the same people in, by the same names."""
-        for person in list(self._people.values()):
-            person.splices.cut()
+        """The session goes on: whoever is at its door next lets the same people in, by the same names. On return this
+        one changes nothing more."""
         self._listeners.stop()
+        with self._lock:
+            self._left.set()
+            conversing = list(self._conversing)
+        for person in self._people.values():
+            person.splices.cut()
+        for connection in conversing:  # silence would be the end of sharing
+            with suppress(OSError):
+                lines.say(connection, _AWAY)
+                connection.shutdown(socket.SHUT_WR)
         self._job.control.unlink(missing_ok=True)
 
     def _keep_young(self) -> None:
-        door = [] if self._door is None else [self._job.door.parent, self._job.door, *self._job.door.iterdir()]
+        door = [self._job.door.parent, self._job.door, *self._job.door.glob("*")] if self._door else []
         for path in (self._job.control, self._job.share, self._job.door_lock, *door):
             with suppress(OSError):
                 os.utime(path, follow_symlinks=False)
@@ -99,11 +111,13 @@ class Sharing:
         threading.Thread(target=self._answer, args=(connection, reply), name="owner", daemon=True).start()
 
     def _answer(self, connection: socket.socket, reply: Json) -> None:
+        trouble = self._put_keys() if reply.get("changed") else ""
         with connection, suppress(OSError):
-            if reply.get("changed"):
-                reply["trouble"] = "\n".join(filter(None, (reply.get("trouble", ""), self._put_keys())))
+            reply["trouble"] = "\n".join(filter(None, (reply.get("trouble", ""), trouble)))
             connection.settimeout(PATIENCE)
             lines.say(connection, reply)
+        if trouble:
+            self._put_keys_in_the_end(_AGAIN)
 
     def _share(self, uid: int) -> Json:
         if uid in self._people:
@@ -149,12 +163,19 @@ class Sharing:
         if not self._telling.acquire(timeout=PATIENCE):
             return "the session's SSH server takes the keys of those who may join a little later"
         try:
-            self._behind.put_keys(self._keys())
+            if not self._left.is_set():
+                self._behind.put_keys(self._keys())
         except (errors.MlboxError, OSError) as error:
             return f"{error}: the keys of those who may join are not as they should be"
         finally:
             self._telling.release()
         return ""
+
+    def _put_keys_in_the_end(self, pause: float) -> None:
+        for _ in range(_TRIES):
+            if self._left.wait(pause) or not self._put_keys():
+                return
+            pause = _AGAIN
 
     def _keys(self) -> list[str]:
         return [key for person in list(self._people.values()) for key in person.keys]
@@ -162,8 +183,7 @@ class Sharing:
     # ---- a colleague ---------------------------------------------------------------------------------
 
     def _on_door(self, connection: socket.socket) -> None:
-        person = self._people.get(peer.uid(connection))
-        self._begin(person, connection, self._converse)
+        self._begin(self._people.get(peer.uid(connection)), connection, self._converse)
 
     def _on_service(self, person: Colleague, service: str, connection: socket.socket) -> None:
         known = person if peer.uid(connection) == person.uid else None
@@ -173,8 +193,14 @@ class Sharing:
         self, person: Colleague | None, connection: socket.socket, act: Callable[[Colleague, socket.socket], None]
     ) -> None:
         """Nobody else gets a byte, or a thread."""
-        if person is None or not person.take():
+        if person is None:
             connection.close()
+            return
+        if not person.take():
+            with connection, suppress(OSError):
+                if act == self._converse:
+                    connection.setblocking(False)
+                    lines.say(connection, {"unready": "so many connections of yours are open already"})
             return
 
         def run() -> None:
@@ -205,6 +231,18 @@ class Sharing:
             far.close()
 
     def _converse(self, person: Colleague, connection: socket.socket) -> None:
+        with self._lock:
+            if self._left.is_set():
+                lines.say(connection, _AWAY)
+                return
+            self._conversing.add(connection)
+        try:
+            self._reply(person, connection)
+        finally:
+            with self._lock:
+                self._conversing.discard(connection)
+
+    def _reply(self, person: Colleague, connection: socket.socket) -> None:
         question = lines.hear(connection, _LONGEST, time.monotonic() + PATIENCE) or {}
         answers: dict[str, Callable[[], Json]] = {
             "facts": self._behind.facts,
@@ -229,23 +267,30 @@ class Sharing:
         with person.entering:  # one at a time of each: nobody else waits long for the session's sshd
             with self._lock:
                 new = sharing.keys([*(given if isinstance(given, list) else []), *person.keys])
-                if self._is_in(person) and set(new) != set(person.keys):
+                if self._is_in(person) and not self._left.is_set() and set(new) != set(person.keys):
                     person.keys = new
                     colleague.record(self._job, self._people.values())
-            with self._telling:
-                said = self._behind.entry(self._keys()) if self._is_in(person) else {}
+            if not self._telling.acquire(timeout=2 * PATIENCE):
+                raise errors.HostUnready("others are just coming in")
+            try:
+                here = self._is_in(person) and not self._left.is_set()
+                said = self._behind.entry(self._keys()) if here else {}
+            finally:
+                self._telling.release()
         return {**self._behind.facts(), **said, "secret": person.secret}
 
 
 def begin(job: Job, behind: Behind) -> Sharing | None:
-    """The owner's word is heard from now on; None where it can't be shared."""
+    """The owner's word is heard from now on; None where it can't be shared, for that is no end of the session."""
     if not peer.known():
         return None
-    made = Sharing(job, behind)
+    made: Sharing | None = None
     try:
+        made = Sharing(job, behind)
         made.open()
-    except (errors.MlboxError, OSError) as error:  # the session is more than that
+        return made
+    except (errors.MlboxError, OSError, RuntimeError) as error:  # RuntimeError: no thread to be had
         print(f"it can't be shared: {error}", file=sys.stderr)
-        made.leave()
+        if made is not None:
+            made.leave()
         return None
-    return made

@@ -266,7 +266,8 @@ class Store:
 
     def shared_jobs(self) -> list[Job]:
         """Sessions of this user's that have a door on this host, wherever they run."""
-        return [self.job(name) for name in _names(here.boot_folder().with_suffix(".shared")) if ids.is_ulid(name)]
+        folder = here.boot_folder().with_suffix(".shared")
+        return [self.job(name) for name in _names(folder) if ids.is_ulid(name)] if files.is_own(folder) else []
 
     def live_jobs(self) -> list[Job]:
         """This user's jobs and sessions on this host that have not ended, oldest first."""

@@ -10,7 +10,9 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from colleagues import Client, as_user
 
 from mlbox import errors
 from mlbox.core import ids
-from mlbox.host import behind, door, files, peer, sharing
+from mlbox.host import behind, colleague, door, files, lines, peer, sharing
 from mlbox.host.job import Job
 
 Json = dict[str, Any]
@@ -308,6 +310,45 @@ def test_who_takes_long_to_come_in_keeps_nobody_from_being_taken_out(session: Se
     assert said[0]["changed"] and said[0]["ended"] == 1
     assert [json.loads(client.hear())["name"] for client in coming] == ["otter"] * 4
     assert session.tell("unshare", BOB)["changed"]
+
+
+def test_who_has_left_the_door_lets_nobody_in_again(session: Session) -> None:
+    """Its process may live on for a while: what was begun there is told so, and changes nothing."""
+    session.tell("share", BOB)
+    begun = [session.client(BOB, "door") for _ in range(2)]
+    for client in begun:
+        client.say(b'{"op": ')
+    assert session.ask(BOB, {"op": "facts"})["name"] == "otter"  # who came before this one is in
+    session.kept.leave()
+    colleague.record(session.job, [])  # the owner's word, done by who came there next
+    for client in begun:
+        assert b"just changing" in client.ask(f'"enter", "keys": ["{KEY}"]}}\n'.encode())
+        assert client.hear() == b"[end]\n"
+    assert colleague.recorded(session.job) == [] and (session.job.conf / behind.KEYS).read_text() == ""
+    session.keep()
+
+
+def test_a_steady_drip_is_no_question(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+
+        def drip() -> None:
+            with suppress(OSError):
+                while True:
+                    far.sendall(b"x")
+                    threading.Event().wait(0.002)
+
+        threading.Thread(target=drip, daemon=True).start()
+        with pytest.raises(TimeoutError):
+            lines.hear(near, 1 << 20, time.monotonic() + 0.3)
+        near.shutdown(socket.SHUT_RDWR)
+
+
+def test_who_has_too_many_connections_open_is_told(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.tell("share", BOB)
+    monkeypatch.setattr(colleague.Colleague, "take", lambda _: False)
+    assert "so many connections" in session.ask(BOB, {"op": "facts"})["unready"]
+    assert session.ask(EVE, {"op": "facts"}) == {}
 
 
 # ---- the colleague's side --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mlbox.core import ids, reverse, wire
 from mlbox.core.job import JobSpec
 from mlbox.core.session import Spec
 from mlbox.core.sharing import socket_name
-from mlbox.host import behind, colleague, peer
+from mlbox.host import behind, colleague, keeping, peer
 from mlbox.host.handlers import relay, sessions, share
 from mlbox.host.job import Job
 
@@ -224,6 +224,33 @@ def test_a_key_opens_no_door_of_another_host_s_session(ws: Workstation) -> None:
         ws.client(NOBODY, "door")
 
 
+def test_two_words_at_once_without_a_tunnel_are_both_done(ws: Workstation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the door's lock changes the record; the other tries again."""
+    ws.dial()
+    ws.tell(True)
+    ws.tunnels[0].kill()
+    ws.tunnels[0].communicate()
+    held = keeping.taken(ws.job.door_lock)
+    waited = []
+
+    def pause() -> None:
+        waited.append(ws.job.share.read_bytes())
+        if len(waited) == 3:
+            os.close(held)
+
+    monkeypatch.setattr(share, "pause", pause)
+    assert ws.tell(False)["changed"] and len(waited) == 3 and len(set(waited)) == 1
+    assert colleague.recorded(ws.job) == []
+
+
+def test_where_nobody_may_come_nothing_is_left_of_its_door(ws: Workstation) -> None:
+    ws.dial()
+    until(ws.job.control.exists)
+    assert ws.job.door_lock.exists()
+    ws.hang_up()
+    assert not any(path.exists() for path in (ws.job.share, ws.job.control, ws.job.door, ws.job.door_lock))
+
+
 def test_nor_before_the_lab_says_whose_it_is(ws: Workstation) -> None:
     """It has its names by then, and a laptop makes sure of the session itself; a colleague can't."""
     ws.box.root.rename(ws.box.root.with_name("away"))
@@ -277,7 +304,7 @@ def test_a_host_that_is_silent_is_no_end_of_sharing(box: Box, tmp_path: Path, mo
             with listener.accept()[0] as connection, suppress(OSError):
                 while True:
                     connection.sendall(b"x")
-                    threading.Event().wait(0.05)
+                    threading.Event().wait(0.002)
 
         threading.Thread(target=drip, daemon=True).start()
         far = behind.Far(box.found, far_session(box), SERVICES)
@@ -314,9 +341,7 @@ def test_a_tunnel_s_end_of_an_older_mlbox_is_told(ws: Workstation, monkeypatch: 
     ws.job.control.unlink()
     with pytest.raises(errors.HostUnready) as refused:
         ws.tell(True)
-    assert refused.value.hint.startswith(
-        f"an older mlbox's tunnel ends here: mlbox host add ws --via {ws.box.found.host}"
-    )
+    assert f"(mlbox host add ws --via {ws.box.found.host} renews it)" in refused.value.hint
 
 
 def test_on_its_own_host_a_person_s_word_is_refused(box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

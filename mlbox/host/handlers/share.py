@@ -94,24 +94,32 @@ def _tell_far(found: store.Store, job: Job, name: str, word: Json) -> Json:
     try:
         if word["op"] == "share":
             return _tell(job, name, word, lambda: job.state().live)
-        with suppress(errors.HostUnready):
-            return _tell(job, name, word, lambda: False)
-        people = colleague.recorded(job)
-        left = [person for person in people if person.uid != word["uid"]]
-        taken = {"changed": len(left) < len(people), "trouble": colleague.take_out(job, left)}
-        if not left:
-            job.clear_door()
-        with suppress(
-            errors.HostUnready
-        ):  # an end of the tunnel that came meanwhile had read what was on record before
-            told = _tell(job, name, word, lambda: False)
-            troubles = filter(None, (taken["trouble"], told["trouble"]))
-            taken = {**told, "changed": taken["changed"] or told["changed"], "trouble": "\n".join(troubles)}
-        return taken
+        for _ in range(_TRIES):
+            with suppress(errors.HostUnready):
+                return _tell(job, name, word, lambda: False)
+            lock = keeping.taken(job.door_lock)
+            if lock >= 0:  # nobody is at its door, or can come there meanwhile
+                try:
+                    return _take_out(job, word["uid"])
+                finally:
+                    os.close(lock)
+            pause()
+        raise _deaf(name)
     except errors.HostUnready as error:
         host = job.state().facts.get("host", "")
-        hint = f"an older mlbox's tunnel ends here: mlbox host add {host} --via {found.host}, and again in a minute"
+        again = f"mlbox host add {host} --via {found.host}"
+        hint = f"its tunnel's end does not see {found.root}, or is an older mlbox's ({again} renews it)"
         raise errors.HostUnready(error.message, hint) from None
+
+
+def _take_out(job: Job, uid: int) -> Json:
+    """Its next tunnel's end reads the record."""
+    people = colleague.recorded(job)
+    left = [person for person in people if person.uid != uid]
+    trouble = colleague.take_out(job, left) if len(left) < len(people) else ""
+    if not left:
+        job.clear_door()
+    return {"changed": len(left) < len(people), "trouble": trouble}
 
 
 def _tell(job: Job, name: str, word: Json, lives: Callable[[], bool] | None = None) -> Json:
@@ -124,6 +132,8 @@ def _tell(job: Job, name: str, word: Json, lives: Callable[[], bool] | None = No
                 connection.sendall(json.dumps(word).encode() + b"\n")
                 with connection.makefile("rb") as answer:
                     said = json.loads(answer.readline() or b"{}")
+            except (ConnectionResetError, BrokenPipeError):  # who was there has just left
+                said = {}
             except (FileNotFoundError, ConnectionRefusedError):
                 if not (lives() if lives else keeping.lives(job)):
                     break
@@ -135,7 +145,7 @@ def _tell(job: Job, name: str, word: Json, lives: Callable[[], bool] | None = No
             raise _refused(job, name, said["error"])
         if said:
             return {"trouble": "", **said}
-        pause()  # it has just left
+        pause()
     raise _deaf(name)
 
 

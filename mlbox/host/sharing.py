@@ -73,7 +73,7 @@ class Sharing:
 
     def leave(self) -> None:
         """The session goes on: whoever is at its door next lets the same people in, by the same names. On return this
-        one changes nothing more."""
+        one begins nothing more."""
         self._listeners.stop()
         with self._lock:
             self._left.set()

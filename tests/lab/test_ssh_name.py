@@ -167,25 +167,26 @@ class TestWithoutAClient:
         assert (again / "train.py").read_text() == "print(1)\n"
 
     def test_as_it_is_typed(self, one: One, tmp_path: Path) -> None:
-        """By the account's own ~/.ssh/config, which is this laptop's here. Without the line the name means nothing."""
-        home = one.shell.laptop.home
+        """By the account's ~/.ssh/config: its home is this laptop's here. Without the line the name means nothing."""
+        me, accounts = pwd.getpwuid(os.getuid()), Path("/etc/passwd").read_text()
+        own, line = next((line.split(":"), line) for line in accounts.splitlines() if line.startswith(f"{me.pw_name}:"))
+        own[5] = str(one.shell.laptop.home)
+        (tmp_path / "passwd").write_text(accounts.replace(line, ":".join(own)))
         (tmp_path / "up").write_text("up\n")
         one.shell.said("ssh", one.name, "git init -q --bare /workspace/typed.git")
 
         def typed(command: str) -> subprocess.CompletedProcess[str]:
-            words = 'mount --bind "$1" "$HOME" && cd "$2" && eval "$3"'
-            argv = ("unshare", "--mount", "--propagation", "private", "sh", "-c", words, "sh", home, tmp_path, command)
-            account = pwd.getpwuid(os.getuid()).pw_dir
+            words = 'cd "$1" && mount --bind passwd /etc/passwd && eval "$2"'
+            argv = ("unshare", "--mount", "--propagation", "private", "sh", "-c", words, "sh", tmp_path, command)
             return subprocess.run(
-                argv, env={**one.shell.laptop.env, "HOME": account}, stdin=subprocess.DEVNULL, capture_output=True,
-                text=True, timeout=120,
-            )  # fmt: skip
+                argv, env=one.shell.laptop.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+            )
 
         for command, said in (
             (f"ssh {one.name} hostname", "by-name\n"),
             (f"scp -q up {one.name}:/workspace/travelled && ssh {one.name} cat /workspace/travelled", "up\n"),
             (f"rsync -a {one.name}:/workspace/travelled down && cat down", "up\n"),
-            (f"echo ls /workspace/travelled | sftp -q -b - {one.name} | tail -1", "/workspace/travelled\n"),
+            (f"echo ls /workspace/travelled | sftp -q -b - {one.name} | tail -1 | xargs", "/workspace/travelled\n"),
             (f"git clone -q {one.name}:/workspace/typed.git 2>&1 && ls typed/.git/HEAD", "typed/.git/HEAD\n"),
         ):
             done = typed(command)

@@ -9,12 +9,9 @@ import signal
 import tempfile
 from pathlib import Path
 
+import homes
 import pytest
 from hypothesis import HealthCheck, settings
-
-from mlbox.core import ids
-from mlbox.host import here
-from mlbox.host.idle import name_of_ticks
 
 # nohup, and a shell's &, start with these ignored: so would be the programs that tests start, and interrupt.
 for number, handler in (
@@ -51,12 +48,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     own = session.config.stash.get(_own, None)
     if own is None:
         return
-    names = set[str]()  # in the per-boot folder
-    for folder, folders, files in os.walk(own):
-        names.update(name[-8:].lower() for name in folders if ids.is_ulid(name))
-        names.update({name_of_ticks(folder)} if "mlbox.json" in files else ())
-    left = (path for path in here.boot_folder().glob("*") if path.name.partition(".")[0] in names)
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    homes.forget(own)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         shutil.rmtree(own, ignore_errors=True)

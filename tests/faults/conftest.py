@@ -31,6 +31,7 @@ def roots() -> Iterator[Path]:
     """In memory where there is such a place: fsync costs nothing there, and the order of calls is the same."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield Path(folder)
+        homes.forget(Path(folder))
 
 
 @pytest.fixture(params=list(FAULTS))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mlbox.core import venv
+from mlbox.core import release, venv
 from mlbox.core.facts import OLDEST_PYTHON, Facts
 from mlbox.core.session import Spec
 
@@ -26,18 +26,8 @@ CONTAINER_PREFIX = "/opt/mlbox"
 CONTAINER_BUILD = "/run/mlbox-build"
 PACKAGES = "packages.txt"  # the file of those that pip is to install
 
-# The pins: what is installed where a session asks for nothing else.
-JUPYTERLAB = "4.4.10"
-CODE_SERVER = "4.108.1"
-# Of upstream's release files, which come without a checksum file of their own.
-CODE_SERVER_SHA256 = {
-    "4.108.1-linux-amd64": "5a191adde4d34d403d180bf29f13424b34961e80d31411b2112a18102f3b55f3",
-    "4.108.1-linux-arm64": "92069dbb2ed99a204fca65d3ebbec893287147e46906cd8605b14fb92b450072",
-    "4.108.1-macos-amd64": "239a1305a4d6bf72aba912d1033b744d981e083de21b6a903d5d6e3832467703",
-    "4.108.1-macos-arm64": "33854eb31fccdc7db594de5bac76e93614c8a9cd4cd8d36d934dbf6c54ccdf00",
-}
+JUPYTERLAB = "4.4.10"  # where a session asks for nothing else
 _HASHED = re.compile(r"(?:^|\s)--(?:hash|require-hashes)\b", re.M)
-CODE_SERVER_URL = "https://github.com/coder/code-server/releases/download/v{version}/{file}"
 
 
 @dataclass(frozen=True)
@@ -59,17 +49,6 @@ class Layer:
     code_server: str = ""  # the release file to fetch, such as code-server-4.108.1-linux-amd64.tar.gz
     problems: tuple[str, ...] = ()  # what was asked for with `yes` and can't be had
     absent: Mapping[str, str] = field(default_factory=dict)  # service -> why it will be missing
-
-
-def release_file(spec: Spec, facts: Facts) -> str:
-    version = spec.vscode_version.partition("@")[0] or CODE_SERVER
-    return f"code-server-{version}-{facts.system}-{facts.arch}.tar.gz"
-
-
-def checksum(spec: Spec, release: str) -> str:
-    """A release file's sha256: as whoever asks for the version says, or as mlbox knows it; empty where neither does."""
-    known = CODE_SERVER_SHA256.get(release.replace("code-server-", "").replace(".tar.gz", ""), "")
-    return spec.vscode_version.partition("@sha256:")[2] or known
 
 
 class _Plan:
@@ -244,7 +223,7 @@ def _plan_vscode(work: _Plan) -> None:
         if not facts.arch:
             work.lacks("vscode", "code-server has no build for this processor")
             return
-        work.release = release_file(spec, facts)
+        work.release = release.file(spec, facts)
         work.steps.append(
             Step(
                 f"adding VS Code ({work.release})",
@@ -283,7 +262,7 @@ def _key(work: _Plan) -> str:
         "steps": [asdict(s) for s in work.steps],
         "files": work.files,
         "extensions": dict(work.spec.extension_files),
-        "release": checksum(work.spec, work.release) or work.release,
+        "release": release.checksum(work.spec, work.release) or work.release,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

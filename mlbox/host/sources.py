@@ -3,7 +3,7 @@
     --sources DIR   a folder on the host holding code-server-<version>-<system>-<arch>.tar.gz and SHA256SUMS; where it
                     holds wheels, pip takes packages from there and from nowhere else
     otherwise       the makers' release, checked against the sum that the session asks for (V@sha256:…), or that mlbox
-                    carries (core/layer.py); pip's own index
+                    carries (core/release.py); pip's own index
 
 What was fetched is kept in the user's cache under its name, and checked again each time it is used.
 """
@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from mlbox import errors
-from mlbox.core import layer as layers
+from mlbox.core import release as releases
 from mlbox.core.session import Spec
 from mlbox.host import here, uses
 from mlbox.host.engines import Say
@@ -29,9 +29,9 @@ _CHUNK = 1024 * 1024
 def release(name: str, spec: Spec, say: Say, cancel: Cancel) -> Path:
     """The folder that holds release file `name`, checked. Raises StartFailed where it can't be had."""
     if spec.sources:
-        asked = layers.checksum(spec, name) if "@" in spec.vscode_version else ""
+        asked = releases.checksum(spec, name) if "@" in spec.vscode_version else ""
         return _from_folder(name, Path(os.path.expanduser(spec.sources)), asked, say, cancel)
-    return _from_makers(name, layers.checksum(spec, name), say, cancel)
+    return _from_makers(name, releases.checksum(spec, name), say, cancel)
 
 
 def wheels(sources: str, say: Say, cancel: Cancel) -> Path | None:
@@ -129,7 +129,7 @@ def _check(path: Path, wanted: str, cancel: Cancel) -> None:
 
 def _from_makers(name: str, wanted: str, say: Say, cancel: Cancel) -> Path:
     if not wanted:
-        known = ", ".join(sorted({key.split("-")[0] for key in layers.CODE_SERVER_SHA256}))
+        known = ", ".join(sorted({key.split("-")[0] for key in releases.CODE_SERVER_SHA256}))
         hint = (
             f"known: {known}; of others say it (--vscode-version V@sha256:…), or put the file into a folder with "
             "SHA256SUMS and name that with --sources"
@@ -141,7 +141,7 @@ def _from_makers(name: str, wanted: str, say: Say, cancel: Cancel) -> Path:
         _check(folder / name, wanted, cancel)
         os.utime(folder / name)  # its last use, by which `mlbox image prune` goes
         return folder
-    url = layers.CODE_SERVER_URL.format(version=name.split("-")[2], file=name)
+    url = releases.CODE_SERVER_URL.format(version=name.split("-")[2], file=name)
     temporary = folder / f".{name}.{os.getpid()}"
     try:
         _download(url, temporary, name, say, cancel)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbox.core import layer
+from mlbox.core import layer, release
 from mlbox.core.facts import Facts
-from mlbox.core.layer import Layer, plan, release_file, script, titles
+from mlbox.core.layer import Layer, plan, script, titles
 from mlbox.core.session import Spec
 from mlbox.errors import Usage
 
@@ -231,8 +231,8 @@ def test_the_init_script_is_run_by_what_it_names(text: str, says: str, tmp_path:
     ids=["amd64", "arm64", "macos"],
 )
 def test_release_files_are_those_with_a_checksum(facts: Facts, name: str) -> None:
-    assert release_file(IMAGE, facts) == name
-    assert name[len("code-server-") : -len(".tar.gz")] in layer.CODE_SERVER_SHA256
+    assert release.file(IMAGE, facts) == name
+    assert name[len("code-server-") : -len(".tar.gz")] in release.CODE_SERVER_SHA256
 
 
 def test_facts_go_over_the_wire_and_come_back() -> None:

@@ -328,7 +328,7 @@ def test_who_has_left_the_door_lets_nobody_in_again(session: Session) -> None:
     session.keep()
 
 
-def test_a_steady_drip_is_no_question(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steady_drip_is_no_question() -> None:
     near, far = socket.socketpair()
     with near, far:
 

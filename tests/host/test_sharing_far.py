@@ -55,6 +55,10 @@ class Workstation:
         self.tunnels.append(dial(folder, words, host=host, root=self.box.root))
         return said(self.tunnels[-1])
 
+    def kill_the_tunnel(self) -> None:
+        self.tunnels[-1].kill()
+        self.hang_up()
+
     def hang_up(self) -> None:
         self.tunnels[-1].communicate()
 
@@ -168,8 +172,7 @@ def test_the_next_tunnel_lets_the_same_people_in_by_the_same_way(ws: Workstation
     ws.dial()
     ws.tell(True)
     secret = ws.ask(NOBODY, "enter", keys=[KEY])["secret"]
-    ws.tunnels[0].kill()
-    ws.tunnels[0].communicate()
+    ws.kill_the_tunnel()
     ws.asked.clear()
     assert ws.dial() == b"up\n"
     until(lambda: ws.asked)  # who had come in is let in again by then
@@ -192,8 +195,7 @@ def test_what_is_taken_back_while_no_tunnel_is_up_stays_so(ws: Workstation) -> N
     ws.dial()
     ws.tell(True)
     ws.ask(NOBODY, "enter", keys=[KEY])
-    ws.tunnels[0].kill()
-    ws.tunnels[0].communicate()
+    ws.kill_the_tunnel()
     assert ws.tell(False, dry_run=True)["changed"]
     assert [ws.tell(False)["changed"] for _ in range(2)] == [True, False]
     assert not ws.job.door.exists()
@@ -219,8 +221,7 @@ def test_a_key_opens_no_door_of_another_host_s_session(ws: Workstation) -> None:
     ws.dial()
     ws.tell(True)
     ws.ask(NOBODY, "enter", keys=[KEY])
-    ws.tunnels[0].kill()
-    ws.tunnels[0].communicate()
+    ws.kill_the_tunnel()
     assert b"this key is desk's" in ws.dial(host="desk")
     with pytest.raises(AssertionError):
         ws.client(NOBODY, "door")
@@ -230,8 +231,7 @@ def test_two_words_at_once_without_a_tunnel_are_both_done(ws: Workstation, monke
     """Who has the door's lock changes the record; the other tries again."""
     ws.dial()
     ws.tell(True)
-    ws.tunnels[0].kill()
-    ws.tunnels[0].communicate()
+    ws.kill_the_tunnel()
     held = keeping.taken(ws.job.door_lock)
     waited = []
 
@@ -318,8 +318,7 @@ def test_what_is_left_of_a_share_goes_with_the_next_call_after_the_end(ws: Works
     """The session ended while its tunnel was down."""
     ws.dial()
     ws.tell(True)
-    ws.tunnels[0].kill()
-    ws.tunnels[0].communicate()
+    ws.kill_the_tunnel()
     ws.box.call(sessions)
     assert ws.job.share.exists() and ws.job.door.exists()
     ws.job.append("finished", {"at": 2.0}, 1)

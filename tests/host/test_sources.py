@@ -12,6 +12,7 @@ import pytest
 
 from mlbox import errors
 from mlbox.core import layer
+from mlbox.core import release as releases
 from mlbox.core.facts import Facts
 from mlbox.core.session import Spec
 from mlbox.host import sources
@@ -95,13 +96,13 @@ def test_what_is_not_as_it_should_be_is_not_used(
 def test_a_version_without_a_known_checksum_is_not_fetched() -> None:
     with pytest.raises(errors.StartFailed, match=r"knows no checksum for code-server-9\.9\.9") as caught:
         sources.release("code-server-9.9.9-linux-amd64.tar.gz", Spec(), say, Cancel())
-    assert layer.CODE_SERVER in caught.value.hint and "--sources" in caught.value.hint
+    assert releases.CODE_SERVER in caught.value.hint and "--sources" in caught.value.hint
 
 
 def pinned(monkeypatch: pytest.MonkeyPatch, release: Path, checksum: str = SUM) -> None:
     """The makers' release is a file here."""
-    monkeypatch.setitem(layer.CODE_SERVER_SHA256, NAME[len("code-server-") : -len(".tar.gz")], checksum)
-    monkeypatch.setattr(layer, "CODE_SERVER_URL", release.parent.as_uri() + "/{file}")
+    monkeypatch.setitem(releases.CODE_SERVER_SHA256, NAME[len("code-server-") : -len(".tar.gz")], checksum)
+    monkeypatch.setattr(releases, "CODE_SERVER_URL", release.parent.as_uri() + "/{file}")
 
 
 @pytest.mark.parametrize("by", ["folder", "makers"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlbox.core import layer
+from mlbox.core import layer, release
 from mlbox.core.facts import Facts
 from mlbox.core.session import Spec
 from mlbox.core.stored import Stored, expendable
@@ -65,7 +65,7 @@ def test_a_build_uses_what_it_builds_with(found: store.Store, tmp_path: Path, mo
     aged(here.cache_home() / "sources" / NAME, 40)
     release_id = NAME[len("code-server-") : -len(".tar.gz")]
     digest = sources._digest(here.cache_home() / "sources" / NAME, Cancel())
-    monkeypatch.setitem(layer.CODE_SERVER_SHA256, release_id, digest)
+    monkeypatch.setitem(release.CODE_SERVER_SHA256, release_id, digest)
     seen: list[str] = []
 
     class Engine:

@@ -27,7 +27,7 @@ from labkit.inventory import CODE_SERVER
 from notebook import Notebook
 from vsix import extension
 
-from mlbox.core import layer
+from mlbox.core import layer, release
 
 pytestmark = [pytest.mark.lab, pytest.mark.hosts("gpu2")]
 
@@ -118,7 +118,7 @@ class TestABuiltLayer:
         assert {"jupyter", "vscode", "ssh"} <= set(built.block)
 
     def test_they_are_of_the_versions_asked_for(self, built: Built) -> None:
-        assert JUPYTERLAB != layer.JUPYTERLAB and CODE_SERVER != layer.CODE_SERVER  # nor what would be taken anyway
+        assert JUPYTERLAB != layer.JUPYTERLAB and CODE_SERVER != release.CODE_SERVER  # nor what would be taken anyway
         with Notebook(built.block["jupyter"]) as notebook:
             assert notebook.run("import jupyterlab; jupyterlab.__version__") == f"'{JUPYTERLAB}'"
         told = inside(built.laptop, built.block["name"], "/opt/mlbox/code-server/bin/code-server --version")
